@@ -1,0 +1,223 @@
+"""Direction-aware shrinking: direction -> factors -> apply -> report, in one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .apply import shrunk
+from .direction import GradientDirection, Loss, check_alpha, measure_direction
+from .factors import (
+    check_floor,
+    check_zero_gradient,
+    factors_from_cosine,
+    magnitude_cosine,
+    sum_over,
+    unit_cosine,
+)
+from .quiet import GRAD_MODES
+from .ranks import full
+from .report import ParameterRow, ShrinkReport
+from .targets import Patterns, Target, UnitRule, find_targets, unwrap
+
+
+def dash_shrink(
+    model: nn.Module,
+    data: Iterable[Any] | GradientDirection,
+    loss_fn: Loss = cross_entropy,
+    *,
+    alpha: float = 0.3,
+    floor: float = 0.3,
+    units: UnitRule = "kernel",
+    grad_mode: str = "eval",
+    max_batches: int | None = None,
+    tail: int | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    bias: str = "vector",
+    zero_gradient: str = "floor",
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    inplace: bool = True,
+    dry_run: bool = False,
+    progress: Any = None,
+) -> ShrinkReport:
+    """Shrink each unit of a converged model by how well it agrees with the descent direction.
+
+        G <- (1 - alpha) G + alpha (-grad L_b)   over the batches of data, oldest first
+        w_u <- clamp(cos(G_u, w_u), floor, 1) w_u   for every unit u
+
+    Call it once, between training on the old data and training on with the new data. Gradients are
+    taken in eval mode; ``.grad``, modes, running statistics, random state and memory layout stay.
+
+    Args:
+        model: Any module; changed in place.
+        data: Batches, ``(input, target)`` or dicts with labels, oldest first and unshuffled; or a
+            ``GradientDirection`` that was fed elsewhere.
+        loss_fn: ``loss_fn(output, target)``, a scalar.
+        alpha: Weight of the newest batch's gradient, in (0, 1].
+        floor: Smallest factor (the paper's lambda), in (0, 1].
+        units: ``"kernel"`` (official: per (output, input) kernel of a convolution, per output
+            elsewhere), ``"filter"``, ``"row"``, or a callable; see ``find_targets``.
+        grad_mode: ``"eval"`` (official), ``"train"`` or ``"keep"``.
+        max_batches: Use only the first so many batches.
+        tail: Use only the last so many; the dropped ones carried (1 - alpha)^tail of the weight.
+        include: Which parameters, see ``find_targets``.
+        exclude: Which parameters not.
+        bias: ``"vector"`` (official: one factor per bias) or ``"skip"``.
+        zero_gradient: ``"floor"`` (official) or ``"keep"``, for units without any gradient.
+        forward: ``forward(model, batch) -> loss`` for batches or losses of any other kind.
+        inplace: False shrinks a copy, found in ``report.model``.
+        dry_run: Compute and report everything, change nothing.
+        progress: True for a bar, or ``callable(done, total)``.
+
+    Returns:
+        A ``ShrinkReport``; print it.
+
+    Raises:
+        ValueError: For arguments out of range, an empty loader, a loss or gradient that is not
+            finite (naming batch and parameter). No weight has changed then.
+        TypeError: For batches that are not understood and for quantized weights.
+
+    Source: Shin, Oh, Cho, Yun 2024, "DASH: Warm-Starting Neural Network Training in Stationary
+    Settings without Loss of Plasticity" (arXiv 2410.23495), and its official code.
+
+    Example:
+        >>> import torch
+        >>> from warmstart import dash_shrink
+        >>> model = torch.nn.Linear(4, 3)
+        >>> batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(5)]
+        >>> report = dash_shrink(model, batches, alpha=0.3, floor=0.3)
+        >>> [r.name for r in report.rows], report.num_batches
+        (['weight', 'bias'], 5)
+    """
+    check_alpha(alpha)
+    check_floor(floor)
+    check_zero_gradient(zero_gradient)
+    if grad_mode not in GRAD_MODES:
+        raise ValueError(f"grad_mode must be one of {GRAD_MODES}, got {grad_mode!r}")
+    if not inplace:
+        model = copy.deepcopy(model)
+    targets, skipped = find_targets(model, units=units, include=include, exclude=exclude, bias=bias)
+    if isinstance(data, GradientDirection):
+        direction = data
+        _check_fed(direction, targets)
+    else:
+        direction = measure_direction(
+            model,
+            data,
+            loss_fn,
+            GradientDirection(model, alpha=alpha, targets=targets),
+            grad_mode=grad_mode,
+            max_batches=max_batches,
+            tail=tail,
+            forward=forward,
+            progress=progress,
+        )
+    factors: dict[str, Tensor] = {}
+    rows: list[ParameterRow] = []
+    with torch.no_grad():
+        for t in targets:
+            factors[t.name], row = shrink_target(t, direction, floor, zero_gradient)
+            rows.append(row)
+    report = ShrinkReport(
+        method="dash_shrink",
+        settings={
+            "alpha": direction.alpha,
+            "floor": floor,
+            "units": units,
+            "grad_mode": grad_mode,
+            "bias": bias,
+            "zero_gradient": zero_gradient,
+        },
+        rows=rows,
+        skipped=skipped,
+        num_batches=direction.num_batches,
+        applied=not dry_run,
+        factors=factors,
+        model=None if inplace else unwrap(model),
+    )
+    if not dry_run:
+        with shrunk(targets, factors):
+            pass
+    return report
+
+
+def target_cosine(t: Target, direction: GradientDirection, shuffle: bool = False) -> Tensor:
+    """Cosine of every unit of one target with its direction (or with a shuffled direction)."""
+    g = combined(t, direction)
+    if shuffle:
+        g = shuffled(g)
+    if t.direction_of is not None:
+        name, v = t.direction_of
+        d_v = direction[name]
+        return full(magnitude_cosine(t.parameter, v, g, shuffled(d_v) if shuffle else d_v))
+    return full(unit_cosine(t.view(t.parameter), t.view(g), t.dims))
+
+
+def combined(t: Target, direction: GradientDirection) -> Tensor:
+    """A target's direction; gradients that reached the same memory under other names are added."""
+    g = direction[t.name]
+    for name, _ in t.tied:
+        g = g + direction[name]
+    return g
+
+
+def shuffled(g: Tensor, seed: int = 0) -> Tensor:
+    """``g`` with its entries in another order, by its own generator: what chance looks like."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(g.numel(), generator=generator).to(g.device)
+    return g.reshape(-1)[order].reshape(g.shape)
+
+
+def shrink_target(
+    t: Target, direction: GradientDirection, floor: float, zero_gradient: str
+) -> tuple[Tensor, ParameterRow]:
+    """Factors of one target, and what the report says about them."""
+    cosine, null = target_cosine(t, direction), target_cosine(t, direction, shuffle=True)
+    g, w = t.view(combined(t, direction)), t.view(t.parameter.detach())
+    silent = full(sum_over(g.abs(), t.dims)) == 0
+    if t.direction_of is not None:
+        silent = cosine == 0
+    no_signal = silent if zero_gradient == "keep" else None
+    s = factors_from_cosine(cosine, floor, no_signal=no_signal)
+    s_null = factors_from_cosine(null, floor, no_signal=no_signal)
+    square = full(sum_over(w.to(s.dtype) ** 2, t.dims))
+    row = ParameterRow(
+        name=t.name,
+        aliases=t.aliases,
+        kind=t.kind,
+        shape=tuple(t.parameter.shape),
+        unit=t.unit,
+        units=s.numel(),
+        unit_size=t.parameter.numel() // s.numel(),
+        floor=floor,
+        share_at_floor=float((s == floor).float().mean()),
+        mean_factor=float(s.mean()),
+        mean_cosine=float(cosine.mean()),
+        mean_abs_cosine=float(cosine.abs().mean()),
+        null_share_at_floor=float((s_null == floor).float().mean()),
+        null_mean_factor=float(s_null.mean()),
+        null_mean_cosine=float(null.mean()),
+        null_mean_abs_cosine=float(null.abs().mean()),
+        norm_before=float(square.sum().sqrt()),
+        norm_after=float((square * s * s).sum().sqrt()),
+        zero_gradient=int(silent.sum()),
+        zero_weight=int((square == 0).sum()),
+    )
+    return s, row
+
+
+def _check_fed(direction: GradientDirection, targets: Sequence[Target]) -> None:
+    missing = [t.name for t in targets if t.name not in direction]
+    if missing:
+        raise ValueError(
+            f"the direction has no average of {missing[:5]}; build it with the same include, "
+            "exclude and bias"
+        )
+    if direction.num_batches == 0:
+        raise ValueError("the direction is empty: update() was never called")

@@ -1,0 +1,346 @@
+"""The gradient direction: an exponential moving average of negative gradients, batch by batch.
+
+    G <- (1 - alpha) G + alpha (-grad L_b),   G = 0 at the start
+
+``GradientDirection`` can be fed from any backward pass; ``measure_direction`` runs the pass itself
+and leaves no trace on the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .factors import accumulation_dtype
+from .quiet import quiet
+from .ranks import local
+from .targets import Patterns, Target, find_targets, unwrap
+
+Loss = Callable[..., Tensor]
+
+
+def watched_parameters(targets: Sequence[Target]) -> dict[str, Tensor]:
+    """Every parameter whose gradient the targets need, by name."""
+    watched: dict[str, Tensor] = {}
+    for t in targets:
+        watched[t.name] = t.parameter
+        watched.update(t.tied)
+        if t.direction_of is not None:
+            watched[t.direction_of[0]] = t.direction_of[1]
+    return watched
+
+
+class GradientDirection:
+    """Moving average of the negative gradients of a model's selected parameters.
+
+    Feed it from your own training loop, save it with a checkpoint, and hand it to ``dash_shrink``
+    in place of data. One float32 buffer per selected parameter (float64 for float64 parameters).
+
+    Args:
+        model: The module whose parameters are watched.
+        alpha: Weight of the newest batch (the paper's alpha), in (0, 1].
+        include, exclude, bias: As in ``dash_shrink``.
+        targets: Already selected targets, instead of the three above.
+
+    Raises:
+        ValueError: For alpha outside (0, 1].
+
+    Example:
+        >>> import torch
+        >>> from warmstart import GradientDirection, dash_shrink
+        >>> model = torch.nn.Linear(2, 3)
+        >>> direction = GradientDirection(model, alpha=0.3)
+        >>> for _ in range(4):
+        ...     model(torch.randn(8, 2)).square().mean().backward()
+        ...     direction.update()
+        ...     model.zero_grad()
+        >>> direction.num_batches
+        4
+        >>> report = dash_shrink(model, direction)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        alpha: float = 0.3,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        bias: str = "vector",
+        targets: Sequence[Target] | None = None,
+    ) -> None:
+        check_alpha(alpha)
+        if targets is None:
+            targets, _ = find_targets(model, include=include, exclude=exclude, bias=bias)
+        self.alpha = float(alpha)
+        self.num_batches = 0
+        self._parameters = watched_parameters(targets)
+        self._average = {
+            name: torch.zeros_like(p, dtype=accumulation_dtype(p), requires_grad=False)
+            for name, p in self._parameters.items()
+        }
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The watched parameters by name."""
+        return self._parameters
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The direction of one parameter, shaped like it."""
+        return self._average[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._average
+
+    def update(
+        self, gradients: Mapping[str, Tensor | None] | None = None, *, scale: float = 1.0
+    ) -> None:
+        """Add one batch; nothing changes if a gradient is not finite.
+
+        Args:
+            gradients: By parameter name; None reads every watched parameter's ``.grad``. A missing
+                gradient counts as zero (the parameter took no part in this batch).
+            scale: What the loss was multiplied by (the gradient scaler's scale); divided out.
+
+        Raises:
+            ValueError: Naming the batch and the parameters, if a gradient is NaN or infinite.
+        """
+        if gradients is None:
+            gradients = {n: p.grad for n, p in self._parameters.items()}
+        self._check(gradients)
+        with torch.no_grad():
+            for name, average in self._average.items():
+                average.mul_(1.0 - self.alpha)
+                g = gradients.get(name)
+                if g is not None:
+                    # In two steps: alpha / scale alone may leave float32's range.
+                    average.sub_(g.detach().to(average.dtype).mul(1.0 / scale), alpha=self.alpha)
+        self.num_batches += 1
+
+    def _check(self, gradients: Mapping[str, Tensor | None]) -> None:
+        given = {n: g for n, g in gradients.items() if g is not None and n in self._average}
+        for name, g in given.items():
+            if g.shape != self._average[name].shape:
+                raise ValueError(
+                    f"gradient of {name!r} is {tuple(g.shape)}, "
+                    f"the parameter is {tuple(self._average[name].shape)}"
+                )
+        if not given:
+            raise RuntimeError(
+                f"batch {self.num_batches}: no watched parameter has a gradient; "
+                "call update() after backward() and before zero_grad()"
+            )
+        # One flag per parameter, one transfer per batch: a GPU is not stalled per parameter.
+        flags = [local(g).isfinite().all() for g in given.values()]
+        finite = torch.stack([f.to(flags[0].device) for f in flags]).tolist()
+        bad = [n for n, ok in zip(given, finite, strict=True) if not ok]
+        if bad:
+            shown = ", ".join(f"{n} {tuple(given[n].shape)}" for n in bad[:5])
+            raise ValueError(
+                f"batch {self.num_batches}: gradient is NaN or infinite in {len(bad)} of "
+                f"{len(given)} parameters ({shown}); no weight was changed"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, alpha and the number of batches; resumes exactly."""
+        return {
+            "alpha": self.alpha,
+            "num_batches": self.num_batches,
+            "directions": {n: a.detach().clone() for n, a in self._average.items()},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict()``.
+
+        Raises:
+            ValueError: If names or shapes differ from the watched parameters'.
+        """
+        given = state_dict["directions"]
+        if set(given) != set(self._average):
+            odd = sorted(set(given) ^ set(self._average))[:5]
+            raise ValueError(f"directions and watched parameters differ in {odd}")
+        for name, value in given.items():
+            if value.shape != self._average[name].shape:
+                raise ValueError(f"direction of {name!r} is {tuple(value.shape)}")
+        check_alpha(state_dict["alpha"])
+        with torch.no_grad():
+            for name, value in given.items():
+                self._average[name].copy_(value)
+        self.alpha, self.num_batches = float(state_dict["alpha"]), int(state_dict["num_batches"])
+
+
+def measure_direction(
+    model: nn.Module,
+    data: Iterable[Any],
+    loss_fn: Loss,
+    direction: GradientDirection,
+    *,
+    grad_mode: str = "eval",
+    max_batches: int | None = None,
+    tail: int | None = None,
+    forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    progress: Any = None,
+) -> GradientDirection:
+    """Feed ``direction`` with one pass over ``data``, without touching anything of the model.
+
+    Gradients come from ``torch.autograd.grad``, so ``.grad`` and accumulation hooks (an optimizer
+    that steps in backward) stay untouched.
+
+    Args:
+        model: The module to run.
+        data: Batches, oldest first: ``(input, target)``, or a dict passed to the model by keyword.
+        loss_fn: ``loss_fn(output, target) -> scalar``.
+        direction: The accumulator.
+        grad_mode: ``"eval"`` (what the published numbers rest on), ``"train"`` or ``"keep"``.
+        max_batches: Use only the first so many batches.
+        tail: Use only the last so many batches; older ones carry (1 - alpha)^tail of the weight.
+        forward: ``forward(model, batch) -> loss`` for any other kind of batch or loss.
+        progress: True for a bar, or ``callable(done, total)``.
+
+    Returns:
+        ``direction``.
+
+    Raises:
+        ValueError: For an empty loader, a NaN loss or gradient, or a loss that is not a scalar.
+    """
+    module = unwrap(model)
+    compute_loss = forward or (lambda m, batch: default_loss(m, batch, loss_fn))
+    with quiet(module, grad_mode, data):
+        batches, total = take_batches(data, max_batches, tail)
+        for index, batch in enumerate(track(batches, total, progress)):
+            _add_batch(module, batch, index, compute_loss, direction)
+    if direction.num_batches == 0:
+        raise ValueError("data is empty: at least one batch is needed for a gradient direction")
+    return direction
+
+
+def _add_batch(
+    module: nn.Module,
+    batch: Any,
+    index: int,
+    compute_loss: Callable[[nn.Module, Any], Tensor],
+    direction: GradientDirection,
+) -> None:
+    """Gradient of one batch's loss, into the moving average."""
+    loss = compute_loss(module, to_device(batch, module))
+    check_loss(loss, index)
+    names, parameters = zip(*direction.parameters.items(), strict=True)
+    half = any(p.dtype == torch.float16 for p in parameters)
+    scale = loss_scale(loss.detach().item(), half)
+    gradients = torch.autograd.grad(
+        loss, parameters, torch.full_like(loss, scale), allow_unused=True
+    )
+    direction.update(dict(zip(names, gradients, strict=True)), scale=scale)
+
+
+def loss_scale(loss: float, half: bool) -> float:
+    """A power of two that brings the loss to about 1 (2^8 with float16 weights) for backward.
+
+    A cosine does not depend on it, but float16 gradients of a loss of 1e-6 are all zero. Powers of
+    two are exact, so that float32 results do not change by a bit.
+    """
+    if loss == 0.0:
+        return 1.0
+    return math.ldexp(1.0, min(100, max(-100, -math.frexp(loss)[1]) + (8 if half else 0)))
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse weights of the newest batch outside (0, 1]."""
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise TypeError(f"alpha must be a number in (0, 1], got {type(alpha).__name__}")
+    if not 0.0 < alpha <= 1.0:
+        raise ValueError(f"alpha must be in (0, 1], got {alpha}")
+
+
+def check_loss(loss: Any, index: int) -> None:
+    """A loss must be a finite scalar that leads back to the model."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the loss of batch {index} is a {type(loss).__name__}, not a tensor")
+    if loss.numel() != 1:
+        raise ValueError(f"the loss of batch {index} has shape {tuple(loss.shape)}, not one value")
+    if not loss.requires_grad:
+        raise ValueError(f"the loss of batch {index} does not depend on any trainable parameter")
+    value = loss.detach().item()
+    if not math.isfinite(value):
+        raise ValueError(f"the loss of batch {index} is {value}; no weight was changed")
+
+
+def default_loss(model: nn.Module, batch: Any, loss_fn: Loss) -> Tensor:
+    """Loss of an ``(input, target)`` pair, or of a dict batch whose model returns a loss."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return loss_fn(model(batch[0]), batch[1])
+    if isinstance(batch, Mapping):
+        out = model(**batch)
+        loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
+        if loss is not None:
+            return loss
+        if "labels" in batch:
+            return loss_fn(getattr(out, "logits", out), batch["labels"])
+    what = f"{type(batch).__name__}" + (f" of {len(batch)}" if hasattr(batch, "__len__") else "")
+    raise TypeError(
+        f"a batch is a {what}; (input, target) pairs and dicts with labels are understood, "
+        "for anything else pass forward=lambda model, batch: loss"
+    )
+
+
+def to_device(batch: Any, model: nn.Module) -> Any:
+    """The batch's tensors where the model's first parameter is."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def move(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x.to(device, non_blocking=True)
+        if isinstance(x, Mapping):
+            return {k: move(v) for k, v in x.items()}
+        if isinstance(x, (tuple, list)) and not hasattr(x, "_fields"):
+            return type(x)(move(v) for v in x)
+        return x
+
+    return move(batch)
+
+
+def take_batches(
+    data: Iterable[Any], max_batches: int | None, tail: int | None
+) -> tuple[Iterable[Any], int | None]:
+    """The chosen batches in their order, and how many there are if that is known."""
+    for name, value in (("max_batches", max_batches), ("tail", tail)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
+    if not isinstance(data, Iterable):
+        raise TypeError(f"data must be an iterable of batches, got {type(data).__name__}")
+    total = _length(data)
+    if max_batches is not None:
+        data = islice(data, max_batches)
+        total = None if total is None else min(total, max_batches)
+    if tail is None:
+        return data, total
+    if total is None:
+        kept: Sequence[Any] = list(deque(data, maxlen=tail))
+        return kept, len(kept)
+    return islice(data, max(0, total - tail), None), min(tail, total)
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:  # iterable data sets and generators have no length
+        return None
+
+
+def track(batches: Iterable[Any], total: int | None, progress: Any) -> Iterator[Any]:
+    """Batches with a progress bar (``True``), a callback ``(done, total)``, or nothing."""
+    if progress is True:
+        from tqdm.auto import tqdm
+
+        yield from tqdm(batches, total=total, desc="gradient direction", leave=False)
+        return
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        if callable(progress):
+            progress(done, total)

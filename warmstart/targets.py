@@ -1,0 +1,417 @@
+"""Which tensors are shrunk, and over which dimensions one unit of each extends.
+
+The first station: a model goes in, a list of targets and a list of skipped parameters with the
+reason come out. Nothing here looks at data or changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from .ranks import is_dtensor
+
+Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
+UnitRule = str | Callable[[str, nn.Module, Tensor], str | Sequence[int] | None]
+
+UNIT_NAMES = ("kernel", "filter", "row")
+BIAS_RULES = ("vector", "skip")
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TABLE = (nn.Embedding, nn.EmbeddingBag)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One tensor that will be multiplied by factors.
+
+    Attributes:
+        name: Its name in ``model.named_parameters()``.
+        parameter: The tensor itself.
+        kind: Class of the owning module and attribute, such as ``"Conv2d.weight"``.
+        unit: Name of the unit, for the report.
+        dims: Dimensions (of ``view(parameter)``) over which one unit extends.
+        split: ``(dim, sizes)`` to unflatten before ``dims`` apply, or None.
+        aliases: Other names of the same memory (tied weights); shrunk once.
+        tied: Other Parameter objects on the same memory; their gradients are added.
+        direction_of: For weight normalization, ``(name, v)`` whose magnitude this target is.
+        module: Name of the owning module.
+    """
+
+    name: str
+    parameter: Tensor
+    kind: str
+    unit: str
+    dims: tuple[int, ...]
+    split: tuple[int, tuple[int, ...]] | None = None
+    aliases: tuple[str, ...] = ()
+    tied: tuple[tuple[str, Tensor], ...] = ()
+    direction_of: tuple[str, Tensor] | None = None
+    module: str = ""
+
+    def view(self, x: Tensor) -> Tensor:
+        """``x`` (shaped like the parameter) with the dimensions that ``dims`` count; no copy."""
+        return x if self.split is None else x.unflatten(*self.split)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A parameter that is left alone, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class _Entry:
+    """A parameter with where it lives, before anything is decided."""
+
+    name: str
+    parameter: Tensor
+    owner: nn.Module
+    owner_name: str
+    attribute: str
+    aliases: list[str] = field(default_factory=list)
+    tied: list[tuple[str, Tensor]] = field(default_factory=list)
+    partner: tuple[str, Tensor] | None = None
+    reason: str = ""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def matches(patterns: Patterns, name: str, parameter: Tensor) -> bool:
+    """Whether a shell pattern, one of several, or a predicate accepts a parameter."""
+    if patterns is None:
+        return False
+    if callable(patterns):
+        return bool(patterns(name, parameter))
+    return any(fnmatchcase(name, p) for p in as_list(patterns))
+
+
+def as_list(patterns: str | Iterable[str]) -> list[str]:
+    """One pattern or several, as a list."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
+
+
+def find_targets(
+    model: nn.Module,
+    *,
+    units: UnitRule = "kernel",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    bias: str = "vector",
+) -> tuple[list[Target], list[Skipped]]:
+    """Route every parameter of a model: shrink it (in which units) or skip it (for which reason).
+
+    By default the weights and biases of linear, convolutional, transposed-convolutional,
+    embedding, attention and recurrent modules are targets; normalization parameters and raw
+    parameters are not.
+
+    Args:
+        model: Any module; wrappers of DDP, DataParallel and torch.compile are looked through.
+        units: ``"kernel"``: one unit per (output, input) pair of a convolution, one per output of
+            any other weight (the official rule). ``"filter"``: one unit per output everywhere.
+            ``"row"``: one unit per index of the first stored dimension, which needs no
+            communication under FSDP2. Or ``callable(name, module, parameter)`` that returns one of
+            these names, the dimensions over which one unit extends, or None to skip.
+        include: Shell patterns, or ``callable(name, parameter) -> bool``: exactly these parameters,
+            of whatever kind. The pattern ``"default"`` stands for the default choice, so
+            ``("default", "cls_token")`` adds to it. A raw parameter's unit is its last dimension.
+        exclude: Patterns or predicate of what to leave out; wins over ``include``.
+        bias: ``"vector"``: a bias is one unit (the official rule). ``"skip"``: biases stay.
+
+    Returns:
+        Targets and skipped parameters, in the model's order, each parameter in exactly one list.
+
+    Raises:
+        ValueError: For an unknown rule, a pattern that matches nothing, a lazy or meta parameter,
+            or when nothing is selected.
+        TypeError: For quantized or complex weights.
+
+    Example:
+        >>> import torch
+        >>> from warmstart import find_targets
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4))
+        >>> targets, skipped = find_targets(model)
+        >>> [(t.name, t.unit, t.dims) for t in targets]
+        [('0.weight', 'kernel', (2, 3)), ('0.bias', 'vector', (0,))]
+        >>> skipped[0].reason
+        'normalization parameter'
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if bias not in BIAS_RULES:
+        raise ValueError(f"bias must be one of {BIAS_RULES}, got {bias!r}")
+    if not callable(units) and units not in UNIT_NAMES:
+        raise ValueError(f"units must be one of {UNIT_NAMES} or a callable, got {units!r}")
+    model = unwrap(model)
+    _refuse_packed_modules(model)
+    entries = _entries(model)
+    _check_patterns(entries, include=include, exclude=exclude)
+    targets: list[Target] = []
+    skipped: list[Skipped] = []
+    for entry in entries:
+        reason = _skip_reason(entry, include, exclude, bias)
+        target = None if reason else _target(entry, units)
+        if target is None:
+            skipped.append(Skipped(entry.name, reason or "left out by units"))
+        else:
+            _refuse_unusable(target)
+            targets.append(target)
+    if not targets:
+        reasons = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:5]) or "it has no parameters"
+        raise ValueError(f"no parameter of {type(model).__name__} is selected ({reasons})")
+    return targets, skipped
+
+
+def _entries(model: nn.Module) -> list[_Entry]:
+    """Every parameter once, with its owner and with all its names."""
+    by_memory: dict[object, _Entry] = {}
+    entries: list[_Entry] = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner_name, _, attribute = name.rpartition(".")
+        entry = _Entry(name, parameter, model.get_submodule(owner_name), owner_name, attribute)
+        first = by_memory.setdefault(_memory_key(parameter), entry)
+        if first is entry:
+            _look_through_parametrization(model, entry)
+            entries.append(entry)
+            continue
+        first.aliases.append(name)
+        if parameter is not first.parameter and all(parameter is not p for _, p in first.tied):
+            first.tied.append((name, parameter))
+    return entries
+
+
+def _memory_key(p: Tensor) -> object:
+    """Equal for two tensors that are the same view of the same memory."""
+    if isinstance(p, nn.parameter.UninitializedTensorMixin) or p.is_meta or p.numel() == 0:
+        return id(p)
+    try:
+        return (p.data_ptr(), tuple(p.shape), p.stride(), p.dtype)
+    except (RuntimeError, NotImplementedError):
+        # Tensor subclasses (DTensor, quantized wrappers) may have no single address.
+        return id(p)
+
+
+def _look_through_parametrization(model: nn.Module, entry: _Entry) -> None:
+    """Give an original tensor the owner and attribute of the weight that is computed from it."""
+    owner = entry.owner
+    if isinstance(owner, nn.utils.parametrize.ParametrizationList):
+        parent_name = entry.owner_name.rpartition("parametrizations.")[0].rstrip(".")
+        attribute = entry.owner_name.rpartition(".")[2]
+        prefix, slot = entry.owner_name, entry.attribute
+        entry.owner, entry.owner_name = model.get_submodule(parent_name), parent_name
+        entry.attribute = attribute
+        if any(type(q).__name__ == "_WeightNorm" for q in owner):
+            _weight_norm_roles(entry, slot == "original0", f"{prefix}.original1", owner)
+        elif slot != "original":
+            entry.reason = "parametrization with several originals"
+    elif entry.attribute.endswith(("_g", "_v")) and hasattr(owner, entry.attribute[:-2] + "_v"):
+        base, is_g = entry.attribute[:-2], entry.attribute.endswith("_g")
+        if isinstance(getattr(owner, base + "_g", None), nn.Parameter):
+            prefix = f"{entry.owner_name}.{base}_v".lstrip(".")
+            entry.attribute = base
+            _weight_norm_roles(entry, is_g, prefix, owner)
+
+
+def _weight_norm_roles(entry: _Entry, is_g: bool, v_name: str, holder: nn.Module) -> None:
+    """Weight normalization: w = g v / |v|, so g carries the length and v must stay."""
+    if is_g:
+        entry.partner = (v_name, getattr(holder, v_name.rpartition(".")[2]))
+    else:
+        entry.reason = "direction of weight normalization (its magnitude is shrunk instead)"
+
+
+def _skip_reason(entry: _Entry, include: Patterns, exclude: Patterns, bias: str) -> str:
+    """Why a parameter is left alone, or the empty string."""
+    names = [entry.name, *entry.aliases]
+    if any(matches(exclude, n, entry.parameter) for n in names):
+        return "excluded"
+    if entry.reason:
+        return entry.reason
+    if not entry.parameter.requires_grad:
+        return "frozen (requires_grad=False)"
+    lazy = isinstance(entry.parameter, nn.parameter.UninitializedTensorMixin)
+    if not lazy and entry.parameter.numel() == 0:
+        return "empty"
+    if any(matches(include, n, entry.parameter) for n in names):
+        return ""
+    by_default = _default_skip_reason(entry, bias)
+    if include is None or (not callable(include) and "default" in as_list(include)):
+        return by_default
+    return "not included"
+
+
+def _default_skip_reason(entry: _Entry, bias: str) -> str:
+    """Why the default choice leaves a parameter alone, or the empty string."""
+    parts = f"{entry.name}".lower().split(".")
+    if any(p in ("lora_a", "lora_embedding_a", "lora_down") for p in parts):
+        return "LoRA A factor (shrinking B alone shrinks the product once)"
+    if any(p.startswith("lora_magnitude") for p in parts):
+        return "LoRA magnitude vector"
+    if isinstance(entry.owner, NORMS) or type(entry.owner).__name__.endswith("Norm"):
+        return "normalization parameter"
+    if any(p in ("lora_embedding_b", "lora_b", "lora_up") for p in parts):
+        return ""
+    role = _role(entry)
+    if role == "raw":
+        return "raw parameter (name it in include to shrink it)"
+    if role == "bias" and bias == "skip":
+        return "bias"
+    return ""
+
+
+def _role(entry: _Entry) -> str:
+    """What a parameter is: conv, conv_transpose, matrix, transposed, bias or raw."""
+    owner, attribute = entry.owner, entry.attribute
+    if isinstance(owner, nn.MultiheadAttention):
+        if attribute == "in_proj_bias":
+            return "bias"
+        return "matrix" if attribute.endswith("proj_weight") else "raw"
+    if isinstance(owner, _RECURRENT):
+        return "matrix" if attribute.startswith("weight") else "bias"
+    # transformers' Conv1D is a linear layer whose weight is stored (in, out).
+    transposed = type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")
+    if not (transposed or isinstance(owner, (nn.Linear, *_CONV, *_CONV_TRANSPOSE, *_TABLE))):
+        return "raw"
+    if attribute == "bias":
+        return "bias"
+    if attribute != "weight":
+        return "raw"
+    if transposed:
+        return "transposed"
+    if isinstance(owner, _CONV_TRANSPOSE):
+        return "conv_transpose"
+    return "conv" if isinstance(owner, _CONV) else "matrix"
+
+
+def _target(entry: _Entry, units: UnitRule) -> Target | None:
+    """Decide the units of a selected parameter; None when a callable leaves it out."""
+    p = entry.parameter
+    if not isinstance(p, nn.parameter.UninitializedTensorMixin):
+        unit, dims, split = _default_dims(entry, units if isinstance(units, str) else "kernel")
+        if callable(units):
+            answer = units(entry.name, entry.owner, p)
+            if answer is None:
+                return None
+            if isinstance(answer, str):
+                if answer not in UNIT_NAMES:
+                    raise ValueError(f"units returned {answer!r} for {entry.name}: {UNIT_NAMES}")
+                unit, dims, split = _default_dims(entry, answer)
+            else:
+                unit, dims, split = "custom", _checked_dims(entry, answer), None
+    else:
+        unit, dims, split = "", (), None
+    kind = f"{type(entry.owner).__name__.removeprefix('Parametrized')}.{entry.attribute}"
+    return Target(
+        entry.name,
+        p,
+        kind,
+        unit,
+        dims,
+        split,
+        tuple(entry.aliases),
+        tuple(entry.tied),
+        entry.partner,
+        entry.owner_name,
+    )
+
+
+def _default_dims(
+    entry: _Entry, units: str
+) -> tuple[str, tuple[int, ...], tuple[int, tuple[int, ...]] | None]:
+    """Unit name, dimensions of one unit, and the split that they count on."""
+    p, role = entry.parameter, _role(entry)
+    if entry.partner is not None:
+        # The magnitude has one entry per unit; each entry is its own unit, whatever `units` says.
+        return "weight-norm magnitude", (), None
+    if role == "bias" or p.ndim <= 1:
+        return "vector", tuple(range(p.ndim)), None
+    if role == "raw":
+        return "last axis", (p.ndim - 1,), None
+    if units == "row":
+        return "row", tuple(range(1, p.ndim)), None
+    if role == "transposed":
+        return "column", (0,), None
+    if role == "matrix" or p.ndim == 2:
+        return "row", tuple(range(1, p.ndim)), None
+    if units == "kernel":
+        return "kernel", tuple(range(2, p.ndim)), None
+    if role == "conv":
+        return "filter", tuple(range(1, p.ndim)), None
+    groups = int(getattr(entry.owner, "groups", 1))
+    if groups == 1:
+        return "filter", (0, *range(2, p.ndim)), None
+    # Grouped transposed convolutions store (in, out / groups, ...): an output is (group, column).
+    split = (0, (groups, p.shape[0] // groups))
+    return "filter", (1, *range(3, p.ndim + 1)), split
+
+
+def _checked_dims(entry: _Entry, dims: Sequence[int]) -> tuple[int, ...]:
+    n = entry.parameter.ndim
+    if any(not isinstance(d, int) or not -n <= d < n for d in dims):
+        raise ValueError(f"units returned {dims!r} for {entry.name} with {n} dimensions")
+    return tuple(sorted({d % n for d in dims}))
+
+
+def _check_patterns(entries: Sequence[_Entry], **groups: Patterns) -> None:
+    for keyword, patterns in groups.items():
+        if patterns is None or callable(patterns):
+            continue
+        for pattern in as_list(patterns):
+            if pattern == "default" and keyword == "include":
+                continue
+            names = (n for e in entries for n in (e.name, *e.aliases))
+            if not any(fnmatchcase(n, pattern) for n in names):
+                raise ValueError(f"{keyword} pattern {pattern!r} matches no parameter")
+
+
+def _refuse_packed_modules(model: nn.Module) -> None:
+    """Eager-mode quantized modules hide their weights: they have no parameter to shrink."""
+    for name, module in model.named_modules():
+        path = type(module).__module__
+        if ".nn.quantized" in path or ".nn.intrinsic.quantized" in path:
+            raise TypeError(
+                f"module {name!r} ({type(module).__name__}) is quantized; shrink the "
+                "floating-point model first and quantize afterwards"
+            )
+
+
+def _refuse_unusable(target: Target) -> None:
+    """Lazy, meta, quantized and complex parameters, each with what to do about it."""
+    p, what = target.parameter, f"parameter {target.name!r}"
+    if isinstance(p, nn.parameter.UninitializedTensorMixin):
+        raise ValueError(f"{what} is lazy and has no shape yet; run one forward pass first")
+    if p.is_meta:
+        raise ValueError(f"{what} {tuple(p.shape)} is on the meta device; load its values first")
+    if p.is_complex():
+        raise TypeError(f"{what} is {p.dtype}; real floating-point weights are supported")
+    if not p.is_floating_point() or p.dtype.itemsize < 2:
+        raise TypeError(
+            f"{what} is {p.dtype} (quantized); float64/32/16 and bfloat16 are supported"
+        )
+    plain = type(p) in (nn.Parameter, Tensor) or type(p.data) is Tensor or is_dtensor(p)
+    if not plain:
+        raise TypeError(f"{what} is a {type(p).__name__} (a quantized or custom tensor class)")
