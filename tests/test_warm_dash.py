@@ -172,7 +172,7 @@ def test_floor_one_is_the_identity() -> None:
 
 
 def test_fed_direction_equals_measured_direction() -> None:
-    """Feeding the accumulator from one's own backward passes gives the same weights, also resumed."""
+    """Feeding the accumulator from own backward passes gives the same weights, resumed or not."""
     model, twin = conv_net().eval(), conv_net().eval()
     direction = GradientDirection(model, alpha=0.3)
     for i, (x, y) in enumerate(batches()):
