@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
-from .normalize import frobenius_normalize
 from .products import TorchProducts
 from .schedules import Schedule, ScheduleLike, is_triple, resolve_schedule
 
@@ -81,8 +80,7 @@ def _iterate(
     if method != "gram" and is_triple(schedule):
         return _torch_muon(x, plan, eps, dtype or torch.bfloat16)
     dtype = dtype or arithmetic_dtype(x, method)
-    x = frobenius_normalize(x, dtype)
-    return (gram if method == "gram" else direct)(x, plan, TorchProducts())
+    return (gram if method == "gram" else direct)(x, plan, TorchProducts(), dtype)
 
 
 _PRECISE_STEPS = 12
@@ -92,7 +90,7 @@ def _precise(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Run Polar Express to convergence in float32 or wider: the tail is the Taylor quintic."""
     wide = dtype or torch.promote_types(x.dtype, torch.float32)
     plan = resolve_schedule("polar_express_8", _PRECISE_STEPS)
-    return direct(frobenius_normalize(x, wide), plan, TorchProducts())
+    return direct(x, plan, TorchProducts(), wide)
 
 
 def _run(

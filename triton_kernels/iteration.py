@@ -1,6 +1,6 @@
 """The Newton-Schulz iteration, written once over `Products`.
 
-X is (b, n, m) with n <= m and normalized. A step of odd degree 2k+1 multiplies X by a
+X is (b, n, m) with n <= m. A step of odd degree 2k+1 multiplies X by a
 polynomial of degree k in R = X X^T, and both forms build that polynomial in the same way:
 
 - direct: R is formed anew from X in every step, so rounding errors do not add up and 16-bit
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .normalize import normalized_gram
 from .products import Products
 from .schedules import Schedule, Step
 
@@ -90,43 +91,53 @@ def step_polynomial(r: Tensor, step: Step, ops: Products) -> Tensor:
     return _plus_identity(h, step[0])
 
 
-def direct(x: Tensor, schedule: Schedule, ops: Products) -> Tensor:
+def direct(x: Tensor, schedule: Schedule, ops: Products, dtype: torch.dtype) -> Tensor:
     """Run the direct form: every step forms ``R = X X^T`` and sets ``X <- h(R) X``.
 
     Args:
-        x: (b, n, m), normalized, n <= m.
-        schedule: The steps.
+        x: (b, n, m), n <= m, any scale.
+        schedule: The steps and the normalization.
         ops: The products.
+        dtype: Dtype of the arithmetic.
 
     Returns:
-        (b, n, m), fresh.
+        (b, n, m) in `dtype`, fresh.
     """
-    for step in schedule.coefficients:
+    x, r, factor = normalized_gram(x, dtype, schedule.normalization, ops)
+    first, *rest = schedule.coefficients
+    x = ops.apply(step_polynomial(r, first, ops).mul_(factor), x)
+    for step in rest:
         x = ops.apply(step_polynomial(ops.gram(x), step, ops), x)
     return x
 
 
-def gram(x: Tensor, schedule: Schedule, ops: Products, restarts: Sequence[int] = ()) -> Tensor:
+def gram(
+    x: Tensor, schedule: Schedule, ops: Products, dtype: torch.dtype, restarts: Sequence[int] = ()
+) -> Tensor:
     """Run the Gram form: carry R and the product Q of all step polynomials, apply Q once.
 
     Args:
-        x: (b, n, m), normalized, n <= m.
-        schedule: The steps.
+        x: (b, n, m), n <= m, any scale.
+        schedule: The steps and the normalization.
         ops: The products.
+        dtype: Dtype of the arithmetic.
         restarts: Steps (0-based) before which Q is applied and R formed anew, which resets
             the drift between R and the true Gram matrix.
 
     Returns:
-        (b, n, m), fresh.
+        (b, n, m) in `dtype`, fresh.
     """
     steps = schedule.coefficients
     ends = {*(k - 1 for k in restarts if 0 < k < len(steps)), len(steps) - 1}
-    r, q = ops.gram(x), None
+    x, r, factor = normalized_gram(x, dtype, schedule.normalization, ops)
+    q: Tensor | None = None
     for k, step in enumerate(steps):
         w = step_polynomial(r, step, ops)
         q = w if q is None else ops.symmetric(w, q)
+        if k < len(steps) - 1 and k not in ends:
+            r = ops.symmetric(w, ops.symmetric(r, w))
         if k in ends:
-            x, q = ops.apply(q, x), None
-        if k < len(steps) - 1:
-            r = ops.gram(x) if k in ends else ops.symmetric(w, ops.symmetric(r, w))
+            # The factor of the normalization rides on the first Q, never on R.
+            x, q = ops.apply(q * factor.to(dtype) if min(ends) == k else q, x), None
+            r = ops.gram(x) if k < len(steps) - 1 else r
     return x
