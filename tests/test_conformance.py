@@ -1,0 +1,297 @@
+"""One suite, one row per optimizer and mode: the contract of torch.optim that tools rely on."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from torch_specgd import Muon, SpecGD
+
+JORDAN = (3.4445, -4.7750, 2.0315)
+
+ROWS: dict[str, Callable[[Any], Optimizer]] = {
+    "muon": lambda p: Muon(p, lr=0.02),
+    "muon-plain-momentum": lambda p: Muon(p, lr=0.02, nesterov=False),
+    "muon-torch-arithmetic": lambda p: Muon(p, lr=0.02, ns_coefficients=JORDAN),
+    "muon-rms": lambda p: Muon(p, lr=3e-3, adjust_lr_fn="match_rms_adamw"),
+    "muon-maximize": lambda p: Muon(p, lr=0.02, maximize=True),
+    "specgd": lambda p: SpecGD(p, lr=0.02),
+    "specgd-momentum": lambda p: SpecGD(p, lr=0.02, momentum=0.9, nesterov=True),
+    "specgd-smoothed": lambda p: SpecGD(p, lr=0.02, method="smoothed"),
+    "specgd-precise": lambda p: SpecGD(p, lr=0.02, method="precise", l2=0.01, weight_decay=0.1),
+}
+
+every_row = pytest.mark.parametrize("make", ROWS.values(), ids=ROWS.keys())
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Every kind of parameter: convolution, norm, bias, matrix, and one that is frozen."""
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4)
+    )
+    model[0].bias.requires_grad_(False)
+    return model.to(dtype)
+
+
+def loss_of(model: nn.Module, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    dtype = next(model.parameters()).dtype
+    x = torch.randn(8, 1, 3, 3, generator=generator).to(dtype)
+    return nn.functional.cross_entropy(model(x), torch.arange(8) % 4)
+
+
+def train(model: nn.Module, optimizer: Optimizer, seeds: range) -> None:
+    for seed in seeds:
+        optimizer.zero_grad()
+        loss_of(model, seed).backward()
+        optimizer.step()
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def through_a_file(state: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@every_row
+def test_resume_equals_uninterrupted(make: Callable[[Any], Optimizer]) -> None:
+    """A checkpoint through torch.save and a weights-only load loses nothing."""
+    straight, first = network(), network()
+    train(straight, make(straight.parameters()), range(6))
+    optimizer = make(first.parameters())
+    train(first, optimizer, range(3))
+    second = network()
+    second.load_state_dict(first.state_dict())
+    resumed = make(second.parameters())
+    resumed.load_state_dict(state_dict=through_a_file(optimizer.state_dict()))
+    train(second, resumed, range(3, 6))
+    assert_same(straight, second)
+
+
+@every_row
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_continue_alike(make: Callable[[Any], Optimizer], duplicate: Any) -> None:
+    """deepcopy and pickle (as schedulers and sweeps use them) keep parameters and state."""
+    model = network()
+    optimizer = make(model.parameters())
+    train(model, optimizer, range(2))
+    copied = duplicate((model, optimizer))
+    train(model, optimizer, range(2, 4))
+    train(*copied, range(2, 4))
+    assert_same(model, copied[0])
+
+
+@every_row
+def test_loaded_state_is_not_shared(make: Callable[[Any], Optimizer]) -> None:
+    """Two optimizers fed from one live state dict do not step each other's buffers."""
+    a, b = network(), network()
+    first, second = make(a.parameters()), make(b.parameters())
+    train(a, first, range(2))
+    second.load_state_dict(first.state_dict())
+    ours = {t.data_ptr() for s in first.state.values() for t in s.values()}
+    theirs = {t.data_ptr() for s in second.state.values() for t in s.values()}
+    assert not ours & theirs
+
+
+@every_row
+def test_float32_state_of_bfloat16_weights_survives(make: Callable[[Any], Optimizer]) -> None:
+    """The base class would round it to the parameter's dtype without a word."""
+    model = network(torch.bfloat16)
+    optimizer = make(model.parameters())
+    train(model, optimizer, range(1))
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        for key, value in state.items():
+            state[key] = value.float() + 1e-5
+    optimizer.load_state_dict(saved)
+    loaded = optimizer.state_dict()["state"]
+    for index, state in saved["state"].items():
+        for key, value in state.items():
+            assert loaded[index][key].dtype == torch.float32
+            assert torch.equal(loaded[index][key], value)
+    train(model, optimizer, range(1, 3))
+    assert all(p.isfinite().all() and p.dtype == torch.bfloat16 for p in model.parameters())
+
+
+@every_row
+def test_zero_gradients_and_zero_lr_change_nothing(make: Callable[[Any], Optimizer]) -> None:
+    """torch.distributed.checkpoint does exactly this, by keyword, to every fresh optimizer."""
+    model = network()
+    optimizer = make(model.parameters())
+    before = weights(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(0.0)
+    optimizer.step(closure=None)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+@every_row
+def test_gradients_are_never_written(make: Callable[[Any], Optimizer]) -> None:
+    """Accumulation, clipping and logging read .grad after the step."""
+    model = network()
+    optimizer = make(model.parameters())
+    loss_of(model, 0).backward()
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    optimizer.step()
+    after = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@every_row
+def test_frozen_and_unused_parameters_stay(make: Callable[[Any], Optimizer]) -> None:
+    """No gradient, no step: not even weight decay."""
+    model = network()
+    optimizer = make(model.parameters())
+    loss_of(model, 0).backward()
+    model[4].weight.grad = None
+    frozen, unused = model[0].bias.clone(), model[4].weight.clone()
+    optimizer.step()
+    assert torch.equal(model[0].bias, frozen)
+    assert torch.equal(model[4].weight, unused)
+    assert model[0].bias not in optimizer.state
+
+
+@every_row
+def test_closure_runs_with_gradients_and_returns_its_loss(make: Any) -> None:
+    """Lightning's automatic optimization drives every optimizer in this way."""
+    model = network()
+    optimizer = make(model.parameters())
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    before = weights(model)
+    assert optimizer.step(closure).requires_grad
+    assert not torch.equal(before[0], weights(model)[0])
+
+
+@every_row
+def test_tensor_lr_takes_the_same_step(make: Callable[[Any], Optimizer]) -> None:
+    """A learning rate held in a tensor (compiled steps, CUDA graphs) means the same."""
+    a, b = network(), network()
+    first, second = make(a.parameters()), make(b.parameters())
+    for group in second.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
+    train(a, first, range(3))
+    train(b, second, range(3))
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@every_row
+def test_named_parameters_and_late_groups(make: Callable[[Any], Optimizer]) -> None:
+    """Names travel in the checkpoint; a head added later is trained like the rest."""
+    model = network()
+    optimizer = make(model[:4].named_parameters())
+    assert optimizer.param_groups[0]["param_names"][0] == "0.weight"
+    optimizer.add_param_group({"params": model[4].named_parameters()})
+    before = weights(model)
+    train(model, optimizer, range(1))
+    moved = [not torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)]
+    assert moved == [p.requires_grad for p in model.parameters()]
+    assert "lr: " in repr(optimizer)
+
+
+@every_row
+def test_works_with_grad_scaler(make: Callable[[Any], Optimizer]) -> None:
+    """A step whose gradients overflowed is skipped, the next one is not."""
+    model = network()
+    optimizer = make(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for bad in (True, False):
+        before = weights(model)
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, 0)).backward()
+        if bad:
+            model[4].weight.grad[0, 0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(before[0], weights(model)[0]) == bad
+
+
+SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
+    "StepLR": lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5),
+    "CosineAnnealingLR": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 4),
+    "LinearLR": lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.5),
+    "ExponentialLR": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+    "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(
+        o, 0.1, total_steps=5, cycle_momentum="momentum" in o.defaults
+    ),
+    "CyclicLR": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, cycle_momentum=False),
+    "WarmRestarts": lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
+}
+
+
+@every_row
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS.keys())
+def test_lr_schedulers_drive_it(make: Callable[[Any], Optimizer], scheduler: Any) -> None:
+    """Every scheduler of torch changes the rate that the next step uses."""
+    model = network()
+    optimizer = make(model.parameters())
+    schedule = scheduler(optimizer)
+    rates = set()
+    for seed in range(3):
+        train(model, optimizer, range(seed, seed + 1))
+        schedule.step()
+        rates.add(round(float(optimizer.param_groups[0]["lr"]), 8))
+    assert len(rates) > 1
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@every_row
+def test_descends_a_matrix_parabola(make: Callable[[Any], Optimizer]) -> None:
+    """Steepest descent reaches the target's neighbourhood, or climbs away under maximize."""
+    target = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
+    p = nn.Parameter(torch.zeros(6, 4))
+    optimizer = make([p])
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = 0.05, 0.0
+    start = float((p - target).norm().detach())
+    for _ in range(100):
+        optimizer.zero_grad()
+        (0.5 * (p - target).square().sum()).backward()
+        optimizer.step()
+    end = float((p - target).norm().detach())
+    assert end > start if optimizer.defaults["maximize"] else end < 0.5 * start
+
+
+@every_row
+def test_global_random_state_is_untouched(make: Callable[[Any], Optimizer]) -> None:
+    """A step draws no random number: the user's seeds keep their meaning."""
+    model = network()
+    optimizer = make(model.parameters())
+    loss_of(model, 0).backward()
+    before = torch.get_rng_state()
+    optimizer.step()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@every_row
+def test_same_step_twice_is_bit_identical(make: Callable[[Any], Optimizer]) -> None:
+    """Runs repeat exactly on one machine."""
+    a, b = network(), network()
+    train(a, make(a.parameters()), range(3))
+    train(b, make(b.parameters()), range(3))
+    assert_same(a, b)

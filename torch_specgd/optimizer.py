@@ -1,0 +1,170 @@
+"""What all our optimizers share: validation, checkpoints, and one batch per matrix shape."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from .routing import as_matrices, describe, names_of
+
+
+def check_non_negative(**values: Any) -> None:
+    """Raises ValueError unless every value is finite and at least zero; tensors have one element.
+
+    Args:
+        **values: Hyper-parameters by name, floats or one-element tensors.
+    """
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"a tensor {name} must have one element, but has {value.numel()}")
+            value = float(value)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, but is a {type(value).__name__}: {value!r}")
+        if not (value >= 0.0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be finite and at least 0, but is {value}")
+
+
+def orthogonalize_all(
+    updates: Sequence[Tensor], views: Sequence[str], orthogonalize: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Orthogonalizes tensors of any shapes, all matrices of one shape in one batch.
+
+    Args:
+        updates: Tensors of two or more dimensions.
+        views: How each is seen as matrices (see ``as_matrices``).
+        orthogonalize: Maps (B, m, n) to (B, m, n).
+
+    Returns:
+        A tensor of each update's shape and dtype, in the same order.
+    """
+    batches: dict[tuple[Any, ...], list[int]] = {}
+    matrices = [as_matrices(u, view) for u, view in zip(updates, views, strict=True)]
+    for i, x in enumerate(matrices):
+        batches.setdefault((x.shape[-2:], x.dtype, x.device), []).append(i)
+    result: list[Tensor] = list(updates)
+    for members in batches.values():
+        parts = [matrices[i] for i in members]
+        done = orthogonalize(parts[0] if len(parts) == 1 else torch.cat(parts))
+        for i, o in zip(members, done.split([len(x) for x in parts]), strict=True):
+            result[i] = o.reshape(updates[i].shape)
+    return result
+
+
+class SpectralOptimizer(Optimizer):
+    """Base of Muon and SpecGD: the contract of torch.optim, without an algorithm."""
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        self._check_group(defaults)
+        super().__init__(params, defaults)
+
+    @abstractmethod
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        """Raises unless every hyper-parameter of the group can be used."""
+
+    @abstractmethod
+    def _check_parameter(self, p: Tensor, name: str | None, group: Mapping[str, Any]) -> None:
+        """Raises unless the parameter can be optimized by this group."""
+
+    @abstractmethod
+    def _update_group(self, group: dict[str, Any]) -> None:
+        """Steps the parameters of one group that have a gradient."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group; missing hyper-parameters take the constructor's values.
+
+        Args:
+            param_group: A dict with "params" and any of the constructor's arguments.
+
+        Raises:
+            ValueError: As the constructor; the optimizer is then as it was.
+            TypeError: Likewise.
+        """
+        self._check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for p, name in zip(group["params"], names_of(group), strict=True):
+                if not p.dtype.is_floating_point:
+                    raise TypeError(
+                        f"{type(self).__name__} needs real floating-point parameters, "
+                        f"but {describe(p, name)} is {p.dtype}"
+                    )
+                self._check_parameter(p, name, group)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs one step.
+
+        Args:
+            closure: Re-evaluates the model and returns the loss; runs with gradients enabled.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: On sparse or complex gradients, before any parameter is changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._check_gradients()
+        for group in self.param_groups:
+            self._update_group(group)
+        return loss
+
+    def _check_gradients(self) -> None:
+        for group in self.param_groups:
+            for p, name in zip(group["params"], names_of(group), strict=True):
+                if p.grad is None:
+                    continue
+                kind = "sparse" if p.grad.layout != torch.strided else "complex"
+                if kind == "sparse" or p.grad.is_complex():
+                    raise RuntimeError(
+                        f"{type(self).__name__} does not support {kind} gradients, "
+                        f"but {describe(p, name)} has one"
+                    )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Fills what an older checkpoint, or one of torch.optim.Muon, does not have.
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a checkpoint of this optimizer or, for matrices, of torch.optim.Muon.
+
+        Unlike the base class, state keeps the dtype that it was saved with (float32 state of
+        bfloat16 parameters stays float32), and no tensor is shared with ``state_dict``.
+
+        Args:
+            state_dict: What ``state_dict()`` returned. The name is part of the contract:
+                torch.distributed.checkpoint passes it by keyword.
+
+        Raises:
+            ValueError: If the groups do not have the parameters that this optimizer has.
+        """
+        seen: list[dict[str, Any]] = []
+        # Last in line, so it sees what the user's own hooks made of the state dict.
+        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        ids: Iterable[Any] = (i for group in seen[0]["param_groups"] for i in group["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        for saved_id, p in zip(ids, params, strict=True):
+            for key, value in seen[0]["state"].get(saved_id, {}).items():
+                if isinstance(value, Tensor):
+                    device = self.state[p][key].device
+                    self.state[p][key] = value.detach().clone().to(device)
