@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch_specgd.triton_kernels import resolve_schedule
 
 from reference.optimizers import ReferenceMuon, polar_by_polynomials
 from torch_specgd import Muon
+from torch_specgd.triton_kernels import resolve_schedule
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 
