@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .routing import as_matrices, describe, names_of
+from .routing import MatrixView, as_matrices, describe, matrix_shape, names_of
 
 
 def check_non_negative(**values: Any) -> None:
@@ -31,18 +31,45 @@ def check_non_negative(**values: Any) -> None:
 
 
 def orthogonalize_all(
-    updates: Sequence[Tensor], views: Sequence[str], orthogonalize: Callable[[Tensor], Tensor]
+    updates: Sequence[Tensor],
+    views: Sequence[str | MatrixView],
+    orthogonalize: Callable[[Tensor], Tensor],
+    scale: Callable[[int, int], float] | None = None,
 ) -> list[Tensor]:
     """Orthogonalizes tensors of any shapes, all matrices of one shape in one batch.
 
     Args:
         updates: Tensors of two or more dimensions.
-        views: How each is seen as matrices (see ``as_matrices``).
+        views: How each is seen as matrices (see ``MatrixView``).
         orthogonalize: Maps (B, m, n) to (B, m, n).
+        scale: Factor by (outputs, inputs) of a matrix, applied to the pieces of split tensors
+            only: their pieces differ in shape, where whole tensors have one factor each.
 
     Returns:
         A tensor of each update's shape and dtype, in the same order.
     """
+    pieces = [MatrixView.of(v).pieces(u) for u, v in zip(updates, views, strict=True)]
+    flat = [x for parts in pieces for x in parts]
+    kinds = [v for parts, v in zip(pieces, views, strict=True) for _ in parts]
+    done = iter(_orthogonalize_whole(flat, kinds, orthogonalize))
+    result = []
+    for parts, v in zip(pieces, views, strict=True):
+        outputs = [next(done) for _ in parts]
+        split = MatrixView.of(v).split
+        if split is None:
+            result.append(outputs[0])
+            continue
+        if scale is not None:
+            outputs = [o * scale(*matrix_shape(x, v)) for o, x in zip(outputs, parts, strict=True)]
+        result.append(torch.cat(outputs, split[0]))
+    return result
+
+
+def _orthogonalize_whole(
+    updates: Sequence[Tensor],
+    views: Sequence[str | MatrixView],
+    orthogonalize: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
     batches: dict[tuple[Any, ...], list[int]] = {}
     matrices = [as_matrices(u, view) for u, view in zip(updates, views, strict=True)]
     for i, x in enumerate(matrices):

@@ -1,11 +1,30 @@
 """Which algorithm a parameter gets, and which matrices it consists of."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-MATRIX_VIEWS = ("auto", "flatten", "batch")
+MATRIX_VIEWS = ("auto", "flatten", "batch", "transposed")
+
+
+class MatrixView(NamedTuple):
+    """How a parameter is seen as matrices: a kind of ``MATRIX_VIEWS``, after an optional split.
+
+    ``split`` is (dim, sizes): a fused QKV weight of shape (3 E, E) is (0, (E, E, E)).
+    """
+
+    kind: str = "auto"
+    split: tuple[int, tuple[int, ...]] | None = None
+
+    @staticmethod
+    def of(view: "str | MatrixView") -> "MatrixView":
+        """Accepts a kind where no split is meant."""
+        return MatrixView(view) if isinstance(view, str) else view
+
+    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The parts that are orthogonalized on their own: views of ``x``, in their order."""
+        return (x,) if self.split is None else x.split(list(self.split[1]), self.split[0])
 
 
 def describe(param: Tensor, name: str | None = None) -> str:
@@ -38,28 +57,48 @@ def uses_muon(param: Tensor, use_muon: bool | None, name: str | None = None) -> 
     return use_muon
 
 
-def as_matrices(x: Tensor, view: str) -> Tensor:
-    """Views a tensor as the batch of matrices that it means.
+def as_matrices(x: Tensor, view: str | MatrixView) -> Tensor:
+    """Views a tensor (one piece, where it is split) as the batch of matrices that it means.
 
     Args:
         x: Tensor of two or more dimensions.
         view: "auto": 2-D is one matrix, 3-D is a batch (expert stacks), 4-D and higher are
             convolutions, flattened to (out, rest). "flatten": always (out, rest), which is right
             for Conv1d weights. "batch": the last two dimensions, whatever stands before them.
+            "transposed": as "batch", for weights that are stored (in, out).
 
     Returns:
         (B, m, n), a view where the strides allow it.
     """
-    if view == "flatten" or (view == "auto" and x.ndim != 3):
+    if _is_flat(x, MatrixView.of(view).kind):
         return x.reshape(1, x.shape[0], -1)
     return x.reshape(-1, x.shape[-2], x.shape[-1])
 
 
-def matrix_shape(param: Tensor, view: str) -> tuple[int, int]:
-    """Shape (m, n) of the logical matrix, which learning-rate scales are computed from."""
-    if view == "flatten" or (view == "auto" and param.ndim != 3):
-        return param.shape[0], param.numel() // max(param.shape[0], 1)
-    return param.shape[-2], param.shape[-1]
+def matrix_shape(x: Tensor, view: str | MatrixView) -> tuple[int, int]:
+    """(outputs, inputs) of the logical matrix, which learning-rate scales are computed from."""
+    kind = MatrixView.of(view).kind
+    if _is_flat(x, kind):
+        return x.shape[0], x.numel() // max(x.shape[0], 1)
+    m, n = x.shape[-2:]
+    return (n, m) if kind == "transposed" else (m, n)
+
+
+def _is_flat(x: Tensor, kind: str) -> bool:
+    return kind == "flatten" or (kind == "auto" and x.ndim != 3)
+
+
+def check_split(split: Any, name: str = "split") -> None:
+    """Raises unless a split is None or (dim, sizes), before any parameter is seen."""
+    if split is None:
+        return
+    try:
+        dim, sizes = split
+        ok = isinstance(dim, int) and len(sizes) > 0 and all(n > 0 for n in sizes)
+    except (TypeError, ValueError):
+        ok = False
+    if not ok:
+        raise ValueError(f"{name} must be None or (dim, (size, ...)), but is {split!r}")
 
 
 def names_of(group: Mapping[str, Any]) -> list[str | None]:
