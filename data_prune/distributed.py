@@ -1,0 +1,69 @@
+"""Each rank's rows -> the same rows on every rank, by sums and counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+__all__ = ["merge_counts", "merge_labels", "merge_rows", "world_size"]
+
+_CHUNK = 1 << 22
+
+
+def world_size(group: Any = None) -> int:
+    """Number of ranks that share the work; 1 without a process group or with ``group=False``."""
+    if group is False or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size(group)
+
+
+def _device(group: Any) -> torch.device:
+    """NCCL moves only CUDA tensors, Gloo only CPU tensors."""
+    if dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _reduce(values: NDArray, op: dist.ReduceOp.RedOpType, group: Any) -> NDArray:
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(_device(group))
+    dist.all_reduce(tensor, op=op, group=group)
+    return tensor.cpu().numpy()
+
+
+def merge_rows(rows: dict[str, NDArray], count: NDArray, group: Any = None) -> None:
+    """Replace every rank's rows by the mean over all sightings of all ranks, in place.
+
+    Sums travel as float64 and counts as int64, apart from each other: an index or a count
+    packed beside a float would be rounded above 2**24.
+
+    Args:
+        rows: name -> (N,) this rank's mean per example, NaN where it saw none.
+        count: (N,) this rank's sightings; becomes the total.
+        group: process group; None is the default one.
+    """
+    for start in range(0, len(count), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        mine = count[part].astype(np.int64)
+        total = _reduce(mine, dist.ReduceOp.SUM, group)
+        for row in rows.values():
+            weighted = np.where(mine > 0, row[part].astype(np.float64) * mine, 0.0)
+            merged = _reduce(weighted, dist.ReduceOp.SUM, group)
+            row[part] = np.where(total > 0, merged / np.maximum(total, 1), np.nan)
+        count[part] = total
+
+
+def merge_labels(label: NDArray, group: Any = None) -> None:
+    """Every rank learns the labels that any rank knows, in place; -1 is unknown."""
+    for start in range(0, len(label), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        label[part] = _reduce(label[part].astype(np.int64), dist.ReduceOp.MAX, group)
+
+
+def merge_counts(counts: list[int], op: str, group: Any = None) -> list[int]:
+    """Element-wise "sum" or "max" of a few integers over the ranks."""
+    kind = dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX
+    return [int(x) for x in _reduce(np.array(counts, dtype=np.int64), kind, group)]

@@ -1,0 +1,370 @@
+"""Values of one batch -> the epoch's row -> running sums. Host memory or mapped files.
+
+What is kept per example: a ring of J probabilities and a handful of sums, never the history
+and never all logits. ImageNet-1k at J = 10 takes 52 bytes an example, 64 MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prune.scores import tdds_window, window_moments
+
+__all__ = ["Store"]
+
+# Examples closed at once: float64 temporaries of a window stay inside the processor's caches.
+CHUNK = 1 << 16
+
+
+class Store:
+    """Arrays of a tracker and the two things done to them: ``add`` a batch, ``close`` an epoch.
+
+    Args:
+        num_examples: N.
+        epochs: T, epochs to record.
+        window: J, epochs in a window.
+        peers: names of the peers recorded besides.
+        path: folder for memory-mapped files; None keeps everything in memory.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        epochs: int,
+        window: int,
+        peers: tuple[str, ...] = (),
+        path: str | os.PathLike | None = None,
+    ) -> None:
+        self.num_examples, self.epochs, self.window, self.peers = (
+            num_examples,
+            epochs,
+            window,
+            peers,
+        )
+        self.path = None if path is None else Path(path)
+        self.epoch = 0  # closed epochs
+        self.num_classes: int | None = None
+        self.missing: list[int] = []  # examples not seen, for each closed epoch
+        self.duplicates = 0
+        self.nonfinite = 0
+        self.nonfinite_examples: set[int] = set()  # the first few, for messages
+        self.repeats: list[tuple[NDArray, dict[str, NDArray]]] = []
+        self.updates = 0  # batches in the open epoch
+        self.arrays: dict[str, NDArray] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        if self.path is not None:
+            self._open(self.path)
+        for name, spec in self._specs().items():
+            self._allocate(name, *spec)
+        self._clear_rows()
+
+    # -- layout ---------------------------------------------------------------------------
+
+    def _specs(self) -> dict[str, tuple[tuple[int, ...], str, float]]:
+        """Name -> (leading shape, dtype, fill). The last axis is always the example."""
+        count = "u1" if self.epochs < 256 else "u4"
+        sums: dict[str, tuple[str, float]] = {
+            "score_sum": ("f4", 0),
+            "prob_sum": ("f4", 0),
+            "observed": (count, 0),
+            "windows": (count, 0),
+        }
+        for peer, names in {
+            "dyn_unc": {"dyn_unc_sum": ("f4", 0)},
+            "el2n": {"el2n_sum": ("f4", 0)},
+            "aum": {"aum_sum": ("f4", 0)},
+            "forgetting": {"events": (count, 0), "last": ("u1", 0), "learned": ("u1", 0)},
+            "tdds": {"tdds_sum": ("f4", np.nan)},
+        }.items():
+            if peer in self.peers:
+                sums.update(names)
+        # Files hold the sums twice: a run killed while closing an epoch still has the old ones.
+        slots = (0, 1) if self.path is not None else (0,)
+        specs: dict[str, tuple[tuple[int, ...], str, float]] = {
+            f"{name}.{slot}": ((), dtype, fill)
+            for slot in slots
+            for name, (dtype, fill) in sums.items()
+        }
+        specs["ring"] = ((self.window,), "f4", np.nan)
+        if self.num_classes is not None:
+            specs["label"] = ((), _label_dtype(self.num_classes), -1)
+        for peer in self.peers:
+            if peer in ("el2n", "aum", "forgetting"):
+                specs[f"row.{peer}"] = ((), "f4", np.nan)
+        if "tdds" in self.peers:
+            specs["row.tdds"] = ((self.window - 1,), "f4", np.nan)
+            if self.num_classes is not None:
+                specs["previous"] = ((self.num_classes,), "f4", np.nan)
+        return specs
+
+    def _allocate(self, name: str, lead: tuple[int, ...], dtype: str, fill: float) -> None:
+        if name in self.arrays:
+            return
+        shape = (*lead, self.num_examples)
+        if self.path is None:
+            self.arrays[name] = np.full(shape, fill, dtype=dtype)
+            return
+        file = self.path / f"{name}.bin"
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        fresh = not file.exists()
+        with open(file, "w+b" if fresh else "r+b") as handle:
+            if fresh:
+                handle.truncate(size)
+            elif file.stat().st_size != size:
+                raise ValueError(f"{file} has {file.stat().st_size} bytes, expected {size}")
+            self._maps[name] = mmap.mmap(handle.fileno(), size)
+        array = np.frombuffer(self._maps[name], dtype=dtype).reshape(shape)
+        self.arrays[name] = array
+        if fresh and fill != 0:
+            rows = array.reshape(-1, self.num_examples)
+            for row in rows:
+                for part in self._chunks():
+                    row[part] = fill
+                    self._release(name)
+
+    def set_classes(self, num_classes: int | None) -> None:
+        """Fix the number of classes, known at the first batch; labels take one or two bytes."""
+        wanted = -1 if num_classes is None else num_classes
+        if self.num_classes is not None:
+            if wanted != self.num_classes:
+                raise ValueError(
+                    f"logits have {wanted} classes, but {self.num_classes} were recorded before"
+                )
+            return
+        self.num_classes = wanted
+        for name, spec in self._specs().items():
+            self._allocate(name, *spec)
+
+    def grow(self, num_examples: int) -> None:
+        """Make room for more examples; new ones have been seen in no epoch."""
+        if self.path is not None:
+            raise RuntimeError("a store in files cannot grow: give num_examples at the start")
+        old, used = self.arrays, self.num_examples
+        self.arrays, self.num_examples = {}, num_examples
+        for name, spec in self._specs().items():
+            self._allocate(name, *spec)
+            self.arrays[name][..., :used] = old[name]
+
+    # -- one batch ------------------------------------------------------------------------
+
+    def rows(self) -> dict[str, NDArray]:
+        """The open epoch's row of every recorded quantity, NaN where not seen yet."""
+        rows = {"prob": self.arrays["ring"][self.epoch % self.window]}
+        for peer in ("el2n", "aum", "forgetting"):
+            if peer in self.peers:
+                rows[peer] = self.arrays[f"row.{peer}"]
+        if "tdds" in self.peers:
+            rows["tdds"] = self.arrays["row.tdds"][self.epoch % (self.window - 1)]
+        return rows
+
+    def check_labels(self, index: NDArray, label: NDArray) -> None:
+        """Refuse a label that differs from the one an example was recorded with before."""
+        known = self.arrays["label"][index]
+        wrong = np.flatnonzero((known >= 0) & (known != label))
+        if len(wrong):
+            i = wrong[0]
+            raise ValueError(
+                f"example {index[i]} was recorded with label {known[i]} before and with "
+                f"{label[i]} now: the indices must always point into the same data set"
+            )
+
+    def add(self, index: NDArray, values: dict[str, NDArray], label: NDArray | None) -> None:
+        """Credit one batch: ``values[name]`` are (B,) numbers of the examples ``index``."""
+        self.updates += 1
+        if label is not None:
+            self.check_labels(index, label)
+            self.arrays["label"][index] = label
+        flat = [v if v.ndim == 1 else v.sum(axis=-1) for v in values.values()]
+        finite = np.isfinite(flat).all(axis=0)
+        if not finite.all():
+            self.nonfinite += int((~finite).sum())
+            for i in index[~finite][:16]:
+                if len(self.nonfinite_examples) < 16:
+                    self.nonfinite_examples.add(int(i))
+            index = index[finite]
+            values = {name: v[finite] for name, v in values.items()}
+        rows = self.rows()
+        fresh = np.isnan(rows["prob"][index])
+        first = np.zeros(len(index), dtype=bool)
+        first[np.unique(index, return_index=True)[1]] = True
+        fresh &= first
+        if not fresh.all():
+            again = {k: v[~fresh] for k, v in values.items() if k != "tdds"}
+            self.repeats.append((index[~fresh], again))
+            self.duplicates += int((~fresh).sum())
+            index, values = index[fresh], {name: v[fresh] for name, v in values.items()}
+        if "tdds" in values:
+            values["tdds"] = self._tdds_step(index, values["tdds"])
+        for name, row in rows.items():
+            row[index] = values[name]
+
+    def _tdds_step(self, index: NDArray, log_prob: NDArray) -> NDArray:
+        """Divergence of these predictions from the same examples' last epoch."""
+        previous = self.arrays["previous"]
+        new, old = log_prob.astype(np.float64), previous[:, index].T.astype(np.float64)
+        previous[:, index] = log_prob.T
+        return np.abs(np.exp(new) * (new - old)).sum(axis=-1)
+
+    def merge_repeats(self) -> NDArray:
+        """Turn the rows into means over an example's sightings; return how many there were."""
+        rows = self.rows()
+        count = (~np.isnan(rows["prob"])).astype(np.int32)
+        if self.repeats:
+            index = np.concatenate([index for index, _ in self.repeats])
+            unique, where = np.unique(index, return_inverse=True)
+            extra = np.bincount(where)
+            for name, row in rows.items():
+                if name == "tdds":
+                    continue  # the first sighting in an epoch is compared with the last epoch
+                total = np.bincount(where, np.concatenate([v[name] for _, v in self.repeats]))
+                row[unique] = (row[unique].astype(np.float64) + total) / (1 + extra)
+            count[unique] += extra.astype(np.int32)
+            self.repeats = []
+        return count
+
+    # -- one epoch ------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Fold the open epoch's rows into the sums and open the next epoch."""
+        old, new = self._slot(self.epoch), self._slot(self.epoch + 1)
+        missing = 0
+        for part in self._chunks():
+            missing += int(np.isnan(self.rows()["prob"][part]).sum())
+            self._close_chunk(part, old, new)
+            for name in self._maps:
+                self._release(name)
+        self.missing.append(missing)
+        self.epoch += 1
+        self.updates = 0
+        self._save_meta()
+        self._clear_rows()
+
+    def _close_chunk(self, part: slice, old: str, new: str) -> None:
+        a, e, J = self.arrays, self.epoch, self.window
+        row = {name: r[part] for name, r in self.rows().items()}
+        seen = ~np.isnan(row["prob"])
+
+        def add(name: str, amount: NDArray) -> None:
+            a[name + new][part] = a[name + old][part] + amount.astype(a[name + old].dtype)
+
+        add("prob_sum", np.where(seen, row["prob"], 0.0))
+        add("observed", seen)
+        m, u = (
+            window_moments(a["ring"][:, part]) if e + 1 >= J else (np.full(seen.shape, np.nan),) * 2
+        )
+        whole = ~np.isnan(u)
+        add("windows", whole)
+        add("score_sum", np.where(whole, (1.0 - m) * u, 0.0))
+        if "dyn_unc" in self.peers:
+            add("dyn_unc_sum", np.where(whole, u, 0.0))
+        for peer in ("el2n", "aum"):
+            if peer in self.peers:
+                add(f"{peer}_sum", np.where(seen, row[peer], 0.0))
+        if "forgetting" in self.peers:
+            now = row["forgetting"] >= 0.5
+            last = a["last" + old][part].astype(bool)
+            add("events", seen & last & ~now)
+            a["last" + new][part] = np.where(seen, now, last)
+            a["learned" + new][part] = a["learned" + old][part].astype(bool) | (seen & now)
+        if "tdds" in self.peers:
+            self._close_tdds(part, old, new, seen)
+
+    def _close_tdds(self, part: slice, old: str, new: str, seen: NDArray, eta: float = 0.9) -> None:
+        a = self.arrays
+        a["previous"][:, part][:, ~seen] = np.nan  # a step over a gap is no step
+        score = a["tdds_sum" + old][part].astype(np.float64)
+        if self.epoch + 1 >= self.window:
+            spread = tdds_window(a["row.tdds"][:, part])
+            moved = np.nan_to_num(score) * (1.0 - eta) + eta * spread
+            score = np.where(np.isnan(spread), score, moved)
+        a["tdds_sum" + new][part] = score
+
+    def _slot(self, epoch: int) -> str:
+        return f".{epoch % 2}" if self.path is not None else ".0"
+
+    def sums(self, name: str) -> NDArray:
+        """The running sum ``name`` over the closed epochs, (N,)."""
+        return self.arrays[name + self._slot(self.epoch)]
+
+    def _clear_rows(self) -> None:
+        """Forget the open epoch: what a killed run had recorded of it does not count."""
+        self.repeats, self.updates = [], 0
+        for row in self.rows().values():
+            for part in self._chunks():
+                row[part] = np.nan
+
+    def _chunks(self) -> Iterator[slice]:
+        for start in range(0, self.num_examples, CHUNK):
+            yield slice(start, min(start + CHUNK, self.num_examples))
+
+    # -- files ----------------------------------------------------------------------------
+
+    def _release(self, name: str) -> None:
+        """Let the kernel drop the pages of a mapped file; dirty ones stay in the page cache."""
+        mapped = self._maps.get(name)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def counters(self) -> dict[str, Any]:
+        """Everything that is not an array, as plain JSON."""
+        return {
+            "num_examples": self.num_examples,
+            "epochs": self.epochs,
+            "window": self.window,
+            "peers": list(self.peers),
+            "epoch": self.epoch,
+            "num_classes": self.num_classes,
+            "missing": list(self.missing),
+            "duplicates": self.duplicates,
+            "nonfinite": self.nonfinite,
+            "nonfinite_examples": sorted(self.nonfinite_examples),
+        }
+
+    def restore(self, counters: dict[str, Any], where: str) -> None:
+        """Take over ``counters`` after checking that they describe the same recording."""
+        for name in ("num_examples", "epochs", "window", "peers"):
+            mine = self.counters()[name]
+            if counters[name] != mine:
+                raise ValueError(f"{where} has {name} = {counters[name]}, this tracker has {mine}")
+        self.epoch = counters["epoch"]
+        self.missing = list(counters["missing"])
+        self.duplicates, self.nonfinite = counters["duplicates"], counters["nonfinite"]
+        self.nonfinite_examples = set(counters["nonfinite_examples"])
+        if counters["num_classes"] is not None:
+            self.set_classes(None if counters["num_classes"] < 0 else counters["num_classes"])
+
+    def _open(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        meta = path / "meta.json"
+        if meta.exists():
+            self.restore(json.loads(meta.read_text()), str(path))
+        elif any(path.glob("*.bin")):
+            # Killed before the first epoch was closed: nothing in these files counts.
+            for file in path.glob("*.bin"):
+                file.unlink()
+        elif any(path.iterdir()):
+            raise ValueError(f"storage must be an empty folder or an earlier storage, got {path}")
+
+    def _save_meta(self) -> None:
+        if self.path is None:
+            return
+        for mapped in self._maps.values():
+            mapped.flush()
+        temporary = self.path / "meta.json.new"
+        temporary.write_text(json.dumps(self.counters()))
+        os.replace(temporary, self.path / "meta.json")
+
+
+def _label_dtype(num_classes: int) -> str:
+    """Smallest signed type that holds every class and -1, which means unknown."""
+    if num_classes < 0:
+        return "i4"
+    return "i1" if num_classes <= 127 else "i2" if num_classes <= 32767 else "i4"

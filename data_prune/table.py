@@ -1,0 +1,300 @@
+"""Scores of all examples, with everything needed to prune by them at any ratio later."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prune import selection
+from data_prune.keys import example_ids
+
+__all__ = ["ScoreTable"]
+
+# Rows whose priorities are computed at once: their temporaries stay in the caches.
+CHUNK = 1 << 16
+META_KEY = b"data_prune"
+_COLUMNS = ("key", "label", "score", "mean_prob", "observed")
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """One row per example; arrays of equal length N.
+
+    Attributes:
+        key: identity of the example: its position (int64), or a string or uint64 key.
+        label: the label used in the loss; -1 where there is none.
+        score: DUAL score; NaN for an example without one complete window.
+        mean_prob: mean probability of the label over the epochs in which it was seen.
+        observed: number of those epochs.
+        peers: other scores by name.
+        meta: how the table was recorded.
+
+    Example:
+        >>> table = ScoreTable(key=np.arange(4), label=np.zeros(4, int),
+        ...     score=np.array([0.1, 0.3, 0.2, 0.0]), mean_prob=np.full(4, 0.5),
+        ...     observed=np.full(4, 30))
+        >>> table.select(0.5, method="top").tolist()
+        [1, 2]
+    """
+
+    key: NDArray
+    label: NDArray
+    score: NDArray
+    mean_prob: NDArray
+    observed: NDArray
+    peers: dict[str, NDArray] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = {name: np.shape(getattr(self, name)) for name in _COLUMNS}
+        sizes |= {name: np.shape(values) for name, values in self.peers.items()}
+        if len(set(sizes.values())) != 1 or len(np.shape(self.score)) != 1:
+            raise ValueError(f"columns must be one-dimensional and of one length, got {sizes}")
+        if len(self.score) == 0:
+            raise ValueError("a score table needs at least one example")
+        probs = self.mean_prob[~np.isnan(self.mean_prob)]
+        if len(probs) and not 0.0 <= probs.min() <= probs.max() <= 1.0 + 1e-6:
+            raise ValueError(
+                f"mean_prob must be in [0, 1], got {probs.min()} to {probs.max()}: "
+                "has it been swapped with a score or with positions?"
+            )
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def columns(self, part: slice | NDArray = slice(None)) -> selection.Columns:
+        """The columns a selection reads, for a range of rows."""
+        columns = {name: getattr(self, name)[part] for name in ("label", "score", "mean_prob")}
+        columns["id"] = example_ids(self.key[part])
+        columns |= {name: values[part] for name, values in self.peers.items()}
+        return columns
+
+    def select(
+        self,
+        prune_ratio: float,
+        *,
+        method: str = "beta",
+        by: str | None = None,
+        c_d: float | str = 4.0,
+        C: float = 15.0,
+        beta_sum: float | None = None,
+        anchor: int = 10,
+        seed: int = 0,
+        per_class: bool = False,
+        cutoff: float | None = None,
+        strata: int = 50,
+        within: NDArray | Sequence[int] | None = None,
+        ignore_nonfinite: bool = False,
+    ) -> NDArray[np.int64]:
+        r"""Positions of the examples that stay, ascending.
+
+        Exactly ``N (1 - r)`` examples, rounded half to even. Method "beta" draws without
+        replacement with weights BetaPDF(mean_prob; alpha_r, beta_r) * score. If fewer examples
+        have a positive weight than are wanted, those with score 0 or none follow, drawn by the
+        Beta density alone. Ties go to the lower key. The draw depends on (seed, key) only.
+
+        Args:
+            prune_ratio: r, the fraction REMOVED, in [0, 1).
+            method: "beta" (the paper); "weighted" (weights = score, no Beta); "top" (the highest
+                scores); "ccs" (coverage-centric: cut the hardest, then equal budgets over
+                strata); "random".
+            by: column that ranks or weighs the examples; default "score", for "ccs" "aum". For
+                "aum" and "mean_prob" low values are the hard ones.
+            c_d: how late easy examples are favoured, > 0, or "cifar10" (5.5), "cifar100" (4),
+                "imagenet" (11).
+            C: constant of the Beta parameters.
+            beta_sum: alpha + beta; None takes C (the paper), C + 1 is the authors' code.
+            anchor: number of highest scores whose mean probability is mu_D.
+            seed: of the draw; one seed uses the same noise at every ratio.
+            per_class: give every class its share of N.
+            cutoff: fraction of hardest examples removed first ("ccs"); None interpolates the
+                values published for CIFAR-10.
+            strata: number of strata ("ccs").
+            within: choose among these positions only, counts still relative to N: a sweep
+                over ratios is nested when each step chooses within the last.
+            ignore_nonfinite: accept a table whose recording met NaN or infinite logits.
+
+        Returns:
+            (k,) int64.
+
+        Raises:
+            ValueError: if an argument is outside its range, a column is missing, or the
+                recording met NaN or infinite logits.
+
+        Source:
+            Cho et al., ICML 2025, Beta sampling; Gumbel top-k for the draw.
+        """
+        plan = self.plan(
+            prune_ratio,
+            method=method,
+            by=by,
+            c_d=c_d,
+            C=C,
+            beta_sum=beta_sum,
+            anchor=anchor,
+            seed=seed,
+            per_class=per_class,
+            cutoff=cutoff,
+            strata=strata,
+        )
+        if self.meta.get("nonfinite", 0) and not ignore_nonfinite:
+            raise ValueError(
+                f"{self.meta['nonfinite']} observations had NaN or infinite logits (first "
+                f"examples: {self.meta.get('nonfinite_examples', [])}): the scoring run has "
+                "diverged. Score again, or pass ignore_nonfinite=True to count them as not seen"
+            )
+        unscored = int(np.isnan(self.score).sum())
+        if unscored and plan.by == "score" and plan.method != "random":
+            warnings.warn(
+                f"{unscored} of {len(self)} examples have no complete window of epochs and rank "
+                "after all others (see coverage())",
+                stacklevel=2,
+            )
+        rows = None if within is None else self._pool(within, plan)
+        kept = self._carry_out(plan, rows)
+        return kept if rows is None else rows[kept]
+
+    def plan(self, prune_ratio: float, **options: Any) -> selection.Plan:
+        """The selection before it is carried out: its ``settings`` say what would be done.
+
+        Takes the options of ``select``.
+        """
+        return selection.make_plan(
+            lambda f: (f(self.columns(part)) for part in self._parts()), prune_ratio, **options
+        )
+
+    def _parts(self, count: int | None = None) -> Iterator[slice]:
+        count = len(self) if count is None else count
+        return (slice(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK))
+
+    def _pool(self, within: NDArray | Sequence[int], plan: selection.Plan) -> NDArray[np.int64]:
+        rows = np.unique(np.asarray(within, dtype=np.int64))
+        kept = int(plan.quotas.sum())
+        if plan.classes is not None or plan.edges is not None:
+            raise ValueError("within does not combine with per_class or method 'ccs'")
+        if len(rows) < kept or rows[0] < 0 or rows[-1] >= len(self):
+            raise ValueError(
+                f"within must hold at least {kept} positions in [0, {len(self)}), got {len(rows)}"
+            )
+        return rows
+
+    def _carry_out(self, plan: selection.Plan, rows: NDArray | None) -> NDArray[np.int64]:
+        count = len(self) if rows is None else len(rows)
+        parts = list(self._parts(count))
+        # Priorities are computed once and held, 16 bytes a row: a pass then only counts.
+        chunks = [plan.chunk(self.columns(p if rows is None else rows[p])) for p in parts]
+        pool = dataclasses.replace(plan, total=count)
+        search = selection.search(lambda f: (f(chunk) for chunk in chunks), pool)
+        kept = [
+            np.flatnonzero(search.keep(chunk)) + part.start
+            for chunk, part in zip(chunks, parts, strict=True)
+        ]
+        return np.concatenate(kept)
+
+    def digest(self) -> str:
+        """Hash of keys, labels and scores: two tables with the same digest prune alike.
+
+        Example:
+            >>> one = np.zeros(1)
+            >>> ScoreTable(one.astype(int), one.astype(int), one, one, one).digest()[:6]
+            'a185b6'
+        """
+        h = hashlib.blake2b(digest_size=16)
+        for part in self._parts():
+            h.update(example_ids(self.key[part]).tobytes())
+            for name, dtype in (("label", "<i4"), ("score", "<f8"), ("mean_prob", "<f8")):
+                h.update(np.ascontiguousarray(getattr(self, name)[part], dtype=dtype).tobytes())
+        return h.hexdigest()
+
+    @classmethod
+    def average(cls, tables: Sequence[ScoreTable]) -> ScoreTable:
+        """Mean of the scores of several runs over the same examples (EL2N's ten seeds).
+
+        Args:
+            tables: two or more, with equal keys and labels.
+
+        Raises:
+            ValueError: if keys, labels or peers differ.
+        """
+        first = tables[0]
+        for other in tables[1:]:
+            if not (
+                np.array_equal(first.key, other.key)
+                and np.array_equal(first.label, other.label)
+                and first.peers.keys() == other.peers.keys()
+            ):
+                raise ValueError("tables to average must have equal keys, labels and peers")
+
+        def mean(of: Callable[[ScoreTable], NDArray]) -> NDArray:
+            return np.mean([of(table) for table in tables], axis=0)
+
+        return cls(
+            key=first.key,
+            label=first.label,
+            score=mean(lambda t: t.score),
+            mean_prob=mean(lambda t: t.mean_prob),
+            observed=np.sum([t.observed for t in tables], axis=0),
+            peers={name: mean(lambda t, name=name: t.peers[name]) for name in first.peers},
+            meta={
+                **first.meta,
+                "runs": len(tables),
+                "nonfinite": sum(t.meta.get("nonfinite", 0) for t in tables),
+            },
+        )
+
+    def to_parquet(self, path: str | os.PathLike) -> None:
+        """Write one Parquet file: a column for each array, ``meta`` and the digest as metadata."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {name: pa.array(getattr(self, name)) for name in _COLUMNS}
+        columns |= {name: pa.array(values) for name, values in self.peers.items()}
+        meta = {"meta": self.meta, "digest": self.digest(), "peers": list(self.peers)}
+        table = pa.table(columns).replace_schema_metadata({META_KEY: json.dumps(meta).encode()})
+        pq.write_table(table, Path(path), compression="zstd")
+
+    @classmethod
+    def from_parquet(
+        cls, path: str | os.PathLike, *, num_examples: int | None = None
+    ) -> ScoreTable:
+        """Read what ``to_parquet`` wrote.
+
+        Args:
+            path: the file.
+            num_examples: length of the data set that is to be pruned; another length is refused.
+
+        Raises:
+            ValueError: if a column is missing, the content does not have the digest it was
+                written with, or the length differs.
+        """
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(Path(path))
+        missing = [name for name in _COLUMNS if name not in table.column_names]
+        if missing:
+            raise ValueError(f"{path} lacks the columns {missing}; it has {table.column_names}")
+        stored = json.loads((table.schema.metadata or {}).get(META_KEY, b"{}"))
+        extra = stored.get("peers", [n for n in table.column_names if n not in _COLUMNS])
+        arrays = {name: table[name].to_numpy() for name in (*_COLUMNS, *extra)}
+        result = cls(
+            **{name: arrays[name] for name in _COLUMNS},
+            peers={name: arrays[name] for name in extra},
+            meta=stored.get("meta", {}),
+        )
+        if "digest" in stored and stored["digest"] != result.digest():
+            raise ValueError(f"{path} was changed after it was written: its digest does not match")
+        if num_examples is not None and len(result) != num_examples:
+            raise ValueError(
+                f"{path} scores {len(result)} examples, the data set has {num_examples}"
+            )
+        return result

@@ -1,0 +1,80 @@
+"""Slow float64 truths of data_prune: plain loops over examples, epochs and draws."""
+
+import itertools
+import math
+
+import numpy as np
+
+
+def softmax(z):
+    e = [math.exp(float(x) - max(map(float, z))) for x in z]
+    return [x / sum(e) for x in e]
+
+
+def dual(history, window, uncertainty_only=False):
+    """history[t][i] is a probability or NaN; double loop over examples and windows."""
+    T, N = len(history), len(history[0])
+    out = []
+    for i in range(N):
+        terms = []
+        for k in range(T - window + 1):
+            p = [float(history[k + j][i]) for j in range(window)]
+            if any(math.isnan(x) for x in p):
+                continue
+            m = sum(p) / window
+            u = math.sqrt(sum((x - m) ** 2 for x in p) / (window - 1))
+            terms.append(u if uncertainty_only else (1 - m) * u)
+        out.append(sum(terms) / len(terms) if terms else math.nan)
+    return np.array(out)
+
+
+def mean_over_epochs(history):
+    """Mean of the values that are there, example by example."""
+    out = []
+    for i in range(len(history[0])):
+        seen = [float(row[i]) for row in history if not math.isnan(row[i])]
+        out.append(sum(seen) / len(seen) if seen else math.nan)
+    return np.array(out)
+
+
+def forgetting(correct):
+    """Toneva's count with a loop over sightings; never learned is the number of epochs."""
+    out = []
+    for i in range(len(correct[0])):
+        seen = [bool(row[i]) for row in correct if not math.isnan(row[i])]
+        events = sum(a and not b for a, b in itertools.pairwise(seen))
+        out.append(events if any(seen) else len(correct))
+    return np.array(out, dtype=float)
+
+
+def tdds(log_probs, window, eta=0.9):
+    """log_probs[t][i][c]; closed form of the exponentially weighted sum over windows."""
+    T, N = len(log_probs), len(log_probs[0])
+    out = []
+    for i in range(N):
+        spreads = []
+        for k in range(T - window + 1):
+            d = []
+            for j in range(k, k + window - 1):
+                new, old = log_probs[j + 1][i], log_probs[j][i]
+                d.append(sum(abs(math.exp(a) * (a - b)) for a, b in zip(new, old, strict=True)))
+            if any(math.isnan(x) for x in d):
+                continue
+            mean = sum(d) / len(d)
+            spreads.append(math.sqrt(sum((x - mean) ** 2 for x in d)))
+        if not spreads:
+            out.append(math.nan)
+            continue
+        ages = range(len(spreads) - 1, -1, -1)
+        out.append(sum(eta * (1 - eta) ** a * s for a, s in zip(ages, spreads, strict=True)))
+    return np.array(out)
+
+
+def draw_without_replacement(weights, size, rng):
+    """Successive sampling, one draw after the other."""
+    left = list(range(len(weights)))
+    chosen = []
+    for _ in range(size):
+        w = np.array([weights[i] for i in left])
+        chosen.append(left.pop(rng.choice(len(left), p=w / w.sum())))
+    return sorted(chosen)
