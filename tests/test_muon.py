@@ -206,7 +206,7 @@ def test_one_bad_matrix_leaves_the_others_alone() -> None:
         ({"weight_decay": -0.1}, ValueError, "weight_decay"),
         ({"ns_steps": 100}, ValueError, "ns_steps must be an integer from 1 to 99, but is 100"),
         ({"ns_coefficients": "jordann"}, ValueError, "jordann"),
-        ({"adjust_lr_fn": "none"}, ValueError, "adjust_lr_fn must be None or one of"),
+        ({"adjust_lr_fn": "rms"}, ValueError, "adjust_lr_fn must be None or one of"),
         ({"adamw_betas": (0.9, 1.0)}, ValueError, "adamw_betas must be two numbers in"),
         ({"adamw_lr_ratio": -1.0}, ValueError, "adamw_lr_ratio"),
     ],

@@ -2,10 +2,42 @@
 
 from importlib.metadata import version
 
-from .muon import Muon, muon
+from .lora import LoraPair, find_lora_pairs, lora_param_groups, lora_report
+from .muon import Muon
+from .muon_step import muon
+from .schedules import (
+    ConstantThenGeometric,
+    ConstantThenLinear,
+    TravelBudgetWarning,
+    check_travel_budget,
+)
 from .specgd import SpecGD, specgd
+from .spectrum import (
+    SpectrumTracker,
+    effective_rank,
+    lora_singular_values,
+    stable_rank,
+)
 from .triton_kernels import orthogonalize
 
-__all__ = ["Muon", "SpecGD", "muon", "orthogonalize", "specgd"]
+__all__ = [
+    "ConstantThenGeometric",
+    "ConstantThenLinear",
+    "LoraPair",
+    "Muon",
+    "SpecGD",
+    "SpectrumTracker",
+    "TravelBudgetWarning",
+    "check_travel_budget",
+    "effective_rank",
+    "find_lora_pairs",
+    "lora_param_groups",
+    "lora_report",
+    "lora_singular_values",
+    "muon",
+    "orthogonalize",
+    "specgd",
+    "stable_rank",
+]
 
 __version__ = version("torch-specgd")

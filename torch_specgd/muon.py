@@ -1,7 +1,6 @@
 """Muon for any model: matrices are orthogonalized, everything else takes AdamW."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,78 +8,13 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from .learning_rate import LR_SCALES, shape_scale
-from .optimizer import SpectralOptimizer, check_non_negative, orthogonalize_all
-from .routing import MATRIX_VIEWS, matrix_shape, uses_muon
-from .triton_kernels import orthogonalize, resolve_schedule
+from .learning_rate import LR_SCALES, AdjustLr
+from .muon_step import MAX_BATCH_BYTES, Coefficients, muon
+from .optimizer import SpectralOptimizer, check_non_negative
+from .routing import MATRIX_VIEWS, MatrixView, check_split, describe, input_dims, uses_muon
+from .triton_kernels import resolve_schedule
 
-Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
-
-
-def muon(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    *,
-    lr: float | Tensor,
-    weight_decay: float,
-    momentum: float,
-    nesterov: bool,
-    ns_coefficients: Coefficients,
-    eps: float,
-    ns_steps: int,
-    adjust_lr_fn: str | None,
-    views: Sequence[str] | None = None,
-    maximize: bool = False,
-) -> None:
-    """One Muon step on matrices, in place; the equation stands at :class:`Muon`.
-
-    Args:
-        params: Weights W of two or more dimensions, changed in place.
-        grads: Gradients G of the same shapes; never changed.
-        momentum_buffers: Buffers B of the same shapes, changed in place.
-        lr: Learning rate, a float or a one-element tensor (used without a device sync).
-        weight_decay: Decoupled weight decay per unit of ``lr``.
-        momentum: Weight of the old buffer.
-        nesterov: Whether to look ahead.
-        ns_coefficients: See :class:`Muon`.
-        eps: Lower bound on the norm that a matrix is divided by.
-        ns_steps: How often a single coefficient triple is applied.
-        adjust_lr_fn: See :func:`torch_specgd.learning_rate.shape_scale`.
-        views: How each parameter is seen as matrices, see ``routing.as_matrices``; default "auto".
-        maximize: Ascend instead of descend.
-    """
-    if not params:
-        return
-    views = ["auto"] * len(params) if views is None else views
-    grads = [g.to(b.dtype) for g, b in zip(grads, momentum_buffers, strict=True)]
-    if maximize:
-        grads = torch._foreach_neg(grads)
-    torch._foreach_lerp_(momentum_buffers, grads, 1 - momentum)
-    updates = (
-        torch._foreach_lerp(grads, momentum_buffers, momentum) if nesterov else momentum_buffers
-    )
-    updates = orthogonalize_all(updates, views, _engine(ns_coefficients, ns_steps, eps))
-    scales = [
-        shape_scale(adjust_lr_fn, *matrix_shape(p, v)) for p, v in zip(params, views, strict=True)
-    ]
-    if weight_decay:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-    if isinstance(lr, Tensor):
-        # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
-        updates = torch._foreach_mul(torch._foreach_mul(updates, scales), lr)
-        torch._foreach_sub_(params, updates)
-        return
-    for p, update, scale in zip(params, updates, scales, strict=True):
-        p.add_(update, alpha=-lr * scale)
-
-
-def _engine(coefficients: Coefficients, steps: int, eps: float) -> Any:
-    if isinstance(coefficients, str) and coefficients == "auto":
-        return partial(orthogonalize, method="auto", eps=eps)
-    return partial(
-        orthogonalize, method="newton_schulz", schedule=coefficients, steps=steps, eps=eps
-    )
+STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Muon(SpectralOptimizer):
@@ -100,8 +34,10 @@ class Muon(SpectralOptimizer):
 
     Args:
         params: Parameters, named parameters, or dicts of groups. A group may override every
-            argument below, and may hold ``use_muon`` (True, False, or None: by shape) and
-            ``matrix_view`` ("auto", "flatten" for Conv1d weights, "batch": leading dimensions).
+            argument below, and may hold ``use_muon`` (True, False, or None: by shape),
+            ``matrix_view`` ("auto", "flatten" for Conv1d weights, "batch": leading dimensions,
+            "transposed": stored (in, out)) and ``split`` ((dim, sizes) of a fused weight).
+            ``param_groups(model)`` makes such groups from names and module types.
         lr: Learning rate, a float or one-element tensor (default 1e-3).
         weight_decay: Decoupled decay per unit of lr, of both parts (default 0.1).
         momentum: Weight of the old momentum (default 0.95).
@@ -113,12 +49,24 @@ class Muon(SpectralOptimizer):
         eps: Lower bound on the norm that a matrix is divided by (default 1e-7).
         ns_steps: Number of steps where ``ns_coefficients`` is one triple (default 5); a named
             schedule or a sequence has a length of its own.
-        adjust_lr_fn: "original" (also None) or "match_rms_adamw", see ``shape_scale``.
+        adjust_lr_fn: "original" (also None), "match_rms_adamw", "spectral", "none", or a function
+            of (outputs, inputs), see ``shape_scale``. A function is not written to checkpoints:
+            the optimizer that loads one keeps its own.
         adamw_lr_ratio: AdamW's learning rate as a multiple of ``lr`` (default 1.0). With
             "match_rms_adamw" 1.0 is right; with "original" and lr=0.02, 0.015 gives 3e-4.
         adamw_betas: Averaging coefficients of the AdamW part (default (0.9, 0.999)).
         adamw_eps: Denominator's epsilon of the AdamW part (default 1e-8).
         maximize: Ascend instead of descend (default False).
+        cautious_weight_decay: Decay only entries that the update shrinks too (default False).
+        neuron_beta: Averaging coefficient of NorMuon's neuron-wise normalization, 0.95 in the
+            paper; None switches it off (default).
+        state_dtype: dtype of the momentum buffers: None is the parameter's, "float32", or
+            "bfloat16" with stochastic rounding, which keeps small gradients in the mean.
+        max_batch_bytes: Bound on the bytes of updates that exist at one time; like shapes are
+            orthogonalized together up to it (default 512 MiB). A larger matrix goes by itself.
+        foreach: False steps one matrix at a time; None and True batch (default None).
+        capturable: Keeps AdamW's step counter on the parameter's device, for CUDA graphs
+            (default False).
 
     Raises:
         ValueError: On a value out of range, an unknown name, or ``use_muon=True`` on a vector.
@@ -150,12 +98,18 @@ class Muon(SpectralOptimizer):
         ns_coefficients: Coefficients = "auto",
         eps: float = 1e-7,
         ns_steps: int = 5,
-        adjust_lr_fn: str | None = None,
+        adjust_lr_fn: AdjustLr = None,
         *,
         adamw_lr_ratio: float = 1.0,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
         adamw_eps: float = 1e-8,
         maximize: bool = False,
+        cautious_weight_decay: bool = False,
+        neuron_beta: float | None = None,
+        state_dtype: str | None = None,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
+        foreach: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -170,8 +124,15 @@ class Muon(SpectralOptimizer):
             "adamw_betas": adamw_betas,
             "adamw_eps": adamw_eps,
             "maximize": maximize,
+            "cautious_weight_decay": cautious_weight_decay,
+            "neuron_beta": neuron_beta,
+            "state_dtype": state_dtype,
+            "max_batch_bytes": max_batch_bytes,
+            "foreach": foreach,
+            "capturable": capturable,
             "use_muon": None,
             "matrix_view": "auto",
+            "split": None,
         }
         super().__init__(params, defaults)
 
@@ -186,10 +147,25 @@ class Muon(SpectralOptimizer):
             raise ValueError(
                 f"ns_steps must be an integer from 1 to 99, but is {group['ns_steps']!r}"
             )
-        if group["adjust_lr_fn"] not in (None, *LR_SCALES):
+        if group["adjust_lr_fn"] not in (None, *LR_SCALES) and not callable(group["adjust_lr_fn"]):
             raise ValueError(
-                f"adjust_lr_fn must be None or one of {LR_SCALES}, but is {group['adjust_lr_fn']!r}"
+                f"adjust_lr_fn must be None or one of {LR_SCALES} or a function of "
+                f"(outputs, inputs), but is {group['adjust_lr_fn']!r}"
             )
+        if group["neuron_beta"] is not None and not 0.0 <= group["neuron_beta"] < 1.0:
+            raise ValueError(
+                f"neuron_beta must be None or in [0, 1), but is {group['neuron_beta']!r}"
+            )
+        if group["state_dtype"] not in (None, *STATE_DTYPES):
+            raise ValueError(
+                f"state_dtype must be None or one of {tuple(STATE_DTYPES)}, "
+                f"but is {group['state_dtype']!r}"
+            )
+        if not isinstance(group["max_batch_bytes"], int) or group["max_batch_bytes"] < 1:
+            raise ValueError(
+                f"max_batch_bytes must be a positive integer, but is {group['max_batch_bytes']!r}"
+            )
+        check_split(group["split"])
         if group["matrix_view"] not in MATRIX_VIEWS:
             raise ValueError(
                 f"matrix_view must be one of {MATRIX_VIEWS}, but is {group['matrix_view']!r}"
@@ -203,7 +179,13 @@ class Muon(SpectralOptimizer):
             resolve_schedule(group["ns_coefficients"], steps=group["ns_steps"])
 
     def _check_parameter(self, p: Tensor, name: str | None, group: Mapping[str, Any]) -> None:
-        uses_muon(p, group["use_muon"], name)
+        if uses_muon(p, group["use_muon"], name) and group["split"] is not None:
+            dim, sizes = group["split"]
+            if not -p.ndim <= dim < p.ndim or sum(sizes) != p.shape[dim]:
+                raise ValueError(
+                    f"split {group['split']!r} does not fit {describe(p, name)}: "
+                    f"the sizes must add up to that dimension's length"
+                )
 
     def _update_group(self, group: dict[str, Any]) -> None:
         matrices: list[Tensor] = []
@@ -212,13 +194,14 @@ class Muon(SpectralOptimizer):
             if not p.requires_grad and p.grad is None:
                 continue
             is_matrix = uses_muon(p, group["use_muon"])
-            self._init_state(p, is_matrix)
+            self._init_state(p, is_matrix, group)
             if p.grad is not None and p.numel() > 0:
                 (matrices if is_matrix else others).append(p)
+        states = [self.state[p] for p in matrices]
         muon(
             matrices,
             [p.grad for p in matrices],  # type: ignore[misc]
-            [self.state[p]["momentum_buffer"] for p in matrices],
+            [state["momentum_buffer"] for state in states],
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -227,20 +210,42 @@ class Muon(SpectralOptimizer):
             eps=group["eps"],
             ns_steps=group["ns_steps"],
             adjust_lr_fn=group["adjust_lr_fn"],
-            views=[group["matrix_view"]] * len(matrices),
+            views=[MatrixView(group["matrix_view"], group["split"])] * len(matrices),
             maximize=group["maximize"],
+            cautious=group["cautious_weight_decay"],
+            second_moments=(
+                None
+                if group["neuron_beta"] is None
+                else [s["neuron_second_moment"] for s in states]
+            ),
+            neuron_beta=group["neuron_beta"] or 0.0,
+            rounding=self._random_bits(group, matrices),
+            max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
         )
         self._adamw(others, group)
 
-    def _init_state(self, p: Tensor, is_matrix: bool) -> None:
+    def _init_state(self, p: Tensor, is_matrix: bool, group: dict[str, Any]) -> None:
         # Also for parameters without a gradient in this step: the same keys exist on every rank.
         state = self.state[p]
         if is_matrix and "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p)
+            dtype = STATE_DTYPES.get(group["state_dtype"], p.dtype)
+            state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype)
+        if is_matrix and group["neuron_beta"] is not None and "neuron_second_moment" not in state:
+            dims = input_dims(p, MatrixView(group["matrix_view"]))
+            wide = torch.promote_types(p.dtype, torch.float32)
+            state["neuron_second_moment"] = torch.zeros_like(p, dtype=wide).sum(dims, keepdim=True)
         if not is_matrix and "exp_avg" not in state:
-            state["step"] = torch.tensor(0.0)
+            device = p.device if group["capturable"] else "cpu"
+            state["step"] = torch.zeros((), device=device)
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
+
+    def _random_bits(self, group: dict[str, Any], matrices: list[Tensor]) -> torch.Generator | None:
+        """Bits that depend on the group's step alone: repeatable, resumable, alike on all ranks."""
+        if group["state_dtype"] != "bfloat16" or not matrices:
+            return None
+        group["rounding_step"] = group.get("rounding_step", 0) + 1
+        return torch.Generator(matrices[0].device).manual_seed(group["rounding_step"])
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         if not params:
@@ -256,6 +261,8 @@ class Muon(SpectralOptimizer):
             [s["exp_avg_sq"] for s in states],
             [],
             [s["step"] for s in states],
+            foreach=group["foreach"],
+            capturable=group["capturable"],
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

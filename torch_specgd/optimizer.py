@@ -12,6 +12,9 @@ from torch.optim.optimizer import ParamsT
 
 from .routing import MatrixView, as_matrices, describe, matrix_shape, names_of
 
+# Stands in a checkpoint where a setting was a function: code is not data.
+CALLABLE = "<callable>"
+
 
 def check_non_negative(**values: Any) -> None:
     """Raises ValueError unless every value is finite and at least zero; tensors have one element.
@@ -168,6 +171,14 @@ class SpectralOptimizer(Optimizer):
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns state and groups as plain data; functions among the settings are left out."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            for key in [key for key, value in group.items() if callable(value)]:
+                group[key] = CALLABLE
+        return saved
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a checkpoint of this optimizer or, for matrices, of torch.optim.Muon.
 
@@ -182,12 +193,18 @@ class SpectralOptimizer(Optimizer):
             ValueError: If the groups do not have the parameters that this optimizer has.
         """
         seen: list[dict[str, Any]] = []
-        # Last in line, so it sees what the user's own hooks made of the state dict.
-        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
+
+        def last_look(_: Optimizer, loaded: dict[str, Any]) -> None:
+            # Last in line, so it sees what the user's own hooks made of the state dict.
+            seen.append({**loaded, "param_groups": self._with_functions(loaded["param_groups"])})
+
+        hook = self.register_load_state_dict_pre_hook(last_look)
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
+        for group, loaded in zip(self.param_groups, seen[0]["param_groups"], strict=True):
+            group.update({key: loaded[key] for key in loaded if callable(loaded[key])})
         ids: Iterable[Any] = (i for group in seen[0]["param_groups"] for i in group["params"])
         params = (p for group in self.param_groups for p in group["params"])
         for saved_id, p in zip(ids, params, strict=True):
@@ -195,3 +212,16 @@ class SpectralOptimizer(Optimizer):
                 if isinstance(value, Tensor):
                     device = self.state[p][key].device
                     self.state[p][key] = value.detach().clone().to(device)
+
+    def _with_functions(self, saved: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Saved groups, with this optimizer's own functions where the checkpoint had some."""
+        result = [dict(group) for group in saved]
+        for own, group in zip(self.param_groups, result, strict=False):
+            for key in [k for k, v in group.items() if isinstance(v, str) and v == CALLABLE]:
+                if not callable(own.get(key)):
+                    raise ValueError(
+                        f"{key} was a function when this checkpoint was written, and functions are "
+                        f"not saved: give the optimizer one before loading"
+                    )
+                group[key] = own[key]
+        return result

@@ -84,6 +84,14 @@ def matrix_shape(x: Tensor, view: str | MatrixView) -> tuple[int, int]:
     return (n, m) if kind == "transposed" else (m, n)
 
 
+def input_dims(x: Tensor, view: str | MatrixView) -> tuple[int, ...]:
+    """Dimensions over which one output neuron's inputs extend."""
+    kind = MatrixView.of(view).kind
+    if _is_flat(x, kind):
+        return tuple(range(1, x.ndim))
+    return (x.ndim - 2,) if kind == "transposed" else (x.ndim - 1,)
+
+
 def _is_flat(x: Tensor, kind: str) -> bool:
     return kind == "flatten" or (kind == "auto" and x.ndim != 3)
 

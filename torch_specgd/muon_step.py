@@ -1,0 +1,151 @@
+"""One Muon step on matrices as a function of tensors; the class ``Muon`` holds the state."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .learning_rate import AdjustLr, shape_scale
+from .optimizer import orthogonalize_all
+from .routing import MatrixView, input_dims, matrix_shape
+from .triton_kernels import orthogonalize
+from .update_rules import cautious_decay_, neuron_normalize, stochastic_round
+
+Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
+MAX_BATCH_BYTES = 1 << 29
+
+
+def muon(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    *,
+    lr: float | Tensor,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    ns_coefficients: Coefficients,
+    eps: float,
+    ns_steps: int,
+    adjust_lr_fn: AdjustLr,
+    views: Sequence[str | MatrixView] | None = None,
+    maximize: bool = False,
+    cautious: bool = False,
+    second_moments: list[Tensor] | None = None,
+    neuron_beta: float = 0.95,
+    rounding: torch.Generator | None = None,
+    max_batch_bytes: int = MAX_BATCH_BYTES,
+) -> None:
+    """One Muon step on matrices, in place; the equation stands at :class:`Muon`.
+
+    Args:
+        params: Weights W of two or more dimensions, changed in place.
+        grads: Gradients G of the same shapes; never changed.
+        momentum_buffers: Buffers B of the same shapes, changed in place.
+        lr: Learning rate, a float or a one-element tensor (used without a device sync).
+        weight_decay: Decoupled weight decay per unit of ``lr``.
+        momentum: Weight of the old buffer.
+        nesterov: Whether to look ahead.
+        ns_coefficients: See :class:`Muon`.
+        eps: Lower bound on the norm that a matrix is divided by.
+        ns_steps: How often a single coefficient triple is applied.
+        adjust_lr_fn: See :func:`torch_specgd.learning_rate.shape_scale`.
+        views: How each parameter is seen as matrices, see ``MatrixView``; default "auto".
+        maximize: Ascend instead of descend.
+        cautious: Decay only where the update shrinks the weight too.
+        second_moments: Each neuron's running mean square (NorMuon), or None: off.
+        neuron_beta: Averaging coefficient of ``second_moments``.
+        rounding: Source of random bits for buffers that are rounded to bfloat16.
+        max_batch_bytes: Bound on the bytes of updates that exist at one time.
+    """
+    views = ["auto"] * len(params) if views is None else views
+    if maximize:
+        grads = list(torch._foreach_neg(grads)) if grads else grads
+    grads = update_momentum(momentum_buffers, grads, momentum, rounding)
+    engine = _engine(ns_coefficients, ns_steps, eps)
+    scale = partial(shape_scale, adjust_lr_fn)
+    for chunk in chunks(params, max_batch_bytes):
+        weights, b = [params[i] for i in chunk], [momentum_buffers[i] for i in chunk]
+        seen = [MatrixView.of(views[i]) for i in chunk]
+        g = [grads[i].to(x.dtype) for i, x in zip(chunk, b, strict=True)]
+        updates = torch._foreach_lerp(g, b, momentum) if nesterov else b
+        updates = orthogonalize_all(updates, seen, engine, scale)
+        if second_moments is not None:
+            updates = [
+                neuron_normalize(o, second_moments[i], neuron_beta, input_dims(o, v))
+                for i, o, v in zip(chunk, updates, seen, strict=True)
+            ]
+        # A split parameter's pieces have been scaled one by one.
+        scales = [
+            scale(*matrix_shape(p, v)) if v.split is None else 1.0
+            for p, v in zip(weights, seen, strict=True)
+        ]
+        _apply(weights, updates, scales, lr, weight_decay, cautious)
+
+
+def update_momentum(
+    buffers: list[Tensor], grads: list[Tensor], momentum: float, rounding: torch.Generator | None
+) -> list[Tensor]:
+    """B <- momentum B + (1 - momentum) G in place; returns the gradients, never changed."""
+    if rounding is not None:
+        for b, g in zip(buffers, grads, strict=True):
+            b.copy_(stochastic_round(torch.lerp(b.float(), g.float(), 1 - momentum), rounding))
+    elif buffers:
+        matched = [g.to(b.dtype) for g, b in zip(grads, buffers, strict=True)]
+        torch._foreach_lerp_(buffers, matched, 1 - momentum)
+    return grads
+
+
+def chunks(params: Sequence[Tensor], max_bytes: int) -> list[list[int]]:
+    """Positions of the parameters, like shapes together, cut where ``max_bytes`` is passed.
+
+    Example:
+        >>> a, b = torch.zeros(2, 2), torch.zeros(3)
+        >>> chunks([a, b, a], max_bytes=32)
+        [[0, 2], [1]]
+    """
+    first: dict[tuple[int, ...], int] = {}
+    for i, p in enumerate(params):
+        first.setdefault(tuple(p.shape), i)
+    order = sorted(range(len(params)), key=lambda i: (first[tuple(params[i].shape)], i))
+    result: list[list[int]] = []
+    room = -1
+    for i in order:
+        size = params[i].numel() * params[i].element_size()
+        if size > room:
+            result.append([])
+            room = max_bytes
+        result[-1].append(i)
+        room -= size
+    return result
+
+
+def _apply(
+    params: list[Tensor],
+    updates: Sequence[Tensor],
+    scales: list[float],
+    lr: float | Tensor,
+    weight_decay: float,
+    cautious: bool,
+) -> None:
+    if cautious:
+        for p, o in zip(params, updates, strict=True):
+            cautious_decay_(p, o, lr * weight_decay)
+    elif weight_decay:
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+    if isinstance(lr, Tensor):
+        # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
+        scaled = torch._foreach_mul(torch._foreach_mul(updates, scales), lr)
+        torch._foreach_sub_(params, scaled)
+        return
+    for p, o, s in zip(params, updates, scales, strict=True):
+        p.add_(o, alpha=-lr * s)
+
+
+def _engine(coefficients: Coefficients, steps: int, eps: float) -> Callable[[Tensor], Tensor]:
+    if isinstance(coefficients, str) and coefficients == "auto":
+        return partial(orthogonalize, method="auto", eps=eps)
+    return partial(
+        orthogonalize, method="newton_schulz", schedule=coefficients, steps=steps, eps=eps
+    )
