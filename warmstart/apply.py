@@ -1,22 +1,32 @@
-"""Multiply weights by their factors: all of them, or none.
+"""Write new weights and everything that goes along with them: all of it, or nothing.
 
 Products are computed before the first weight is written, and the old values stay at hand until
-the caller's block has ended, so that an exception anywhere leaves every weight bit-identical.
+the last step has succeeded, so that an exception anywhere leaves every weight bit-identical.
 Weights are written in place: storage, strides and Parameter objects stay, and with them the
 optimizer's references, DDP's buckets and tied views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .factors import accumulation_dtype
+from .handover import (
+    Along,
+    along_changes,
+    check_optimizer,
+    reset_state,
+    scaled_copy,
+    state_changes,
+)
 from .ranks import local, local_factor
-from .targets import Target
+from .report import ShrinkReport
+from .targets import Target, unwrap
 
 
 @contextmanager
@@ -48,28 +58,26 @@ def replaced(
         raise
 
 
-@contextmanager
-def shrunk(
+def products(
     targets: Sequence[Target],
     factors: Mapping[str, Tensor],
     scratch: Mapping[str, Tensor] | None = None,
-) -> Iterator[None]:
-    """Weights times factors, from here on if the body succeeds.
+) -> dict[str, Tensor]:
+    """Factor times weight for every target (this rank's part), computed in float32 or float64.
 
     Args:
-        targets: What is multiplied.
+        targets: What is multiplied; not changed here.
         factors: By target name; broadcast against the target's view.
         scratch: Buffers shaped like the parameters that may be overwritten (the direction's, say);
             None allocates them.
 
     Raises:
-        ValueError: If a factor is not finite; nothing has been written then.
+        ValueError: If a factor is not finite.
     """
     for t in targets:
         if not bool(factors[t.name].isfinite().all()):
             raise ValueError(f"factors of {t.name!r} {tuple(t.parameter.shape)} are not finite")
-    weights: dict[str, Tensor] = {}
-    products: dict[str, Tensor] = {}
+    out: dict[str, Tensor] = {}
     with torch.no_grad():
         for t in targets:
             w = local(t.parameter.detach())
@@ -77,9 +85,8 @@ def shrunk(
             if buffer is None:
                 buffer = torch.empty_like(w, dtype=accumulation_dtype(w))
             torch.mul(t.view(w), local_factor(t.parameter, factors[t.name]), out=t.view(buffer))
-            weights[t.name], products[t.name] = w, buffer
-    with replaced(weights, products):
-        yield
+            out[t.name] = buffer
+    return out
 
 
 def apply_factors(targets: Sequence[Target], factors: Mapping[str, Tensor]) -> None:
@@ -95,5 +102,97 @@ def apply_factors(targets: Sequence[Target], factors: Mapping[str, Tensor]) -> N
         >>> torch.equal(layer.weight[0], before[0] / 2)
         True
     """
-    with shrunk(targets, factors):
+    with replaced(_weights(targets), products(targets, factors)):
         pass
+
+
+def commit(
+    model: nn.Module,
+    targets: Sequence[Target],
+    report: ShrinkReport,
+    *,
+    values: MutableMapping[str, Tensor] | None = None,
+    scratch: Mapping[str, Tensor] | None = None,
+    inplace: bool = True,
+    dry_run: bool = False,
+    optimizer: Any = None,
+    optimizer_state: str = "keep",
+    along: Along | Sequence[Along] | None = None,
+    recalibrate: Callable[[], Mapping[str, Tensor]] | None = None,
+) -> ShrinkReport:
+    """Carry out what a report announces: weights, optimizer state, copies, running statistics.
+
+    Args:
+        model: The module that ``targets`` belong to.
+        targets: What changes.
+        report: With ``factors`` to multiply by, unless ``values`` are given.
+        values: New values by target name, in the accumulation dtype.
+        scratch: See ``products``.
+        inplace: False if ``model`` is a copy that the report hands out.
+        dry_run: Check the arguments, change nothing.
+        optimizer: Whose state goes along.
+        optimizer_state: ``"keep"``, ``"reset"`` or ``"scale"``, for touched parameters only.
+        along: Copies of the model that change in the same way (EMA weights, float32 masters).
+        recalibrate: Called with the new weights in place; new values of buffers by name.
+
+    Returns:
+        ``report``.
+    """
+    if not inplace and (optimizer is not None or along is not None):
+        raise ValueError("optimizer and along belong to the original model; use inplace=True")
+    check_optimizer(optimizer, optimizer_state, targets)
+    if values is not None and optimizer_state == "scale":
+        raise ValueError(f'{report.method} has no factors to scale by: "keep" or "reset" the state')
+    changes = _changes_along(targets, report, values, optimizer, optimizer_state, along)
+    report.model = None if inplace else unwrap(model)
+    report.applied = not dry_run
+    if dry_run:
+        return report
+    new = (
+        _checked(values) if values is not None else products(targets, report.factors or {}, scratch)
+    )
+    # Two transactions, one inside the other: if the inner one fails, both are rolled back.
+    with (
+        replaced(_weights(targets), new),
+        replaced({n: x for n, x, _ in changes}, {n: v for n, _, v in changes}),
+    ):
+        statistics = dict(recalibrate()) if recalibrate is not None else {}
+        buffers = {n: unwrap(model).get_buffer(n) for n in statistics}
+        with replaced(buffers, statistics):
+            pass
+        reset_state(optimizer, optimizer_state, targets)
+    return report
+
+
+def _weights(targets: Sequence[Target]) -> dict[str, Tensor]:
+    return {t.name: local(t.parameter.detach()) for t in targets}
+
+
+def _checked(values: MutableMapping[str, Tensor]) -> dict[str, Tensor]:
+    for name, value in values.items():
+        if not bool(local(value).isfinite().all()):
+            raise ValueError(f"new values of {name!r} {tuple(value.shape)} are not finite")
+    return {name: local(value) for name, value in values.items()}
+
+
+def _changes_along(
+    targets: Sequence[Target],
+    report: ShrinkReport,
+    values: Mapping[str, Tensor] | None,
+    optimizer: Any,
+    optimizer_state: str,
+    along: Along | Sequence[Along] | None,
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Optimizer tensors and copies with their new values; computed before anything is written."""
+
+    def new(t: Target, x: Tensor, power: int) -> Tensor:
+        if values is not None:
+            return local(values[t.name]).clone()
+        factors = report.factors or {}
+        return scaled_copy(x, local_factor(t.parameter, factors[t.name]), power, t)
+
+    with torch.no_grad():
+        return [
+            *state_changes(optimizer, optimizer_state, targets, new),
+            *along_changes(along, targets, new),
+        ]

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .apply import shrunk
-from .direction import GradientDirection, Loss, check_alpha, measure_direction
+from .apply import commit
+from .batches import Loss, default_loss
+from .direction import GradientDirection, check_alpha, measure_direction
 from .factors import (
-    check_floor,
     check_zero_gradient,
     factors_from_cosine,
     magnitude_cosine,
     sum_over,
     unit_cosine,
 )
+from .floors import check_floor_rule, choose_floors
+from .handover import Along
+from .norms import reestimated_statistics
+from .notes import (
+    direction_notes,
+    order_notes,
+    remember,
+    statistics_notes,
+    warn_if_untrained,
+    window_note,
+)
 from .quiet import GRAD_MODES
-from .ranks import full
+from .ranks import full, is_dtensor
 from .report import ParameterRow, ShrinkReport
 from .targets import Patterns, Target, UnitRule, find_targets, unwrap
 
@@ -32,7 +43,7 @@ def dash_shrink(
     loss_fn: Loss = cross_entropy,
     *,
     alpha: float = 0.3,
-    floor: float = 0.3,
+    floor: float | str = 0.3,
     units: UnitRule = "kernel",
     grad_mode: str = "eval",
     max_batches: int | None = None,
@@ -42,9 +53,14 @@ def dash_shrink(
     bias: str = "vector",
     zero_gradient: str = "floor",
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    optimizer: Any = None,
+    optimizer_state: str = "keep",
+    along: Along | Sequence[Along] | None = None,
+    recalibrate_norm: int = 0,
     inplace: bool = True,
     dry_run: bool = False,
     progress: Any = None,
+    process_group: Any = None,
 ) -> ShrinkReport:
     """Shrink each unit of a converged model by how well it agrees with the descent direction.
 
@@ -53,27 +69,38 @@ def dash_shrink(
 
     Call it once, between training on the old data and training on with the new data. Gradients are
     taken in eval mode; ``.grad``, modes, running statistics, random state and memory layout stay.
+    Memory: one float32 buffer per selected parameter, no copy of the model.
 
     Args:
-        model: Any module; changed in place.
+        model: Any module; changed in place. DistributedDataParallel, ``fully_shard`` and tensor
+            parallel models give the same factors on every rank.
         data: Batches, ``(input, target)`` or dicts with labels, oldest first and unshuffled; or a
             ``GradientDirection`` that was fed elsewhere.
         loss_fn: ``loss_fn(output, target)``, a scalar.
         alpha: Weight of the newest batch's gradient, in (0, 1].
-        floor: Smallest factor (the paper's lambda), in (0, 1].
+        floor: Smallest factor (the paper's lambda), in (0, 1]; or ``"auto"``, a rule of ours (not
+            the paper's) that looks at normalization, see ``choose_floors``.
         units: ``"kernel"`` (official: per (output, input) kernel of a convolution, per output
             elsewhere), ``"filter"``, ``"row"``, or a callable; see ``find_targets``.
         grad_mode: ``"eval"`` (official), ``"train"`` or ``"keep"``.
         max_batches: Use only the first so many batches.
         tail: Use only the last so many; the dropped ones carried (1 - alpha)^tail of the weight.
+            Measured at alpha 0.3 and 20 batches: the last 13 move no factor by more than 0.03, the
+            last 10 by 0.06, the last 5 by up to 0.5.
         include: Which parameters, see ``find_targets``.
         exclude: Which parameters not.
         bias: ``"vector"`` (official: one factor per bias) or ``"skip"``.
         zero_gradient: ``"floor"`` (official) or ``"keep"``, for units without any gradient.
         forward: ``forward(model, batch) -> loss`` for batches or losses of any other kind.
+        optimizer: Whose state goes along; its master copies of weights always do.
+        optimizer_state: ``"keep"`` (official), ``"reset"`` or ``"scale"`` (first moments by the
+            factors, second moments by their squares); touched parameters only.
+        along: EMA models, float32 master copies (modules or name -> tensor): shrunk along.
+        recalibrate_norm: Re-estimate BatchNorm statistics on so many batches after the shrink.
         inplace: False shrinks a copy, found in ``report.model``.
         dry_run: Compute and report everything, change nothing.
         progress: True for a bar, or ``callable(done, total)``.
+        process_group: Ranks that each hold part of the data, for unwrapped models.
 
     Returns:
         A ``ShrinkReport``; print it.
@@ -82,6 +109,7 @@ def dash_shrink(
         ValueError: For arguments out of range, an empty loader, a loss or gradient that is not
             finite (naming batch and parameter). No weight has changed then.
         TypeError: For batches that are not understood and for quantized weights.
+        RuntimeError: If another rank failed.
 
     Source: Shin, Oh, Cho, Yun 2024, "DASH: Warm-Starting Neural Network Training in Stationary
     Settings without Loss of Plasticity" (arXiv 2410.23495), and its official code.
@@ -96,14 +124,15 @@ def dash_shrink(
         (['weight', 'bias'], 5)
     """
     check_alpha(alpha)
-    check_floor(floor)
+    check_floor_rule(floor)
     check_zero_gradient(zero_gradient)
     if grad_mode not in GRAD_MODES:
         raise ValueError(f"grad_mode must be one of {GRAD_MODES}, got {grad_mode!r}")
-    if not inplace:
-        model = copy.deepcopy(model)
+    _check_recalibration(recalibrate_norm, data)
+    model = model if inplace else copy.deepcopy(model)
     targets, skipped = find_targets(model, units=units, include=include, exclude=exclude, bias=bias)
-    if isinstance(data, GradientDirection):
+    fed = isinstance(data, GradientDirection)
+    if fed:
         direction = data
         _check_fed(direction, targets)
     else:
@@ -117,33 +146,55 @@ def dash_shrink(
             tail=tail,
             forward=forward,
             progress=progress,
+            process_group=process_group,
         )
+    floors = choose_floors(targets, floor, direction.norms)
     factors: dict[str, Tensor] = {}
     rows: list[ParameterRow] = []
     with torch.no_grad():
         for t in targets:
-            factors[t.name], row = shrink_target(t, direction, floor, zero_gradient)
+            factors[t.name], row = shrink_target(t, direction, floors[t.name], zero_gradient)
             rows.append(row)
+    settings = {
+        "alpha": direction.alpha,
+        "floor": floor,
+        "units": units,
+        "grad_mode": "fed" if fed else grad_mode,
+        "bias": bias,
+        "zero_gradient": zero_gradient,
+        "optimizer_state": optimizer_state,
+    }
+    notes = [
+        *direction_notes(rows, grad_mode),
+        *statistics_notes(model, rows, recalibrate_norm),
+        *order_notes(data, direction.alpha),
+        *window_note(tail, direction.num_batches, direction.alpha),
+    ]
     report = ShrinkReport(
-        method="dash_shrink",
-        settings={
-            "alpha": direction.alpha,
-            "floor": floor,
-            "units": units,
-            "grad_mode": grad_mode,
-            "bias": bias,
-            "zero_gradient": zero_gradient,
-        },
-        rows=rows,
-        skipped=skipped,
-        num_batches=direction.num_batches,
-        applied=not dry_run,
-        factors=factors,
-        model=None if inplace else unwrap(model),
+        "dash_shrink", settings, rows, skipped, notes, direction.num_batches, factors=factors
+    )
+
+    def recalibrate() -> dict[str, Tensor]:
+        run = forward or (lambda m, batch: default_loss(m, batch, loss_fn))
+        return reestimated_statistics(unwrap(model), data, recalibrate_norm, run)
+
+    if not dry_run:
+        warn_if_untrained(model, targets)
+    commit(
+        model,
+        targets,
+        report,
+        # A direction of ours is not needed any more; its memory takes the products.
+        scratch=None if fed else direction,
+        inplace=inplace,
+        dry_run=dry_run,
+        optimizer=optimizer,
+        optimizer_state=optimizer_state,
+        along=along,
+        recalibrate=recalibrate if recalibrate_norm else None,
     )
     if not dry_run:
-        with shrunk(targets, factors):
-            pass
+        remember(model, targets)
     return report
 
 
@@ -169,6 +220,17 @@ def combined(t: Target, direction: GradientDirection) -> Tensor:
 
 def shuffled(g: Tensor, seed: int = 0) -> Tensor:
     """``g`` with its entries in another order, by its own generator: what chance looks like."""
+    if is_dtensor(g):
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(
+            shuffled(g.to_local(), seed),  # type: ignore[attr-defined]
+            g.device_mesh,  # type: ignore[attr-defined]
+            g.placements,  # type: ignore[attr-defined]
+            run_check=False,
+            shape=g.shape,
+            stride=g.stride(),
+        )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(g.numel(), generator=generator).to(g.device)
     return g.reshape(-1)[order].reshape(g.shape)
@@ -187,6 +249,8 @@ def shrink_target(
     s = factors_from_cosine(cosine, floor, no_signal=no_signal)
     s_null = factors_from_cosine(null, floor, no_signal=no_signal)
     square = full(sum_over(w.to(s.dtype) ** 2, t.dims))
+    before, after = float(square.sum().sqrt()), float((square * s * s).sum().sqrt())
+    norm = direction.norms.follows.get(t.module) if t.kind.endswith("weight") else None
     row = ParameterRow(
         name=t.name,
         aliases=t.aliases,
@@ -204,8 +268,10 @@ def shrink_target(
         null_mean_factor=float(s_null.mean()),
         null_mean_cosine=float(null.mean()),
         null_mean_abs_cosine=float(null.abs().mean()),
-        norm_before=float(square.sum().sqrt()),
-        norm_after=float((square * s * s).sum().sqrt()),
+        norm_before=before,
+        norm_after=after,
+        norm_follows=norm,
+        effective_lr=(before / after) ** 2 if norm is not None and after > 0 else None,
         zero_gradient=int(silent.sum()),
         zero_weight=int((square == 0).sum()),
     )
@@ -221,3 +287,14 @@ def _check_fed(direction: GradientDirection, targets: Sequence[Target]) -> None:
         )
     if direction.num_batches == 0:
         raise ValueError("the direction is empty: update() was never called")
+
+
+def _check_recalibration(batches: int, data: Any) -> None:
+    if not isinstance(batches, int) or isinstance(batches, bool) or batches < 0:
+        raise ValueError(f"recalibrate_norm must be a number of batches >= 0, got {batches!r}")
+    if not batches:
+        return
+    if isinstance(data, GradientDirection):
+        raise ValueError("recalibrate_norm needs data; a GradientDirection has none")
+    if isinstance(data, Iterator):
+        raise ValueError("recalibrate_norm iterates data again; pass a loader, not an iterator")

@@ -9,20 +9,28 @@ and leaves no trace on the model.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batches import Loss, default_loss, take_batches, to_device, track
 from .factors import accumulation_dtype
+from .norms import NormMap, watch_norms
 from .quiet import quiet
-from .ranks import local
+from .ranks import (
+    all_agree,
+    averages_itself,
+    is_dtensor,
+    is_fully_sharded,
+    local,
+    lowest,
+    mean_over_ranks,
+    rank_groups,
+)
 from .targets import Patterns, Target, find_targets, unwrap
-
-Loss = Callable[..., Tensor]
 
 
 def watched_parameters(targets: Sequence[Target]) -> dict[str, Tensor]:
@@ -80,6 +88,9 @@ class GradientDirection:
             targets, _ = find_targets(model, include=include, exclude=exclude, bias=bias)
         self.alpha = float(alpha)
         self.num_batches = 0
+        # What the first forward pass has shown about normalization; empty for a fed direction.
+        self.norms = NormMap()
+        self._groups = rank_groups(model)
         self._parameters = watched_parameters(targets)
         self._average = {
             name: torch.zeros_like(p, dtype=accumulation_dtype(p), requires_grad=False)
@@ -119,8 +130,9 @@ class GradientDirection:
                 average.mul_(1.0 - self.alpha)
                 g = gradients.get(name)
                 if g is not None:
+                    g = like(g.detach(), average)
                     # In two steps: alpha / scale alone may leave float32's range.
-                    average.sub_(g.detach().to(average.dtype).mul(1.0 / scale), alpha=self.alpha)
+                    average.sub_(g.to(average.dtype).mul(1.0 / scale), alpha=self.alpha)
         self.num_batches += 1
 
     def _check(self, gradients: Mapping[str, Tensor | None]) -> None:
@@ -138,7 +150,11 @@ class GradientDirection:
             )
         # One flag per parameter, one transfer per batch: a GPU is not stalled per parameter.
         flags = [local(g).isfinite().all() for g in given.values()]
-        finite = torch.stack([f.to(flags[0].device) for f in flags]).tolist()
+        finite = torch.stack([f.to(flags[0].device) for f in flags]).float()
+        if any(is_dtensor(g) for g in given.values()):
+            # Each rank sees its rows; all must refuse together or the next collective hangs.
+            finite = lowest(finite, self._groups)
+        finite = finite.bool().tolist()
         bad = [n for n, ok in zip(given, finite, strict=True) if not ok]
         if bad:
             shown = ", ".join(f"{n} {tuple(given[n].shape)}" for n in bad[:5])
@@ -146,6 +162,25 @@ class GradientDirection:
                 f"batch {self.num_batches}: gradient is NaN or infinite in {len(bad)} of "
                 f"{len(given)} parameters ({shown}); no weight was changed"
             )
+
+    def average_over_ranks(self, groups: Sequence[Any]) -> None:
+        """Mean of the ranks' directions: what averaged gradients would have given.
+
+        Raises:
+            ValueError: If the ranks saw different numbers of batches.
+        """
+        if not groups:
+            return
+        device = next(iter(self._average.values())).device
+        n = torch.tensor([self.num_batches, -self.num_batches], dtype=torch.float64, device=device)
+        fewest, most = lowest(n.float(), groups).tolist()
+        if fewest != -most:
+            raise ValueError(
+                f"ranks saw between {fewest:.0f} and {-most:.0f} batches; a moving average needs "
+                "equal numbers (use a DistributedSampler, or max_batches)"
+            )
+        for average in self._average.values():
+            mean_over_ranks(average, groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, alpha and the number of batches; resumes exactly."""
@@ -186,6 +221,7 @@ def measure_direction(
     tail: int | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     progress: Any = None,
+    process_group: Any = None,
 ) -> GradientDirection:
     """Feed ``direction`` with one pass over ``data``, without touching anything of the model.
 
@@ -202,6 +238,8 @@ def measure_direction(
         tail: Use only the last so many batches; older ones carry (1 - alpha)^tail of the weight.
         forward: ``forward(model, batch) -> loss`` for any other kind of batch or loss.
         progress: True for a bar, or ``callable(done, total)``.
+        process_group: Ranks that each hold part of the data, for models that are not wrapped in
+            DistributedDataParallel or sharded (those are recognized).
 
     Returns:
         ``direction``.
@@ -211,32 +249,61 @@ def measure_direction(
     """
     module = unwrap(model)
     compute_loss = forward or (lambda m, batch: default_loss(m, batch, loss_fn))
-    with quiet(module, grad_mode, data):
-        batches, total = take_batches(data, max_batches, tail)
-        for index, batch in enumerate(track(batches, total, progress)):
-            _add_batch(module, batch, index, compute_loss, direction)
-    if direction.num_batches == 0:
-        raise ValueError("data is empty: at least one batch is needed for a gradient direction")
+    groups = rank_groups(model, process_group)
+    device = next(iter(direction.parameters.values())).device
+    finished = False
+    try:
+        with quiet(module, grad_mode, data):
+            batches, total = take_batches(data, max_batches, tail)
+            for index, batch in enumerate(track(batches, total, progress)):
+                with watch_norms(module) if index == 0 else nullcontext(direction.norms) as seen:
+                    loss = compute_loss(module, to_device(batch, module))
+                direction.norms = seen
+                check_loss(loss, index)
+                gradients, scale = batch_gradients(module, loss, direction.parameters)
+                direction.update(gradients, scale=scale)
+            if direction.num_batches == 0:
+                raise ValueError("data is empty: a gradient direction needs at least one batch")
+        finished = True
+    finally:
+        # Also when this rank fails: the others would wait for it in the next collective for ever.
+        agreed = all_agree(finished, groups, device)
+    if not agreed:
+        raise RuntimeError("another rank failed during the gradient pass; no weight was changed")
+    if not averages_itself(module):
+        direction.average_over_ranks(groups)
     return direction
 
 
-def _add_batch(
-    module: nn.Module,
-    batch: Any,
-    index: int,
-    compute_loss: Callable[[nn.Module, Any], Tensor],
-    direction: GradientDirection,
-) -> None:
-    """Gradient of one batch's loss, into the moving average."""
-    loss = compute_loss(module, to_device(batch, module))
-    check_loss(loss, index)
-    names, parameters = zip(*direction.parameters.items(), strict=True)
-    half = any(p.dtype == torch.float16 for p in parameters)
+def batch_gradients(
+    module: nn.Module, loss: Tensor, parameters: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor | None], float]:
+    """Gradients of one loss, and the power of two that they were multiplied by.
+
+    ``.grad`` stays what it was, to the object.
+    """
+    half = any(p.dtype == torch.float16 for p in parameters.values())
     scale = loss_scale(loss.detach().item(), half)
-    gradients = torch.autograd.grad(
-        loss, parameters, torch.full_like(loss, scale), allow_unused=True
-    )
-    direction.update(dict(zip(names, gradients, strict=True)), scale=scale)
+    if not is_fully_sharded(module):
+        found = torch.autograd.grad(
+            loss, list(parameters.values()), torch.full_like(loss, scale), allow_unused=True
+        )
+        return dict(zip(parameters, found, strict=True)), scale
+    # fully_shard delivers sharded gradients into .grad only: borrow it and give it back.
+    everything = list(module.parameters())
+    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in everything):
+        raise RuntimeError(
+            "an optimizer steps inside backward (post-accumulate hooks); remove it for the pass"
+        )
+    before = [p.grad for p in everything]
+    try:
+        for p in everything:
+            p.grad = None
+        loss.backward(torch.full_like(loss, scale))
+        return {name: p.grad for name, p in parameters.items()}, scale
+    finally:
+        for p, grad in zip(everything, before, strict=True):
+            p.grad = grad
 
 
 def loss_scale(loss: float, half: bool) -> float:
@@ -248,6 +315,13 @@ def loss_scale(loss: float, half: bool) -> float:
     if loss == 0.0:
         return 1.0
     return math.ldexp(1.0, min(100, max(-100, -math.frexp(loss)[1]) + (8 if half else 0)))
+
+
+def like(g: Tensor, average: Tensor) -> Tensor:
+    """A gradient laid out over ranks as its moving average is."""
+    if is_dtensor(g) and g.placements != average.placements:  # type: ignore[attr-defined]
+        return g.redistribute(average.device_mesh, average.placements)  # type: ignore[attr-defined]
+    return g
 
 
 def check_alpha(alpha: float) -> None:
@@ -269,78 +343,3 @@ def check_loss(loss: Any, index: int) -> None:
     value = loss.detach().item()
     if not math.isfinite(value):
         raise ValueError(f"the loss of batch {index} is {value}; no weight was changed")
-
-
-def default_loss(model: nn.Module, batch: Any, loss_fn: Loss) -> Tensor:
-    """Loss of an ``(input, target)`` pair, or of a dict batch whose model returns a loss."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return loss_fn(model(batch[0]), batch[1])
-    if isinstance(batch, Mapping):
-        out = model(**batch)
-        loss = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
-        if loss is not None:
-            return loss
-        if "labels" in batch:
-            return loss_fn(getattr(out, "logits", out), batch["labels"])
-    what = f"{type(batch).__name__}" + (f" of {len(batch)}" if hasattr(batch, "__len__") else "")
-    raise TypeError(
-        f"a batch is a {what}; (input, target) pairs and dicts with labels are understood, "
-        "for anything else pass forward=lambda model, batch: loss"
-    )
-
-
-def to_device(batch: Any, model: nn.Module) -> Any:
-    """The batch's tensors where the model's first parameter is."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-
-    def move(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return x.to(device, non_blocking=True)
-        if isinstance(x, Mapping):
-            return {k: move(v) for k, v in x.items()}
-        if isinstance(x, (tuple, list)) and not hasattr(x, "_fields"):
-            return type(x)(move(v) for v in x)
-        return x
-
-    return move(batch)
-
-
-def take_batches(
-    data: Iterable[Any], max_batches: int | None, tail: int | None
-) -> tuple[Iterable[Any], int | None]:
-    """The chosen batches in their order, and how many there are if that is known."""
-    for name, value in (("max_batches", max_batches), ("tail", tail)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
-    if not isinstance(data, Iterable):
-        raise TypeError(f"data must be an iterable of batches, got {type(data).__name__}")
-    total = _length(data)
-    if max_batches is not None:
-        data = islice(data, max_batches)
-        total = None if total is None else min(total, max_batches)
-    if tail is None:
-        return data, total
-    if total is None:
-        kept: Sequence[Any] = list(deque(data, maxlen=tail))
-        return kept, len(kept)
-    return islice(data, max(0, total - tail), None), min(tail, total)
-
-
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except TypeError:  # iterable data sets and generators have no length
-        return None
-
-
-def track(batches: Iterable[Any], total: int | None, progress: Any) -> Iterator[Any]:
-    """Batches with a progress bar (``True``), a callback ``(done, total)``, or nothing."""
-    if progress is True:
-        from tqdm.auto import tqdm
-
-        yield from tqdm(batches, total=total, desc="gradient direction", leave=False)
-        return
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        if callable(progress):
-            progress(done, total)

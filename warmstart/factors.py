@@ -141,12 +141,12 @@ def shrink_factors(
     return factors_from_cosine(cosine, floor, no_signal=no_signal)
 
 
-def check_floor(floor: float) -> None:
+def check_floor(floor: float, name: str = "floor") -> None:
     """Refuse floors that could kill a unit for good (0), flip it (< 0) or grow it (> 1)."""
     if isinstance(floor, bool) or not isinstance(floor, (int, float)):
-        raise TypeError(f"floor must be a number in (0, 1], got {type(floor).__name__}")
+        raise TypeError(f"{name} must be a number in (0, 1], got {type(floor).__name__}")
     if not 0.0 < floor <= 1.0:
-        raise ValueError(f"floor must be in (0, 1], got {floor}")
+        raise ValueError(f"{name} must be in (0, 1], got {floor}")
 
 
 def check_zero_gradient(rule: str) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def is_dtensor(x: Tensor) -> bool:
@@ -38,3 +41,50 @@ def local_factor(parameter: Tensor, factor: Tensor) -> Tensor:
         for p in parameter.placements  # type: ignore[attr-defined]
     ]
     return everywhere.redistribute(mesh, placements).to_local()
+
+
+def rank_groups(model: nn.Module, process_group: Any = None) -> list[Any]:
+    """The process groups whose ranks work on one model together; empty on one process.
+
+    DistributedDataParallel brings its group, distributed tensors the groups of their mesh.
+    """
+    if process_group is not None:
+        return [process_group]
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return [model.process_group]
+    for p in model.parameters():
+        if is_dtensor(p):
+            mesh = p.device_mesh  # type: ignore[attr-defined]
+            return [mesh.get_group(i) for i in range(mesh.ndim)]
+    return []
+
+
+def averages_itself(model: nn.Module) -> bool:
+    """Whether gradients arrive averaged over ranks (sharded models do that in backward)."""
+    return any(is_dtensor(p) for p in model.parameters())
+
+
+def lowest(values: Tensor, groups: Sequence[Any]) -> Tensor:
+    """Elementwise minimum over ranks; ``values`` on one process."""
+    for group in groups:
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MIN, group=group)
+    return values
+
+
+def all_agree(ok: bool, groups: Sequence[Any], device: torch.device) -> bool:
+    """Whether every rank says yes."""
+    if not groups:
+        return ok
+    return bool(lowest(torch.tensor([float(ok)], device=device), groups))
+
+
+def mean_over_ranks(x: Tensor, groups: Sequence[Any]) -> None:
+    """Replace ``x`` by its mean over ranks."""
+    for group in groups:
+        torch.distributed.all_reduce(x, group=group)
+        x.div_(torch.distributed.get_world_size(group))
+
+
+def is_fully_sharded(model: nn.Module) -> bool:
+    """Whether ``fully_shard`` (FSDP2) was applied anywhere in the model."""
+    return any(c.__name__ == "FSDPModule" for m in model.modules() for c in type(m).__mro__)

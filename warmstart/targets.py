@@ -34,7 +34,7 @@ NORMS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
     """One tensor that will be multiplied by factors.
 
