@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .learning_rate import LR_SCALES, AdjustLr, shape_scale
 from .optimizer import SpectralOptimizer, check_non_negative, orthogonalize_all
-from .routing import MATRIX_VIEWS
-from .triton_kernels import orthogonalize
+from .routing import MATRIX_VIEWS, matrix_shape
+from .triton_kernels import orthogonalize, resolve_schedule
 
+Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
 METHODS = ("svd", "newton_schulz", "precise", "smoothed")
 
 
@@ -27,6 +29,8 @@ def specgd(
     weight_decay: float,
     method: str,
     smoothing: float,
+    ns_coefficients: Coefficients = "auto",
+    adjust_lr_fn: AdjustLr = "none",
     views: Sequence[str] | None = None,
     maximize: bool = False,
 ) -> None:
@@ -36,6 +40,7 @@ def specgd(
         params: Weights W of any shape, changed in place.
         grads: Gradients of the same shapes; never changed.
         momentum_buffers: Buffers of the same shapes, changed in place; empty if momentum is 0.
+            Their dtype is at least float32.
         lr: Step size, a float or a one-element tensor.
         momentum: Weight of the old buffer.
         nesterov: Whether to look ahead.
@@ -43,28 +48,41 @@ def specgd(
         weight_decay: Decay outside it, per unit of ``lr``.
         method: How the polar factor is computed.
         smoothing: Scale of the smoothed method.
+        ns_coefficients: See :class:`SpecGD`.
+        adjust_lr_fn: Shape factor on ``lr``, see ``learning_rate.shape_scale``.
         views: How each parameter is seen as matrices, see ``routing.as_matrices``; default "auto".
         maximize: Ascend instead of descend.
     """
     if not params:
         return
     views = ["auto"] * len(params) if views is None else views
-    g = torch._foreach_neg(grads) if maximize else list(grads)
+    # Half-precision noise would become full-size directions: the polar factor knows no scale.
+    g = [x.to(_wide(x.dtype)) for x in grads]
+    if maximize:
+        g = torch._foreach_neg(g)
     if l2:
-        g = torch._foreach_add(g, params, alpha=l2)
+        g = torch._foreach_add(g, [p.to(x.dtype) for p, x in zip(params, g, strict=True)], alpha=l2)
     if momentum:
-        g = [x.to(b.dtype) for x, b in zip(g, momentum_buffers, strict=True)]
         torch._foreach_lerp_(momentum_buffers, g, 1 - momentum)
         g = torch._foreach_lerp(g, momentum_buffers, momentum) if nesterov else momentum_buffers
     # A vector is a matrix of one column: its polar factor is the normalized vector.
     columns = [x if x.ndim >= 2 else x.reshape(-1, 1) for x in g]
-    updates = orthogonalize_all(
-        columns, views, partial(orthogonalize, method=method, smoothing=smoothing)
-    )
+    options: dict[str, Any] = {"method": method, "smoothing": smoothing}
+    if method == "newton_schulz" and ns_coefficients != "auto":
+        options["schedule"] = ns_coefficients
+    updates = orthogonalize_all(columns, views, partial(_polar, **options))
     if weight_decay:
         torch._foreach_mul_(params, 1 - lr * weight_decay)
-    for p, update in zip(params, updates, strict=True):
-        p.sub_(lr * update.reshape(p.shape))
+    for p, x, update, view in zip(params, columns, updates, views, strict=True):
+        p.sub_(lr * shape_scale(adjust_lr_fn, *matrix_shape(x, view)) * update.reshape(p.shape))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _polar(x: Tensor, **options: Any) -> Tensor:
+    return orthogonalize(x, dtype=x.dtype, **options)
 
 
 class SpecGD(SpectralOptimizer):
@@ -79,7 +97,8 @@ class SpecGD(SpectralOptimizer):
     T is the polar factor Q V^T of the compact singular value decomposition D = Q S V^T: zero
     singular directions stay zero, so T(0) = 0. Matrices are 2-D parameters, the matrices of a
     3-D stack, and convolutions flattened to (out, rest); a vector counts as one column, so its
-    step is the normalized gradient.
+    step is the normalized gradient. Gradients, momentum and T are at least float32, whatever the
+    weights' type.
 
     Args:
         params: Parameters, named parameters, or dicts of groups. A group may override every
@@ -91,10 +110,14 @@ class SpecGD(SpectralOptimizer):
             soft-thresholds the singular values of the target by l2 (default 0).
         weight_decay: Decoupled decay per unit of lr: the fixed point caps each singular value of
             W at 1 / weight_decay (default 0).
-        method: "svd" (exact), "newton_schulz" (fast, singular values within about 12 % of
-            one), "precise" (within 1e-3 of one for condition numbers up to 1e4), "smoothed"
-            (singular values s become s / sqrt(s^2 + smoothing^2)).
+        method: "svd" (exact), "newton_schulz" (fast, approximate), "precise" (singular values
+            within 1e-3 of one for condition numbers up to 1e4), "smoothed" (singular values s
+            become s / sqrt(s^2 + smoothing^2)).
         smoothing: The smoothed method's scale, in units of the gradient (default 1e-2).
+        ns_coefficients: The schedule of "newton_schulz": "auto" (the engine's own), a published
+            one's name, a triple applied five times, or a sequence of tuples, one per step.
+        adjust_lr_fn: Shape factor on lr: "none" (default), "original" (sqrt(max(1, m / n))),
+            or another of ``learning_rate.shape_scale``.
         maximize: Ascend instead of descend (default False).
 
     Raises:
@@ -126,6 +149,8 @@ class SpecGD(SpectralOptimizer):
         weight_decay: float = 0.0,
         method: str = "svd",
         smoothing: float = 1e-2,
+        ns_coefficients: Coefficients = "auto",
+        adjust_lr_fn: AdjustLr = "none",
         maximize: bool = False,
     ) -> None:
         defaults = {
@@ -136,6 +161,8 @@ class SpecGD(SpectralOptimizer):
             "weight_decay": weight_decay,
             "method": method,
             "smoothing": smoothing,
+            "ns_coefficients": ns_coefficients,
+            "adjust_lr_fn": adjust_lr_fn,
             "maximize": maximize,
             "matrix_view": "auto",
         }
@@ -153,6 +180,13 @@ class SpecGD(SpectralOptimizer):
             raise ValueError(f"method must be one of {METHODS}, but is {group['method']!r}")
         if group["method"] == "smoothed" and not group["smoothing"] > 0:
             raise ValueError(f"smoothing must be above 0, but is {group['smoothing']}")
+        if group["ns_coefficients"] != "auto":
+            resolve_schedule(group["ns_coefficients"])
+        if group["adjust_lr_fn"] not in LR_SCALES and not callable(group["adjust_lr_fn"]):
+            raise ValueError(
+                f"adjust_lr_fn must be one of {LR_SCALES} or a function of (m, n), "
+                f"but is {group['adjust_lr_fn']!r}"
+            )
         if group["matrix_view"] not in MATRIX_VIEWS:
             raise ValueError(
                 f"matrix_view must be one of {MATRIX_VIEWS}, but is {group['matrix_view']!r}"
@@ -166,7 +200,7 @@ class SpecGD(SpectralOptimizer):
         if group["momentum"]:
             for p in trained:
                 if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=_wide(p.dtype))
         params = [p for p in trained if p.grad is not None and p.numel() > 0]
         specgd(
             params,
@@ -179,6 +213,8 @@ class SpecGD(SpectralOptimizer):
             weight_decay=group["weight_decay"],
             method=group["method"],
             smoothing=group["smoothing"],
+            ns_coefficients=group["ns_coefficients"],
+            adjust_lr_fn=group["adjust_lr_fn"],
             views=[group["matrix_view"]] * len(params),
             maximize=group["maximize"],
         )

@@ -1,0 +1,318 @@
+"""LoRA mode: the two factors of every adapter, their learning rates, and the rate they make."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .learning_rate import shape_scale
+
+# PEFT: q.lora_A.default.weight, emb.lora_embedding_A.default; loralib: q.lora_A; torchtune:
+# q.lora_a.weight.
+_FACTOR = re.compile(
+    r"^(?:(?P<module>.*)\.)?lora_(?P<embedding>embedding_)?(?P<factor>[ABab])"
+    r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?:\.weight)?$"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPair:
+    """The two factors of one adapter: the weight changes by scale * lora_b @ lora_a.
+
+    The names are PEFT's. Kang et al. call lora_b (zero at the start) A and lora_a (random) B.
+
+    Args:
+        name: What reports call it.
+        lora_b: (m, r), the factor next to the output; convolutions are flattened to (out, rest).
+        lora_a: (r, n), the factor next to the input.
+        scale: c, in PEFT lora_alpha / r (default 1).
+
+    Raises:
+        ValueError: If the inner dimensions differ.
+
+    Example:
+        >>> import torch
+        >>> LoraPair("q", torch.zeros(6, 2), torch.randn(2, 4)).rank
+        2
+    """
+
+    name: str
+    lora_b: Tensor
+    lora_a: Tensor
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for factor, x in (("lora_b", self.lora_b), ("lora_a", self.lora_a)):
+            if x.ndim < 2:
+                raise ValueError(
+                    f"{factor} of {self.name!r} must be a matrix, but has shape {tuple(x.shape)}"
+                )
+        if self.lora_b.shape[1] != self.lora_a.shape[0]:
+            raise ValueError(
+                f"lora_b of {self.name!r} must be (m, r) and lora_a (r, n), but they are "
+                f"{tuple(self.lora_b.shape)} and {tuple(self.lora_a.shape)}"
+            )
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension r."""
+        return self.lora_a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the product."""
+        return self.lora_b.shape[0], self.lora_a[0].numel()
+
+
+def find_lora_pairs(model: nn.Module, *, adapter: str | None = None) -> list[LoraPair]:
+    """Pairs the LoRA factors of a model by their names (PEFT, loralib, torchtune).
+
+    Args:
+        model: Any module.
+        adapter: Only this adapter of a PEFT model (default: every one).
+
+    Returns:
+        One pair per adapted weight, in the model's order. The scale is read from the module
+        (PEFT's and loralib's ``scaling``, torchtune's ``alpha / rank``), 1 where there is none.
+
+    Raises:
+        ValueError: If a factor has no partner, or an adapter stacks several experts.
+
+    Example:
+        >>> layer = nn.Module()
+        >>> layer.lora_A, layer.lora_B = nn.Linear(4, 2), nn.Linear(2, 6)
+        >>> find_lora_pairs(nn.ModuleDict({"q": layer}))[0].shape
+        (6, 4)
+    """
+    found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        match = _FACTOR.match(name)
+        if match is None or (adapter is not None and match["adapter"] != adapter):
+            continue
+        key = (match["module"] or "", match["adapter"] or "")
+        found.setdefault(key, {})[match["factor"].lower()] = parameter
+    pairs = []
+    for (path, adapter_name), factors in found.items():
+        label = f"{path}.{adapter_name}" if adapter_name else path
+        if set(factors) != {"a", "b"}:
+            raise ValueError(f"{label!r} has only lora_{next(iter(factors))}: a pair needs both")
+        module = model.get_submodule(path)
+        if getattr(module, "num_experts", 1) > 1:
+            raise ValueError(
+                f"{label!r} stacks the adapters of {module.num_experts} experts in one matrix, "
+                "which find_lora_pairs does not take apart; build LoraPair objects by hand"
+            )
+        pairs.append(LoraPair(label, factors["b"], factors["a"], _scale(module, adapter_name)))
+    return pairs
+
+
+def _scale(module: nn.Module, adapter: str) -> float:
+    scaling = getattr(module, "scaling", None)
+    if isinstance(scaling, dict):
+        return float(scaling[adapter])
+    if scaling is not None:
+        return float(scaling)
+    if hasattr(module, "alpha") and hasattr(module, "rank"):
+        return float(module.alpha) / float(module.rank)
+    return 1.0
+
+
+def as_pairs(model: nn.Module | Iterable[LoraPair]) -> list[LoraPair]:
+    """Pairs of a model, or the pairs themselves.
+
+    Args:
+        model: A module to search, or pairs made by hand.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    pairs = find_lora_pairs(model) if isinstance(model, nn.Module) else list(model)
+    if not pairs:
+        raise ValueError(
+            "found no LoRA factors (parameters named lora_A and lora_B); pass LoraPair objects"
+        )
+    return pairs
+
+
+def lora_param_groups(
+    model: nn.Module | Iterable[LoraPair],
+    *,
+    lr_b: float,
+    lr_a: float,
+    adjust_lr_b: str = "none",
+    adjust_lr_a: str = "none",
+    lr_other: float | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Parameter groups for SpecGD or Muon: each factor has its own rate and shape factor.
+
+    The optimizer orthogonalizes each factor by itself, all factors of one shape in one batch.
+    Nothing about the rates is left implicit: torch.optim.Muon's default would multiply lr_b by
+    sqrt(m / r) and lr_a by 1.
+
+    Args:
+        model: A module whose trainable parameters are grouped, or pairs made by hand.
+        lr_b: Learning rate of lora_b, the factor that starts at zero.
+        lr_a: Learning rate of lora_a.
+        adjust_lr_b: Shape factor on lr_b: "none" (1), "original" (sqrt(max(1, m / r))) or
+            "match_rms_adamw" (0.2 sqrt(max(m, r))).
+        adjust_lr_a: The same for lr_a, whose matrix is r x n.
+        lr_other: Learning rate of everything else that is trainable (heads, norms, biases).
+        **options: Further options of every group, for example ``weight_decay=0.0``.
+
+    Returns:
+        Groups "lora_b", "lora_a" and, where needed, "other" (key ``factor``), with names.
+
+    Raises:
+        ValueError: If there are no trainable factors, or other parameters but no lr_other.
+
+    Source:
+        Kang et al., arXiv 2602.06385: both factors orthogonalized separately; the product's
+        square-rooted singular values grow at sqrt(scale lr_a lr_b) per step.
+
+    Example:
+        >>> import torch
+        >>> from torch_specgd import SpecGD
+        >>> pair = LoraPair("q", nn.Parameter(torch.zeros(6, 2)), nn.Parameter(torch.randn(2, 4)))
+        >>> optimizer = SpecGD(lora_param_groups([pair], lr_b=0.02, lr_a=0.01))
+        >>> [(group["factor"], group["lr"]) for group in optimizer.param_groups]
+        [('lora_b', 0.02), ('lora_a', 0.01)]
+    """
+    if isinstance(model, nn.Module):
+        names = {id(p): name for name, p in model.named_parameters()}
+        trained = [p for p in model.parameters() if p.requires_grad]
+    else:
+        names, trained, model = {}, [], list(model)
+    pairs = as_pairs(model)
+    factors = {
+        "lora_b": [(names.get(id(p.lora_b), f"{p.name}.lora_b"), p.lora_b) for p in pairs],
+        "lora_a": [(names.get(id(p.lora_a), f"{p.name}.lora_a"), p.lora_a) for p in pairs],
+    }
+    factors = {key: [x for x in found if x[1].requires_grad] for key, found in factors.items()}
+    if not any(factors.values()):
+        raise ValueError("no LoRA factor is trainable: requires_grad is False for all of them")
+    paired = {id(p) for found in factors.values() for _, p in found}
+    other = [(names[id(p)], p) for p in trained if id(p) not in paired]
+    if other and lr_other is None:
+        raise ValueError(
+            f"{len(other)} trainable parameters are no LoRA factors, the first is {other[0][0]!r}; "
+            "give lr_other, or freeze them"
+        )
+    rates = {"lora_b": (lr_b, adjust_lr_b), "lora_a": (lr_a, adjust_lr_a)}
+    groups = [
+        {
+            "params": found,
+            "factor": key,
+            "lr": rates[key][0],
+            "adjust_lr_fn": rates[key][1],
+            **options,
+        }
+        for key, found in factors.items()
+        if found
+    ]
+    if other:
+        groups.append({"params": other, "factor": "other", "lr": lr_other, **options})
+    return groups
+
+
+@dataclass(frozen=True)
+class LoraRate:
+    """How fast one adapter's product can grow under a spectral optimizer.
+
+    Args:
+        name: The adapter.
+        shape: (m, n) of the product.
+        rank: r.
+        scale: c.
+        lr_b: Step of lora_b in spectral norm, shape factor included.
+        lr_a: Step of lora_a in spectral norm.
+        stuck: Whether both factors are zero: then both gradients are, for ever.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    scale: float
+    lr_b: float
+    lr_a: float
+    stuck: bool
+
+    @property
+    def effective_rate(self) -> float:
+        """sqrt(c lr_b lr_a): growth per step of sqrt(sigma) of c lora_b @ lora_a."""
+        return (self.scale * self.lr_b * self.lr_a) ** 0.5
+
+    def predicted_steps(self, sigma: float) -> float:
+        """Steps until a mode from near zero reaches sigma: sqrt(sigma) / effective_rate."""
+        return sigma**0.5 / self.effective_rate if self.effective_rate else float("inf")
+
+
+class LoraReport(list[LoraRate]):
+    """The rates of all adapters; prints as a table."""
+
+    def __str__(self) -> str:
+        head = f"{'adapter':40} {'m x n':>13} {'r':>4} {'c':>6} {'lr_b':>9} {'lr_a':>9} {'rate':>9}"
+        rows = [
+            f"{x.name[-40:]:40} {f'{x.shape[0]} x {x.shape[1]}':>13} {x.rank:4d} {x.scale:6.3g} "
+            f"{x.lr_b:9.3g} {x.lr_a:9.3g} {x.effective_rate:9.3g}"
+            + ("  both factors are zero: cannot train" if x.stuck else "")
+            for x in self
+        ]
+        return "\n".join([head, *rows])
+
+
+def lora_report(model: nn.Module | Iterable[LoraPair], optimizer: Optimizer) -> LoraReport:
+    """Reports each adapter's effective rate sqrt(c lr_a lr_b) under an optimizer.
+
+    Args:
+        model: A module or pairs.
+        optimizer: SpecGD, Muon or torch.optim.Muon that holds the factors; their current
+            learning rates count. A factor that it does not hold has rate 0.
+
+    Returns:
+        One :class:`LoraRate` per adapter; ``print`` shows a table.
+
+    Raises:
+        ValueError: If there are no pairs, or the optimizer is not spectral.
+
+    Example:
+        >>> import torch
+        >>> from torch_specgd import SpecGD
+        >>> pair = LoraPair("q", torch.zeros(6, 2), torch.randn(2, 4), scale=4.0)
+        >>> optimizer = SpecGD([pair.lora_a, pair.lora_b], lr=0.01)
+        >>> rate = lora_report([pair], optimizer)[0]
+        >>> round(rate.effective_rate, 6), round(rate.predicted_steps(1.0), 6)
+        (0.02, 50.0)
+    """
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    return LoraReport(
+        LoraRate(
+            pair.name,
+            pair.shape,
+            pair.rank,
+            pair.scale,
+            _spectral_step(pair.lora_b, groups),
+            _spectral_step(pair.lora_a, groups),
+            bool(~pair.lora_b.any() & ~pair.lora_a.any()),
+        )
+        for pair in as_pairs(model)
+    )
+
+
+def _spectral_step(factor: Tensor, groups: dict[int, dict[str, Any]]) -> float:
+    group = groups.get(id(factor))
+    if group is None:
+        return 0.0
+    if "adjust_lr_fn" not in group:
+        raise ValueError(
+            "the optimizer is not spectral: its groups have no adjust_lr_fn; an effective rate "
+            "is known for SpecGD, Muon and torch.optim.Muon"
+        )
+    m, n = factor.flatten(1).shape
+    return float(group["lr"]) * shape_scale(group["adjust_lr_fn"], m, n)
