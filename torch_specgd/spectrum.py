@@ -110,25 +110,24 @@ def lora_balance(lora_b: Tensor, lora_a: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(_gram_root(_wide(lora_b)) - _gram_root(_wide(lora_a).mT))
 
 
-def mode_projections(left: Tensor, right: Tensor, target: Tensor, modes: int) -> Tensor:
-    """d_i = u_i^T (left right) v_i in the singular basis of a target Y = U Sigma V^T.
+def mode_projections(left: Tensor, right: Tensor, u: Tensor, vh: Tensor) -> Tensor:
+    """d_i = u_i^T (left right) v_i: how much of each of a target's modes a product has learned.
 
     Args:
         left: (..., m, r).
         right: (..., r, n).
-        target: Y, (m, n).
-        modes: How many of the target's largest modes.
+        u: Left singular vectors of the target Y = U Sigma V^T, (m, k).
+        vh: V^T, (k, n).
 
     Returns:
-        (..., modes).
+        (..., k).
 
     Example:
         >>> y = torch.diag(torch.tensor([3.0, 1.0]))
-        >>> mode_projections(y, torch.eye(2), y, 2)
+        >>> u, sigma, vh = torch.linalg.svd(y)
+        >>> mode_projections(y, torch.eye(2), u, vh)
         tensor([3., 1.])
     """
-    u, _, vh = torch.linalg.svd(_wide(target), full_matrices=False)
-    u, vh = u[:, :modes].to(left.dtype), vh[:modes].to(right.dtype)
     return ((u.mT @ left) * (vh @ right.mT)).sum(-1)
 
 
@@ -206,6 +205,16 @@ class SpectrumTracker:
                     f"target {name!r} belongs to nothing recorded: "
                     f"{[*self.pairs, *self.weights][:20]}"
                 )
+        self._left, self._right = self._target_bases()
+
+    def _target_bases(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Singular vectors of the targets, as many as the watched matrix has rank for."""
+        left, right = {}, {}
+        for name, target in self.targets.items():
+            u, _, vh = torch.linalg.svd(_wide(target.detach()), full_matrices=False)
+            modes = min(self.pairs[name].rank if name in self.pairs else len(vh), len(vh))
+            left[name], right[name] = u[:, :modes], vh[:modes]
+        return left, right
 
     def update(self, step: int | None = None) -> None:
         """Call once after every optimizer step; records if the step is a multiple of ``every``.
@@ -252,9 +261,8 @@ class SpectrumTracker:
     def _modes(self, name: str, left: Tensor, right: Tensor) -> list[float] | None:
         if name not in self.targets:
             return None
-        count = min(left.shape[-1], *self.targets[name].shape)
-        target = self.targets[name].to(left.device)
-        return mode_projections(left, right, target, count).tolist()
+        u, vh = (x[name].to(left) for x in (self._left, self._right))
+        return mode_projections(left, right, u, vh).tolist()
 
     def _append(
         self, step: int, name: str, kind: str, sigma: Tensor, rate: float | None, **more: Any
