@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from .distributed.layout import local, local_like, without_partial_sums
 from .learning_rate import LR_SCALES, AdjustLr
 from .muon_step import MAX_BATCH_BYTES, Coefficients, muon
 from .optimizer import SpectralOptimizer, check_non_negative
@@ -67,6 +68,10 @@ class Muon(SpectralOptimizer):
         foreach: False steps one matrix at a time; None and True batch (default None).
         capturable: Keeps AdamW's step counter on the parameter's device, for CUDA graphs
             (default False).
+        share_work: The parameters are replicated over the default process group, as under DDP:
+            each matrix is orthogonalized by one rank and the results are shared, bit for bit
+            (default False). DTensors (FSDP2, HSDP, tensor parallelism) need no argument: each
+            says by itself how it is spread. No effect without a process group.
 
     Raises:
         ValueError: On a value out of range, an unknown name, or ``use_muon=True`` on a vector.
@@ -110,6 +115,7 @@ class Muon(SpectralOptimizer):
         max_batch_bytes: int = MAX_BATCH_BYTES,
         foreach: bool | None = None,
         capturable: bool = False,
+        share_work: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -130,6 +136,7 @@ class Muon(SpectralOptimizer):
             "max_batch_bytes": max_batch_bytes,
             "foreach": foreach,
             "capturable": capturable,
+            "share_work": share_work,
             "use_muon": None,
             "matrix_view": "auto",
             "split": None,
@@ -165,6 +172,8 @@ class Muon(SpectralOptimizer):
             raise ValueError(
                 f"max_batch_bytes must be a positive integer, but is {group['max_batch_bytes']!r}"
             )
+        if not isinstance(group["share_work"], bool):
+            raise TypeError(f"share_work must be True or False, but is {group['share_work']!r}")
         check_split(group["split"])
         if group["matrix_view"] not in MATRIX_VIEWS:
             raise ValueError(
@@ -221,6 +230,7 @@ class Muon(SpectralOptimizer):
             neuron_beta=group["neuron_beta"] or 0.0,
             rounding=self._random_bits(group, matrices),
             max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
+            share_work=group["share_work"],
         )
         self._adamw(others, group)
 
@@ -233,7 +243,8 @@ class Muon(SpectralOptimizer):
         if is_matrix and group["neuron_beta"] is not None and "neuron_second_moment" not in state:
             dims = input_dims(p, MatrixView(group["matrix_view"]))
             wide = torch.promote_types(p.dtype, torch.float32)
-            state["neuron_second_moment"] = torch.zeros_like(p, dtype=wide).sum(dims, keepdim=True)
+            zeros = torch.zeros_like(p, dtype=wide).sum(dims, keepdim=True)
+            state["neuron_second_moment"] = without_partial_sums(zeros)
         if not is_matrix and "exp_avg" not in state:
             device = p.device if group["capturable"] else "cpu"
             state["step"] = torch.zeros((), device=device)
@@ -251,14 +262,17 @@ class Muon(SpectralOptimizer):
         if not params:
             return
         states = [self.state[p] for p in params]
+        # Elementwise: this rank's pieces are enough.
+        weights = [local(p) for p in params]
+        averages = [local(s["exp_avg"]) for s in states]
         # A checkpoint may hold float32 state of bfloat16 vectors: such steps are done in float32.
-        wide = [p.to(s["exp_avg"].dtype) for p, s in zip(params, states, strict=True)]
+        wide = [p.to(x.dtype) for p, x in zip(weights, averages, strict=True)]
         beta1, beta2 = group["adamw_betas"]
         adamw(
             wide,
-            [p.grad.to(w.dtype) for p, w in zip(params, wide, strict=True)],  # type: ignore[union-attr]
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
+            [local_like(p.grad, p).to(w.dtype) for p, w in zip(params, wide, strict=True)],  # type: ignore[arg-type]
+            averages,
+            [local(s["exp_avg_sq"]) for s in states],
             [],
             [s["step"] for s in states],
             foreach=group["foreach"],
@@ -271,6 +285,6 @@ class Muon(SpectralOptimizer):
             eps=group["adamw_eps"],
             maximize=group["maximize"],
         )
-        for p, w in zip(params, wide, strict=True):
+        for p, w in zip(weights, wide, strict=True):
             if w is not p:
                 p.copy_(w)

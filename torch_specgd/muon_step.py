@@ -6,6 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .distributed.layout import Layout, local, local_like, rewrapped
+from .distributed.orthogonalize import orthogonalize_distributed
 from .learning_rate import AdjustLr, shape_scale
 from .optimizer import orthogonalize_all
 from .routing import MatrixView, input_dims, matrix_shape
@@ -36,11 +38,13 @@ def muon(
     neuron_beta: float = 0.95,
     rounding: torch.Generator | None = None,
     max_batch_bytes: int = MAX_BATCH_BYTES,
+    share_work: bool = False,
 ) -> None:
     """One Muon step on matrices, in place; the equation stands at :class:`Muon`.
 
     Args:
-        params: Weights W of two or more dimensions, changed in place.
+        params: Weights W of two or more dimensions, changed in place; plain tensors or DTensors,
+            with gradients and buffers of the same kind.
         grads: Gradients G of the same shapes; never changed.
         momentum_buffers: Buffers B of the same shapes, changed in place.
         lr: Learning rate, a float or a one-element tensor (used without a device sync).
@@ -58,8 +62,12 @@ def muon(
         neuron_beta: Averaging coefficient of ``second_moments``.
         rounding: Source of random bits for buffers that are rounded to bfloat16.
         max_batch_bytes: Bound on the bytes of updates that exist at one time.
+        share_work: See :class:`Muon`.
     """
     views = ["auto"] * len(params) if views is None else views
+    # All but the orthogonalization is elementwise: it runs on this rank's pieces.
+    grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
+    momentum_buffers = [local(b) for b in momentum_buffers]
     if maximize:
         grads = list(torch._foreach_neg(grads)) if grads else grads
     grads = update_momentum(momentum_buffers, grads, momentum, rounding)
@@ -70,18 +78,37 @@ def muon(
         seen = [MatrixView.of(views[i]) for i in chunk]
         g = [grads[i].to(x.dtype) for i, x in zip(chunk, b, strict=True)]
         updates = torch._foreach_lerp(g, b, momentum) if nesterov else b
-        updates = orthogonalize_all(updates, seen, engine, scale)
+        updates = orthogonalize_distributed(
+            updates,
+            [Layout.of(p) for p in weights],
+            seen,
+            partial(_orthogonalize_some, views=seen, engine=engine, scale=scale),
+            share_work=share_work,
+        )
         if second_moments is not None:
             updates = [
-                neuron_normalize(o, second_moments[i], neuron_beta, input_dims(o, v))
-                for i, o, v in zip(chunk, updates, seen, strict=True)
+                local(neuron_normalize(rewrapped(o, p), second_moments[i], neuron_beta, dims))
+                for i, o, p, dims in zip(
+                    chunk, updates, weights, map(input_dims, weights, seen), strict=True
+                )
             ]
         # A split parameter's pieces have been scaled one by one.
         scales = [
             scale(*matrix_shape(p, v)) if v.split is None else 1.0
             for p, v in zip(weights, seen, strict=True)
         ]
-        _apply(weights, updates, scales, lr, weight_decay, cautious)
+        _apply([local(p) for p in weights], updates, scales, lr, weight_decay, cautious)
+
+
+def _orthogonalize_some(
+    updates: list[Tensor],
+    members: Sequence[int],
+    *,
+    views: Sequence[MatrixView],
+    engine: Callable[[Tensor], Tensor],
+    scale: Callable[[int, int], float],
+) -> list[Tensor]:
+    return orthogonalize_all(updates, [views[i] for i in members], engine, scale)
 
 
 def update_momentum(

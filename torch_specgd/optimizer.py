@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from .distributed.layout import check_layout
 from .routing import MatrixView, as_matrices, describe, matrix_shape, names_of
 
 # Stands in a checkpoint where a setting was a function: code is not data.
@@ -125,6 +126,7 @@ class SpectralOptimizer(Optimizer):
                         f"{type(self).__name__} needs real floating-point parameters, "
                         f"but {describe(p, name)} is {p.dtype}"
                     )
+                check_layout(p, name)
                 self._check_parameter(p, name, group)
         except (TypeError, ValueError):
             self.param_groups.pop()

@@ -92,6 +92,14 @@ def input_dims(x: Tensor, view: str | MatrixView) -> tuple[int, ...]:
     return (x.ndim - 2,) if kind == "transposed" else (x.ndim - 1,)
 
 
+def batch_dims(ndim: int, view: str | MatrixView) -> int:
+    """Number of leading dimensions that count matrices, so that a slice of them is whole ones."""
+    kind, split = MatrixView.of(view)
+    if kind == "flatten" or (kind == "auto" and ndim != 3):
+        return 0
+    return ndim - 2 if split is None or split[0] % ndim >= ndim - 2 else 0
+
+
 def _is_flat(x: Tensor, kind: str) -> bool:
     return kind == "flatten" or (kind == "auto" and x.ndim != 3)
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .distributed.layout import Layout, local, local_like
+from .distributed.orthogonalize import orthogonalize_distributed
 from .learning_rate import LR_SCALES, AdjustLr, shape_scale
 from .optimizer import SpectralOptimizer, check_non_negative, orthogonalize_all
 from .routing import MATRIX_VIEWS, matrix_shape
@@ -33,11 +35,13 @@ def specgd(
     adjust_lr_fn: AdjustLr = "none",
     views: Sequence[str] | None = None,
     maximize: bool = False,
+    share_work: bool = False,
 ) -> None:
     """One SpecGD step, in place; the equation stands at :class:`SpecGD`.
 
     Args:
-        params: Weights W of any shape, changed in place.
+        params: Weights W of any shape, changed in place; plain tensors or DTensors, with
+            gradients and buffers of the same kind.
         grads: Gradients of the same shapes; never changed.
         momentum_buffers: Buffers of the same shapes, changed in place; empty if momentum is 0.
             Their dtype is at least float32.
@@ -52,10 +56,21 @@ def specgd(
         adjust_lr_fn: Shape factor on ``lr``, see ``learning_rate.shape_scale``.
         views: How each parameter is seen as matrices, see ``routing.as_matrices``; default "auto".
         maximize: Ascend instead of descend.
+        share_work: See :class:`SpecGD`.
     """
     if not params:
         return
     views = ["auto"] * len(params) if views is None else views
+    # A vector is a matrix of one column: its polar factor is the normalized vector.
+    layouts = [x if len(x.shape) >= 2 else x.as_column() for x in map(Layout.of, params)]
+    shapes = [
+        matrix_shape(p, view) if p.ndim >= 2 else (p.numel(), 1)
+        for p, view in zip(params, views, strict=True)
+    ]
+    # All but the orthogonalization is elementwise: it runs on this rank's pieces.
+    grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
+    momentum_buffers = [local(b) for b in momentum_buffers]
+    params = [local(p) for p in params]
     # Half-precision noise would become full-size directions: the polar factor knows no scale.
     g = [x.to(_wide(x.dtype)) for x in grads]
     if maximize:
@@ -65,16 +80,19 @@ def specgd(
     if momentum:
         torch._foreach_lerp_(momentum_buffers, g, 1 - momentum)
         g = torch._foreach_lerp(g, momentum_buffers, momentum) if nesterov else momentum_buffers
-    # A vector is a matrix of one column: its polar factor is the normalized vector.
     columns = [x if x.ndim >= 2 else x.reshape(-1, 1) for x in g]
     options: dict[str, Any] = {"method": method, "smoothing": smoothing}
     if method == "newton_schulz" and ns_coefficients != "auto":
         options["schedule"] = ns_coefficients
-    updates = orthogonalize_all(columns, views, partial(_polar, **options))
+
+    def polar(xs: list[Tensor], members: list[int]) -> list[Tensor]:
+        return orthogonalize_all(xs, [views[i] for i in members], partial(_polar, **options))
+
+    updates = orthogonalize_distributed(columns, layouts, views, polar, share_work=share_work)
     if weight_decay:
         torch._foreach_mul_(params, 1 - lr * weight_decay)
-    for p, x, update, view in zip(params, columns, updates, views, strict=True):
-        p.sub_(lr * shape_scale(adjust_lr_fn, *matrix_shape(x, view)) * update.reshape(p.shape))
+    for p, update, shape in zip(params, updates, shapes, strict=True):
+        p.sub_(lr * shape_scale(adjust_lr_fn, *shape) * update.reshape(p.shape))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -119,6 +137,9 @@ class SpecGD(SpectralOptimizer):
         adjust_lr_fn: Shape factor on lr: "none" (default), "original" (sqrt(max(1, m / n))),
             or another of ``learning_rate.shape_scale``.
         maximize: Ascend instead of descend (default False).
+        share_work: The parameters are replicated over the default process group, as under DDP:
+            each matrix is orthogonalized by one rank and the results are shared, bit for bit
+            (default False). DTensors need no argument. No effect without a process group.
 
     Raises:
         ValueError: On a value out of range, or nesterov without momentum.
@@ -152,6 +173,7 @@ class SpecGD(SpectralOptimizer):
         ns_coefficients: Coefficients = "auto",
         adjust_lr_fn: AdjustLr = "none",
         maximize: bool = False,
+        share_work: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -164,6 +186,7 @@ class SpecGD(SpectralOptimizer):
             "ns_coefficients": ns_coefficients,
             "adjust_lr_fn": adjust_lr_fn,
             "maximize": maximize,
+            "share_work": share_work,
             "matrix_view": "auto",
         }
         super().__init__(params, defaults)
@@ -187,6 +210,8 @@ class SpecGD(SpectralOptimizer):
                 f"adjust_lr_fn must be one of {LR_SCALES} or a function of (m, n), "
                 f"but is {group['adjust_lr_fn']!r}"
             )
+        if not isinstance(group["share_work"], bool):
+            raise TypeError(f"share_work must be True or False, but is {group['share_work']!r}")
         if group["matrix_view"] not in MATRIX_VIEWS:
             raise ValueError(
                 f"matrix_view must be one of {MATRIX_VIEWS}, but is {group['matrix_view']!r}"
@@ -217,4 +242,5 @@ class SpecGD(SpectralOptimizer):
             adjust_lr_fn=group["adjust_lr_fn"],
             views=[group["matrix_view"]] * len(params),
             maximize=group["maximize"],
+            share_work=group["share_work"],
         )
