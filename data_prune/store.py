@@ -153,6 +153,18 @@ class Store:
             self._allocate(name, *spec)
             self.arrays[name][..., :used] = old[name]
 
+    def move(self, old: NDArray, new: NDArray) -> None:
+        """Carry what examples at ``old`` have in the open epoch to ``new``; they had no other."""
+        for name, array in self.arrays.items():
+            values = array[..., old].copy()
+            array[..., old] = self._specs()[name][2]
+            array[..., new] = values
+        place = dict(zip(old.tolist(), new.tolist(), strict=True))
+        self.repeats = [
+            (np.array([place.get(i, i) for i in index.tolist()], dtype=np.int64), values)
+            for index, values in self.repeats
+        ]
+
     # -- one batch ------------------------------------------------------------------------
 
     def rows(self) -> dict[str, NDArray]:

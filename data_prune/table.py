@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,14 +207,11 @@ class ScoreTable:
         Example:
             >>> one = np.zeros(1)
             >>> ScoreTable(one.astype(int), one.astype(int), one, one, one).digest()[:6]
-            'a185b6'
+            'd3f6d3'
         """
-        h = hashlib.blake2b(digest_size=16)
-        for part in self._parts():
-            h.update(example_ids(self.key[part]).tobytes())
-            for name, dtype in (("label", "<i4"), ("score", "<f8"), ("mean_prob", "<f8")):
-                h.update(np.ascontiguousarray(getattr(self, name)[part], dtype=dtype).tobytes())
-        return h.hexdigest()
+        digest = _Digest()
+        digest.add(self)
+        return digest.hex()
 
     @classmethod
     def average(cls, tables: Sequence[ScoreTable]) -> ScoreTable:
@@ -254,14 +251,7 @@ class ScoreTable:
 
     def to_parquet(self, path: str | os.PathLike) -> None:
         """Write one Parquet file: a column for each array, ``meta`` and the digest as metadata."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns = {name: pa.array(getattr(self, name)) for name in _COLUMNS}
-        columns |= {name: pa.array(values) for name, values in self.peers.items()}
-        meta = {"meta": self.meta, "digest": self.digest(), "peers": list(self.peers)}
-        table = pa.table(columns).replace_schema_metadata({META_KEY: json.dumps(meta).encode()})
-        pq.write_table(table, Path(path), compression="zstd")
+        write_tables([self], path)
 
     @classmethod
     def from_parquet(
@@ -280,10 +270,11 @@ class ScoreTable:
         import pyarrow.parquet as pq
 
         table = pq.read_table(Path(path))
+        metadata = pq.read_metadata(Path(path)).metadata or {}
         missing = [name for name in _COLUMNS if name not in table.column_names]
         if missing:
             raise ValueError(f"{path} lacks the columns {missing}; it has {table.column_names}")
-        stored = json.loads((table.schema.metadata or {}).get(META_KEY, b"{}"))
+        stored = json.loads(metadata.get(META_KEY, b"{}"))
         extra = stored.get("peers", [n for n in table.column_names if n not in _COLUMNS])
         arrays = {name: table[name].to_numpy() for name in (*_COLUMNS, *extra)}
         result = cls(
@@ -298,3 +289,49 @@ class ScoreTable:
                 f"{path} scores {len(result)} examples, the data set has {num_examples}"
             )
         return result
+
+
+class _Digest:
+    """Hash of rows that arrive in pieces: each column is hashed by itself, then all together."""
+
+    def __init__(self) -> None:
+        self.columns = {"label": "<i4", "score": "<f8", "mean_prob": "<f8"}
+        self.hashes = {name: hashlib.blake2b(digest_size=16) for name in ("key", *self.columns)}
+
+    def add(self, table: ScoreTable) -> None:
+        for part in table._parts():
+            self.hashes["key"].update(example_ids(table.key[part]).tobytes())
+            for name, dtype in self.columns.items():
+                column = np.ascontiguousarray(getattr(table, name)[part], dtype=dtype)
+                self.hashes[name].update(column.tobytes())
+
+    def hex(self) -> str:
+        joined = b"".join(h.digest() for h in self.hashes.values())
+        return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+
+def write_tables(tables: Iterable[ScoreTable], path: str | os.PathLike) -> None:
+    """Write tables below each other into one Parquet file, one at a time.
+
+    The file appears under its name when it is complete: a killed run leaves no half table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    writer, digests, meta, peers = None, _Digest(), {}, []
+    for table in tables:
+        columns = {name: pa.array(getattr(table, name)) for name in _COLUMNS}
+        columns |= {name: pa.array(values) for name, values in table.peers.items()}
+        batch = pa.table(columns)
+        if writer is None:
+            writer = pq.ParquetWriter(temporary, batch.schema, compression="zstd")
+            meta, peers = table.meta, list(table.peers)
+        writer.write_table(batch)
+        digests.add(table)
+    assert writer is not None
+    stored = {"meta": meta, "digest": digests.hex(), "peers": peers}
+    writer.add_key_value_metadata({META_KEY.decode(): json.dumps(stored)})
+    writer.close()
+    os.replace(temporary, path)

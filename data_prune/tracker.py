@@ -18,7 +18,7 @@ from torch import Tensor
 from data_prune import distributed
 from data_prune.observe import PEERS, TASKS, observe
 from data_prune.store import Store
-from data_prune.table import ScoreTable
+from data_prune.table import ScoreTable, write_tables
 
 __all__ = ["DualTracker"]
 
@@ -283,13 +283,33 @@ class DualTracker:
         Raises:
             RuntimeError: if fewer epochs are closed.
         """
+        self._check_epochs(min_epochs)
+        return self._table(slice(0, self.num_examples))
+
+    def to_parquet(self, path: str | os.PathLike, *, min_epochs: int | None = None) -> None:
+        """Write the table to one Parquet file without ever holding all of it in memory.
+
+        Args:
+            path: the file; ``ScoreTable.from_parquet`` and ``select_parquet`` read it.
+            min_epochs: as for ``table``.
+        """
+        self._check_epochs(min_epochs)
+        size = 1 << 20
+        write_tables(
+            (
+                self._table(slice(start, min(start + size, self.num_examples)))
+                for start in range(0, self.num_examples, size)
+            ),
+            path,
+        )
+
+    def _check_epochs(self, min_epochs: int | None) -> None:
         needed = self.epochs if min_epochs is None else max(min_epochs, self.window)
         if self.epoch < needed:
             raise RuntimeError(
                 f"table() needs {needed} recorded epochs, {self.epoch} are closed"
                 " (end_epoch() closes one)"
             )
-        return self._table(slice(0, self.num_examples))
 
     def _table(self, part: slice) -> ScoreTable:
         """Columns of a range of examples: sums divided by their counts."""
@@ -368,8 +388,7 @@ class DualTracker:
         store = self._store
         store.restore(state_dict["counters"], "state_dict")
         for name, tensor in state_dict["arrays"].items():
-            if name in store.arrays:
-                store.arrays[name][...] = tensor.numpy()
+            store.arrays[name][..., : tensor.shape[-1]] = tensor.numpy()
         store.updates = state_dict["updates"]
         store.repeats = [
             (i.numpy(), {k: v.numpy() for k, v in values.items()})

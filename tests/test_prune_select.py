@@ -382,7 +382,10 @@ def test_parquet_round_trip_keeps_everything_and_refuses_strangers(tmp_path):
         ScoreTable.from_parquet(path, num_examples=60)
     data = pq.read_table(path)
     changed = data.set_column(2, "score", data["score"].take(list(range(49, -1, -1))))
-    pq.write_table(changed, tmp_path / "changed.parquet")
+    pq.write_table(
+        changed.replace_schema_metadata(pq.read_metadata(path).metadata),
+        tmp_path / "changed.parquet",
+    )
     with pytest.raises(ValueError, match="changed after it was written"):
         ScoreTable.from_parquet(tmp_path / "changed.parquet")
     pq.write_table(data.drop_columns(["score"]), tmp_path / "less.parquet")
