@@ -1,0 +1,67 @@
+"""Muon in a plain torchrun script with DistributedDataParallel: nothing to add, nothing to set up.
+
+torchrun --standalone --nproc_per_node 2 examples/muon_ddp.py
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from real_data import load
+from torch_specgd import Muon, param_groups
+
+
+def net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
+
+
+def train(*, epochs: int = 3) -> tuple[nn.Module, list[float]]:
+    torch.manual_seed(0)
+    model = DistributedDataParallel(net())
+    optimizer = Muon(param_groups(model.module), lr=5e-3, adjust_lr_fn="match_rms_adamw")
+    data = load("digits")
+    dataset = TensorDataset(data.train_x, data.train_y)
+    sampler = DistributedSampler(dataset, drop_last=True)
+    losses = []
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        for x, y in DataLoader(dataset, batch_size=64, sampler=sampler):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return model.module, losses
+
+
+def largest_difference(model: nn.Module) -> float:
+    """The largest difference of any weight between the ranks and rank 0."""
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    first = weights.clone()
+    dist.broadcast(first, src=0)
+    difference = (weights - first).abs().max()
+    dist.all_reduce(difference, op=dist.ReduceOp.MAX)
+    return difference.item()
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    model, losses = train()
+    difference = largest_difference(model)
+    if dist.get_rank() == 0:
+        print(f"loss: {sum(losses[:8]) / 8:.3f} -> {sum(losses[-8:]) / 8:.3f}")
+        print(f"largest difference between ranks: {difference}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
