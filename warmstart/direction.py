@@ -21,6 +21,7 @@ from .factors import accumulation_dtype
 from .norms import NormMap, watch_norms
 from .quiet import quiet
 from .ranks import (
+    agreed,
     all_agree,
     averages_itself,
     is_dtensor,
@@ -255,11 +256,13 @@ def measure_direction(
     try:
         with quiet(module, grad_mode, data):
             batches, total = take_batches(data, max_batches, tail)
-            for index, batch in enumerate(track(batches, total, progress)):
+            in_step = groups if averages_itself(module) else []
+            batches = agreed(track(batches, total, progress), in_step, device)
+            for index, batch in enumerate(batches):
                 with watch_norms(module) if index == 0 else nullcontext(direction.norms) as seen:
                     loss = compute_loss(module, to_device(batch, module))
                 direction.norms = seen
-                check_loss(loss, index)
+                check_loss(loss, index, in_step)
                 gradients, scale = batch_gradients(module, loss, direction.parameters)
                 direction.update(gradients, scale=scale)
             if direction.num_batches == 0:
@@ -267,8 +270,8 @@ def measure_direction(
         finished = True
     finally:
         # Also when this rank fails: the others would wait for it in the next collective for ever.
-        agreed = all_agree(finished, groups, device)
-    if not agreed:
+        ok = all_agree(finished, groups, device)
+    if not ok:
         raise RuntimeError("another rank failed during the gradient pass; no weight was changed")
     if not averages_itself(module):
         direction.average_over_ranks(groups)
@@ -332,8 +335,23 @@ def check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}")
 
 
-def check_loss(loss: Any, index: int) -> None:
-    """A loss must be a finite scalar that leads back to the model."""
+def check_loss(loss: Any, index: int, groups: Sequence[Any] = ()) -> None:
+    """A loss must be a finite scalar that leads back to the model, on every rank.
+
+    Ranks that share their backward pass must refuse together: it is full of collectives.
+    """
+    finished = False
+    try:
+        _check_own_loss(loss, index)
+        finished = True
+    finally:
+        device = loss.device if isinstance(loss, Tensor) else torch.device("cpu")
+        ok = all_agree(finished, groups, device)
+    if not ok:
+        raise RuntimeError(f"another rank refused the loss of batch {index}; no weight was changed")
+
+
+def _check_own_loss(loss: Any, index: int) -> None:
     if not isinstance(loss, Tensor):
         raise TypeError(f"the loss of batch {index} is a {type(loss).__name__}, not a tensor")
     if loss.numel() != 1:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .apply import commit
-from .factors import accumulation_dtype
-from .peers import value_row
+from .peers import add_value, whole
 from .report import ShrinkReport
 from .targets import Patterns, Skipped, Target, find_targets
 
@@ -81,12 +80,13 @@ def fire_reinit(
     if not targets:
         raise ValueError("no linear or convolutional weight to reinitialize")
     values: dict[str, Tensor] = {}
+    rows = []
     with torch.no_grad():
         for t in targets:
-            w = t.parameter.detach().to(accumulation_dtype(t.parameter))
+            w = whole(t.parameter)
             parts = (fused or default_parts)(t.name, w)
-            values[t.name] = w.lerp(isometry(w, t.kind, parts), strength)
-    rows = [value_row(t, values[t.name]) for t in targets]
+            new = w.lerp(isometry(w, t.kind, parts), strength)
+            rows.append(add_value(t, new, values))
     report = ShrinkReport("fire_reinit", {"strength": strength}, rows, skipped)
     return commit(
         model, targets, report, values=values, inplace=inplace, dry_run=dry_run, **handover

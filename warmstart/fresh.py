@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -75,9 +74,13 @@ def _redrawn(model: nn.Module, names: Sequence[str], seed: int) -> dict[str, Ten
                     "built model"
                 )
             # Only this module's own tensors are wanted: children would be copied for nothing.
-            twin = copy.copy(module)
+            # Made by hand, because fully_shard gives modules a class that copy cannot build.
+            twin = object.__new__(type(module))
+            twin.__dict__ = dict(module.__dict__)
             twin._parameters = {
-                n: None if p is None else nn.Parameter(torch.empty_like(p, requires_grad=False))
+                n: None
+                if p is None
+                else nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=p.device))
                 for n, p in module._parameters.items()
             }
             twin._buffers = {

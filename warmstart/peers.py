@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .apply import commit
 from .factors import accumulation_dtype, check_floor
 from .fresh import Fresh, fresh_values
-from .ranks import full
+from .ranks import full, local_factor
 from .report import ParameterRow, ShrinkReport
 from .targets import Patterns, Skipped, Target, find_targets, unwrap
 
@@ -166,13 +166,13 @@ def shrink_and_perturb(
         include = "*"
     targets, skipped = find_targets(model, units="filter", include=include, exclude=exclude)
     noise = _noise(model, targets, p.noise, fresh, seed)
-    values = {}
+    values: dict[str, Tensor] = {}
+    rows = []
     with torch.no_grad():
         for t in targets:
-            w = t.parameter.detach().to(accumulation_dtype(t.parameter))
-            values[t.name] = w * shrink + noise[t.name].to(w) * perturb
+            w = whole(t.parameter)
+            rows.append(add_value(t, w * shrink + noise[t.name].to(w) * perturb, values))
     settings = {"preset": preset, "shrink": shrink, "perturb": perturb, "seed": seed}
-    rows = [value_row(t, values[t.name]) for t in targets]
     report = ShrinkReport("shrink_and_perturb", settings, rows, skipped)
     return commit(
         model, targets, report, values=values, inplace=inplace, dry_run=dry_run, **handover
@@ -231,8 +231,8 @@ def head_reset(
     targets = [t for t in everything if t.module in chosen]
     skipped += [Skipped(t.name, "not in the head") for t in everything if t.module not in chosen]
     drawn = fresh_values(model, [t.name for t in targets], fresh, seed)
-    values = {n: v.to(accumulation_dtype(v)).clone() for n, v in drawn.items()}
-    rows = [value_row(t, values[t.name]) for t in targets]
+    values: dict[str, Tensor] = {}
+    rows = [add_value(t, whole(drawn[t.name]), values) for t in targets]
     report = ShrinkReport("head_reset", {"layers": sorted(chosen), "seed": seed}, rows, skipped)
     return commit(
         model, targets, report, values=values, inplace=inplace, dry_run=dry_run, **handover
@@ -241,7 +241,7 @@ def head_reset(
 
 def factor_row(t: Target, s: Tensor, floor: float) -> ParameterRow:
     """Report row of a target that was multiplied by factors ``s`` (broadcast against its view)."""
-    w = t.view(t.parameter.detach()).to(s.dtype)
+    w = t.view(whole(t.parameter))
     return ParameterRow(
         name=t.name,
         aliases=t.aliases,
@@ -253,16 +253,24 @@ def factor_row(t: Target, s: Tensor, floor: float) -> ParameterRow:
         floor=floor,
         share_at_floor=float((s <= floor).float().mean()),
         mean_factor=float(s.mean()),
-        norm_before=float(full(w.square().sum()).sqrt()),
-        norm_after=float(full((w * s).square().sum()).sqrt()),
+        norm_before=float(w.norm()),
+        norm_after=float((w * s).norm()),
     )
 
 
-def value_row(t: Target, new: Tensor) -> ParameterRow:
-    """Report row of a target whose values were replaced: the factor is the ratio of norms."""
-    old = t.parameter.detach().to(new.dtype)
-    before = float(full(old.square().sum()).sqrt())
-    after = float(full(new.square().sum()).sqrt())
+def whole(x: Tensor) -> Tensor:
+    """A copy of all of ``x`` (gathered if it is distributed) in the accumulation precision."""
+    x = full(x.detach())
+    return x.to(accumulation_dtype(x), copy=True)
+
+
+def add_value(t: Target, new: Tensor, values: dict[str, Tensor]) -> ParameterRow:
+    """Note this rank's part of a new value; return the report row (the factor is a ratio of norms).
+
+    One parameter at a time is whole; what is kept is only this rank's part.
+    """
+    before, after = float(whole(t.parameter).norm()), float(new.norm())
+    values[t.name] = local_factor(t.parameter, new).contiguous()
     return ParameterRow(
         name=t.name,
         aliases=t.aliases,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,36 @@ def all_agree(ok: bool, groups: Sequence[Any], device: torch.device) -> bool:
     if not groups:
         return ok
     return bool(lowest(torch.tensor([float(ok)], device=device), groups))
+
+
+def agreed(items: Iterable[Any], groups: Sequence[Any], device: torch.device) -> Iterator[Any]:
+    """The items, as long as every rank has a next one; a failure on one rank ends all.
+
+    Raises:
+        RuntimeError: If fetching failed on another rank.
+        ValueError: If some ranks are at the end and others are not.
+    """
+    if not groups:
+        yield from items
+        return
+    end = object()
+    iterator = iter(items)
+    while True:
+        failed, finished, more = 0.0, 1.0, 2.0
+        status, item = failed, end
+        try:
+            item = next(iterator, end)
+            status = finished if item is end else more
+        finally:
+            both = torch.tensor([status, -status], device=device)
+            low, high = lowest(both, groups).tolist()
+        if low == failed:
+            raise RuntimeError("another rank failed to fetch its next batch; no weight was changed")
+        if low != -high:
+            raise ValueError("ranks have different numbers of batches; use a DistributedSampler")
+        if item is end:
+            return
+        yield item
 
 
 def mean_over_ranks(x: Tensor, groups: Sequence[Any]) -> None:
