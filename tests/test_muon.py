@@ -200,7 +200,7 @@ def test_one_bad_matrix_leaves_the_others_alone() -> None:
     [
         ({"lr": -1.0}, ValueError, "lr must be finite and at least 0, but is -1.0"),
         ({"lr": float("nan")}, ValueError, "lr must be finite"),
-        ({"lr": torch.ones(2)}, ValueError, "a tensor lr must have one element, but has 2"),
+        ({"lr": torch.ones(2)}, ValueError, "Tensor lr must be 1-element, but has 2 elements"),
         ({"lr": "1"}, TypeError, "lr must be a number, but is a str"),
         ({"momentum": -0.1}, ValueError, "momentum must be finite and at least 0"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay"),

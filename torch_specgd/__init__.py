@@ -5,6 +5,7 @@ from importlib.metadata import version
 from .lora import LoraPair, find_lora_pairs, lora_param_groups, lora_report
 from .muon import Muon
 from .muon_step import muon
+from .param_groups import ParamGroups, param_groups
 from .schedules import (
     ConstantThenGeometric,
     ConstantThenLinear,
@@ -25,6 +26,7 @@ __all__ = [
     "ConstantThenLinear",
     "LoraPair",
     "Muon",
+    "ParamGroups",
     "SpecGD",
     "SpectrumTracker",
     "TravelBudgetWarning",
@@ -36,6 +38,7 @@ __all__ = [
     "lora_singular_values",
     "muon",
     "orthogonalize",
+    "param_groups",
     "specgd",
     "stable_rank",
 ]

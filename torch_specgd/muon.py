@@ -140,6 +140,7 @@ class Muon(SpectralOptimizer):
             "use_muon": None,
             "matrix_view": "auto",
             "split": None,
+            "rounding_step": 0,
         }
         super().__init__(params, defaults)
 
@@ -247,7 +248,7 @@ class Muon(SpectralOptimizer):
             state["neuron_second_moment"] = without_partial_sums(zeros)
         if not is_matrix and "exp_avg" not in state:
             device = p.device if group["capturable"] else "cpu"
-            state["step"] = torch.zeros((), device=device)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             state["exp_avg"] = torch.zeros_like(p)
             state["exp_avg_sq"] = torch.zeros_like(p)
 
@@ -255,7 +256,7 @@ class Muon(SpectralOptimizer):
         """Bits that depend on the group's step alone: repeatable, resumable, alike on all ranks."""
         if group["state_dtype"] != "bfloat16" or not matrices:
             return None
-        group["rounding_step"] = group.get("rounding_step", 0) + 1
+        group["rounding_step"] += 1
         return torch.Generator(matrices[0].device).manual_seed(group["rounding_step"])
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -268,6 +269,9 @@ class Muon(SpectralOptimizer):
         # A checkpoint may hold float32 state of bfloat16 vectors: such steps are done in float32.
         wide = [p.to(x.dtype) for p, x in zip(weights, averages, strict=True)]
         beta1, beta2 = group["adamw_betas"]
+        lr = group["lr"] * group["adamw_lr_ratio"]
+        # torch's AdamW refuses foreach=True with a tensor lr outside of capturable.
+        choosy = isinstance(lr, Tensor) and not group["capturable"]
         adamw(
             wide,
             [local_like(p.grad, p).to(w.dtype) for p, w in zip(params, wide, strict=True)],  # type: ignore[arg-type]
@@ -275,12 +279,12 @@ class Muon(SpectralOptimizer):
             [local(s["exp_avg_sq"]) for s in states],
             [],
             [s["step"] for s in states],
-            foreach=group["foreach"],
+            foreach=None if choosy and group["foreach"] else group["foreach"],
             capturable=group["capturable"],
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"] * group["adamw_lr_ratio"],
+            lr=lr,
             weight_decay=group["weight_decay"],
             eps=group["adamw_eps"],
             maximize=group["maximize"],

@@ -12,6 +12,7 @@ from .learning_rate import AdjustLr, shape_scale
 from .optimizer import orthogonalize_all
 from .routing import MatrixView, input_dims, matrix_shape
 from .triton_kernels import orthogonalize
+from .triton_kernels.schedules import is_triple
 from .update_rules import cautious_decay_, neuron_normalize, stochastic_round
 
 Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
@@ -173,6 +174,8 @@ def _apply(
 def _engine(coefficients: Coefficients, steps: int, eps: float) -> Callable[[Tensor], Tensor]:
     if isinstance(coefficients, str) and coefficients == "auto":
         return partial(orthogonalize, method="auto", eps=eps)
+    # A named schedule and a list of steps have a length of their own.
+    repeat = steps if is_triple(coefficients) else None
     return partial(
-        orthogonalize, method="newton_schulz", schedule=coefficients, steps=steps, eps=eps
+        orthogonalize, method="newton_schulz", schedule=coefficients, steps=repeat, eps=eps
     )

@@ -26,7 +26,9 @@ def check_non_negative(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, Tensor):
             if value.numel() != 1:
-                raise ValueError(f"a tensor {name} must have one element, but has {value.numel()}")
+                raise ValueError(
+                    f"Tensor {name} must be 1-element, but has {value.numel()} elements"
+                )
             value = float(value)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, but is a {type(value).__name__}: {value!r}")
@@ -171,7 +173,12 @@ class SpectralOptimizer(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in self.defaults.items():
-                group.setdefault(key, value)
+                if key != "differentiable":  # the base class's own, which no fresh group has
+                    group.setdefault(key, value)
+        for values in self.state.values():
+            # Older and foreign checkpoints count steps in plain numbers; torch's AdamW does not.
+            if "step" in values and not isinstance(values["step"], Tensor):
+                values["step"] = torch.tensor(float(values["step"]), dtype=torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns state and groups as plain data; functions among the settings are left out."""

@@ -1,0 +1,89 @@
+"""Weights that hold several matrices: where the known ones are cut, and what a user may declare."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .routing import check_split
+
+Split = int | Sequence[int] | tuple[int, Sequence[int]] | None
+CutAlong = tuple[int, tuple[int, ...]]
+
+# Concatenated q, k, v; gate and up. Interleaved layouts (GPT-NeoX's and BLOOM's query_key_value)
+# are left whole: a cut into thirds would mix heads.
+QKV_NAMES = ("c_attn", "qkv", "qkv_proj", "wqkv", "in_proj", "to_qkv")
+GATE_UP_NAMES = ("gate_up_proj", "w12", "gate_up")
+
+
+def detect_split(model: nn.Module, name: str, owner: nn.Module, p: Tensor) -> CutAlong | None:
+    """Finds how a known fused projection is cut.
+
+    Args:
+        model: The whole model, whose ``config`` tells numbers of heads.
+        name: The parameter's name.
+        owner: The module that holds it.
+        p: The parameter, of two or more dimensions.
+
+    Returns:
+        (dim, sizes), or None for a parameter that is one matrix or whose cut is not known.
+    """
+    if isinstance(owner, nn.MultiheadAttention) and name.endswith("in_proj_weight"):
+        return 0, (owner.embed_dim,) * 3
+    module = name.rpartition(".")[0].rpartition(".")[2].lower()
+    dim = 1 if type(owner).__name__ == "Conv1D" else 0
+    outputs, inputs = p.shape[dim], p.shape[1 - dim] if p.ndim == 2 else -1
+    if p.ndim == 2 and module in QKV_NAMES:
+        if outputs == 3 * inputs:
+            return dim, (inputs,) * 3
+        sizes = _grouped_heads(model, outputs)
+        return None if sizes is None else (dim, sizes)
+    if p.ndim == 2 and module in GATE_UP_NAMES and outputs % 2 == 0:
+        return dim, (outputs // 2,) * 2
+    return None
+
+
+def _grouped_heads(model: nn.Module, outputs: int) -> tuple[int, int, int] | None:
+    """Sizes of q, k and v under grouped-query attention, from the model's configuration."""
+    config: Any = getattr(model, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    kv_heads = getattr(config, "num_key_value_heads", None)
+    if not heads or not kv_heads or outputs % (heads + 2 * kv_heads):
+        return None
+    width = outputs // (heads + 2 * kv_heads)
+    return heads * width, kv_heads * width, kv_heads * width
+
+
+def normalize_split(split: Split, p: Tensor, name: str) -> CutAlong | None:
+    """Turns a user's declaration into (dim, sizes).
+
+    Args:
+        split: A number of equal parts along dimension 0, sizes along dimension 0, (dim, sizes),
+            or None.
+        p: The parameter.
+        name: Its name, for the error message.
+
+    Raises:
+        ValueError: If the sizes do not add up to the dimension's length.
+
+    Example:
+        >>> import torch
+        >>> normalize_split(3, torch.zeros(12, 4), "qkv")
+        (0, (4, 4, 4))
+    """
+    if split is None:
+        return None
+    if isinstance(split, int):
+        if split < 1 or p.shape[0] % split:
+            raise ValueError(f"{name} has {p.shape[0]} rows, which is no multiple of {split}")
+        return 0, (p.shape[0] // split,) * split
+    is_pair = len(split) == 2 and not isinstance(split[1], int)
+    dim, sizes = split if is_pair else (0, split)  # type: ignore[misc]
+    cut = (dim, tuple(sizes))  # type: ignore[arg-type]
+    check_split(cut, f"the split of {name}")
+    if not -p.ndim <= cut[0] < p.ndim or sum(cut[1]) != p.shape[cut[0]]:
+        raise ValueError(
+            f"split {cut} does not fit {name} of shape {tuple(p.shape)}: "
+            "the sizes must add up to that dimension's length"
+        )
+    return cut
