@@ -6,6 +6,7 @@ and ``store`` (rows and running sums), ``scores`` (windows to scores), ``table``
 """
 
 from data_prune.beta import beta_parameters
+from data_prune.keyed import KeyedTracker
 from data_prune.loader import IndexedDataset, ScoredLoader, index_batches
 from data_prune.sampler import DualScoreSampler
 from data_prune.table import ScoreTable
@@ -15,6 +16,7 @@ __all__ = [
     "DualScoreSampler",
     "DualTracker",
     "IndexedDataset",
+    "KeyedTracker",
     "ScoreTable",
     "ScoredLoader",
     "beta_parameters",

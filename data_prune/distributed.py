@@ -29,7 +29,7 @@ def _device(group: Any) -> torch.device:
 
 
 def _reduce(values: NDArray, op: dist.ReduceOp.RedOpType, group: Any) -> NDArray:
-    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(_device(group))
+    tensor = torch.tensor(values, device=_device(group))  # a copy: all_reduce works in place
     dist.all_reduce(tensor, op=op, group=group)
     return tensor.cpu().numpy()
 
