@@ -12,56 +12,15 @@ polynomial of degree k in R = X X^T, and both forms build that polynomial in the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .normalize import normalized_gram
-from .products import Products
+from .products import Products, plus_identity
 from .schedules import Schedule, Step
 
-__all__ = ["direct", "gram", "quadratic_factors", "step_polynomial"]
-
-
-@lru_cache(maxsize=256)
-def quadratic_factors(step: Step) -> tuple[float, tuple[float, float], tuple[float, float]]:
-    """Write a degree-4 polynomial as ``c4 (r^2 + a1 r + b1)(r^2 + a2 r + b2)``.
-
-    The factors stay of order one where the coefficients themselves reach 600 and cancel,
-    which is why they survive 16-bit storage.
-
-    Args:
-        step: (c0, ..., c4), c4 not zero.
-
-    Returns:
-        c4, (a1, b1), (a2, b2), ordered by b.
-    """
-    roots = np.roots(np.asarray(step[::-1]))
-    upper = [r for r in roots if r.imag > 1e-12]
-    real = sorted(r.real for r in roots if abs(r.imag) <= 1e-12)
-    pairs = [(-2 * r.real, abs(r) ** 2) for r in upper]
-    # Real roots pair outermost with innermost: the quadratics stay balanced.
-    pairs += [(-(real[i] + real[-1 - i]), real[i] * real[-1 - i]) for i in range(len(real) // 2)]
-    first, second = sorted(((float(a), float(b)) for a, b in pairs), key=lambda p: abs(p[1]))
-    return float(step[4]), first, second
-
-
-def _plus_identity(x: Tensor, value: float) -> Tensor:
-    """Add ``value I`` in place; `x` is always a fresh product."""
-    x.diagonal(dim1=-2, dim2=-1).add_(value)
-    return x
-
-
-def _scaled_sum(terms: Sequence[tuple[float, Tensor]], dtype: torch.dtype) -> Tensor:
-    """Return the sum of scalar times tensor, accumulated in float32 or wider."""
-    wide = torch.promote_types(dtype, torch.float32)
-    (scale, first), *rest = terms
-    total = first.to(wide) * scale
-    for scale, x in rest:
-        total.add_(x.to(wide), alpha=scale)
-    return total.to(dtype)
+__all__ = ["direct", "gram", "step_polynomial"]
 
 
 def step_polynomial(r: Tensor, step: Step, ops: Products) -> Tensor:
@@ -73,22 +32,13 @@ def step_polynomial(r: Tensor, step: Step, ops: Products) -> Tensor:
         ops: The products.
     """
     if len(step) == 2:
-        h = _scaled_sum([(step[1], r)], r.dtype)
-    elif len(step) == 3:
-        h = ops.symmetric(r, r, r, alpha=step[2], beta=step[1])
-    elif len(step) == 4:
-        u = ops.symmetric(r, r)
-        v = _plus_identity(_scaled_sum([(step[2], r), (step[3], u)], r.dtype), step[1])
-        h = ops.symmetric(r, v)
-    elif step[4] == 0.0:
-        return step_polynomial(r, step[:4], ops)
-    else:
-        c4, (a1, b1), (a2, b2) = quadratic_factors(step)
-        u = ops.symmetric(r, r)
-        v1 = _plus_identity(_scaled_sum([(1.0, u), (a1, r)], r.dtype), b1)
-        v2 = _plus_identity(_scaled_sum([(c4, u), (c4 * a2, r)], r.dtype), c4 * b2)
-        return ops.symmetric(v1, v2)
-    return _plus_identity(h, step[0])
+        return plus_identity(r * step[1], step[0])
+    if len(step) == 3:
+        return ops.symmetric(r, r, r, alpha=step[2], beta=step[1], gamma=step[0])
+    if len(step) == 4 or step[4] == 0.0:
+        v = ops.symmetric(r, r, r, alpha=step[3], beta=step[2], gamma=step[1])
+        return ops.symmetric(r, v, gamma=step[0])
+    return ops.symmetric(*ops.quadratics(r, step))
 
 
 def direct(x: Tensor, schedule: Schedule, ops: Products, dtype: torch.dtype) -> Tensor:

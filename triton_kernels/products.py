@@ -1,17 +1,44 @@
 """The small set of products over which the iteration is written once.
 
-Plain PyTorch here, Triton in `kernels/`: both offer these three, with all scalars taken in
+Plain PyTorch here, Triton in `kernels/`: both offer these four, with all scalars taken in
 float32 (a CPU `torch.add(x, y, alpha=...)` in bfloat16 would round alpha to bfloat16 first).
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Products", "TorchProducts"]
+from .schedules import Step
+
+__all__ = ["Products", "TorchProducts", "quadratic_factors"]
+
+
+@lru_cache(maxsize=256)
+def quadratic_factors(step: Step) -> tuple[float, tuple[float, float], tuple[float, float]]:
+    """Write a degree-4 polynomial as ``c4 (r^2 + a1 r + b1)(r^2 + a2 r + b2)``.
+
+    The factors stay of order one where the coefficients themselves reach 600 and cancel,
+    which is why they survive 16-bit storage.
+
+    Args:
+        step: (c0, ..., c4), c4 not zero.
+
+    Returns:
+        c4, (a1, b1), (a2, b2), ordered by b.
+    """
+    roots = np.roots(np.asarray(step[::-1]))
+    upper = [r for r in roots if r.imag > 1e-12]
+    real = sorted(r.real for r in roots if abs(r.imag) <= 1e-12)
+    pairs = [(-2 * r.real, abs(r) ** 2) for r in upper]
+    # Real roots pair outermost with innermost: the quadratics stay balanced.
+    pairs += [(-(real[i] + real[-1 - i]), real[i] * real[-1 - i]) for i in range(len(real) // 2)]
+    first, second = sorted(((float(a), float(b)) for a, b in pairs), key=lambda p: abs(p[1]))
+    return float(step[4]), first, second
 
 
 class Products(Protocol):
@@ -21,12 +48,23 @@ class Products(Protocol):
         """Return ``X X^T`` for X of shape (b, n, m)."""
 
     def symmetric(
-        self, a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0
-    ) -> Tensor:
-        """Return ``alpha A B + beta C`` for commuting symmetric (b, n, n)."""
+        self, a: Tensor, b: Tensor, c: Tensor | None = None,
+        alpha: float = 1.0, beta: float = 0.0, gamma: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """Return ``alpha A B + beta C + gamma I`` for commuting symmetric (b, n, n)."""
 
-    def apply(self, q: Tensor, x: Tensor, beta: float = 0.0) -> Tensor:
-        """Return ``Q X + beta X`` for Q (b, n, n) and X (b, n, m)."""
+    def quadratics(self, r: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Return both factors of the degree-4 polynomial ``h(R)``, whose product it is."""
+
+    def apply(self, q: Tensor, x: Tensor) -> Tensor:
+        """Return ``Q X`` for Q (b, n, n) and X (b, n, m)."""
+
+
+def plus_identity(x: Tensor, value: float) -> Tensor:
+    """Add ``value I`` in place, in float32: `x` is always a fresh product."""
+    diagonal = x.diagonal(dim1=-2, dim2=-1)
+    diagonal.copy_(diagonal.to(torch.promote_types(x.dtype, torch.float32)) + value)
+    return x
 
 
 class TorchProducts:
@@ -37,13 +75,26 @@ class TorchProducts:
         return torch.bmm(x, x.mT)
 
     def symmetric(
-        self, a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0
-    ) -> Tensor:
-        """Return ``alpha A B + beta C``."""
-        if c is None:
-            return torch.bmm(a, b) if alpha == 1.0 else torch.baddbmm(a, a, b, beta=0, alpha=alpha)
-        return torch.baddbmm(c, a, b, beta=beta, alpha=alpha)
+        self, a: Tensor, b: Tensor, c: Tensor | None = None,
+        alpha: float = 1.0, beta: float = 0.0, gamma: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """Return ``alpha A B + beta C + gamma I``."""
+        if c is None and alpha == 1.0:
+            d = torch.bmm(a, b)
+        else:
+            d = torch.baddbmm(a if c is None else c, a, b, beta=beta, alpha=alpha)
+        return plus_identity(d, gamma) if gamma else d
 
-    def apply(self, q: Tensor, x: Tensor, beta: float = 0.0) -> Tensor:
-        """Return ``Q X + beta X``."""
-        return torch.bmm(q, x) if beta == 0.0 else torch.baddbmm(x, q, x, beta=beta)
+    def quadratics(self, r: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Return ``R^2 + a1 R + b1 I`` and ``c4 (R^2 + a2 R + b2 I)``."""
+        c4, (a1, b1), (a2, b2) = quadratic_factors(step)
+        # The first sum leaves the product's float32 accumulator rounded once.
+        v = torch.baddbmm(r, r, r, beta=a1)
+        wide = torch.promote_types(r.dtype, torch.float32)
+        w = v.to(wide) if v.dtype != wide else v.clone()
+        w = w.mul_(c4).add_(r, alpha=c4 * (a2 - a1)).to(r.dtype)
+        return plus_identity(v, b1), plus_identity(w, c4 * b2)
+
+    def apply(self, q: Tensor, x: Tensor) -> Tensor:
+        """Return ``Q X``."""
+        return torch.bmm(q, x)

@@ -1,0 +1,120 @@
+"""What the kernels compute, in Triton's interpreter, against float64.
+
+The interpreter multiplies in float32 and knows neither bfloat16 products nor races; what it
+proves is indexing, masks, strides, epilogues and the order of operations.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from torch_specgd.triton_kernels import SCHEDULES, orthogonalize
+
+Cases = dict[str, dict[str, Tensor]]
+SIZES = ((1, 17), (17, 1), (33, 130), (130, 33))
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    """All cases, run once in a process whose kernels are interpreted."""
+    path = tmp_path_factory.mktemp("interpreter") / "cases.pt"
+    program = Path(__file__).with_name("triton_cases.py")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, program, path], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(path)
+
+
+def _rounding(dtype: torch.dtype, size: float) -> float:
+    """Largest error of a value of magnitude `size`: float32 sums, then one rounding."""
+    return size * (2**-10 if dtype == torch.float16 else 2**-20)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_products(cases: Cases, dtype: str, size: tuple[int, int], layout: str) -> None:
+    """A wrong mask or stride would corrupt the last rows of layers of odd size."""
+    case = cases[f"product-{dtype}-{size[0]}x{size[1]}-{layout}"]
+    x, c, q = (case[k].double() for k in ("x", "c", "q"))
+    eye = torch.eye(size[0], dtype=torch.float64)
+    truth = {
+        "gram": x @ x.mT,
+        "d": 0.5 * x @ x.mT + 0.25 * c + 3.0 * eye,
+        "e": x @ x.mT - c + 0.5 * eye,
+        "y": 0.5 * q @ x + 2.0 * x,
+    }
+    for name, expected in truth.items():
+        limit = _rounding(case["x"].dtype, expected.abs().max().item() + 1.0)
+        assert (case[name].double() - expected).abs().max() <= limit, name
+    for name in ("gram", "d", "e"):
+        assert torch.equal(case[name], case[name].mT), f"{name} is not symmetric bit by bit"
+
+
+def test_address_tables(cases: Cases) -> None:
+    """Grouped launches would read or update another layer's weight."""
+    case = {k: v.double() for k, v in cases["table"].items()}
+    assert (case["gram"] - case["before"] @ case["before"].mT).abs().max() < 1e-4
+    truth = 0.99 * case["before"] - 0.1 * case["q"] @ case["x"]
+    assert (case["after"] - truth).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["degree9_3", "polar_express"])
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "tiny", "huge", "zero", "rank_one", "strided", "one_row", "half", "scratch"],
+)
+def test_small_rank_kernel(cases: Cases, name: str, schedule: str) -> None:
+    """LoRA factors would be orthogonalized differently on the GPU than on the CPU."""
+    case = cases[f"small-{name}-{schedule}"]
+    truth = orthogonalize(case["x"].double(), method="newton_schulz", schedule=schedule)
+    # Slope times float32's rounding; float16 output is rounded once more.
+    limit = 2**-10 if case["y"].dtype == torch.float16 else 5e-5
+    assert (case["y"].double() - truth).abs().max() < limit
+
+
+def test_small_rank_kernel_keeps_nan_apart(cases: Cases) -> None:
+    """One broken factor would break the launch's other factors."""
+    y = cases["small-broken-degree9_3"]["y"]
+    assert y[1].isnan().any()
+    assert y[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["degree9_3", "jordan"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_whole_orthogonalization(cases: Cases, dtype: str, name: str) -> None:
+    """The kernels, put together as the iteration does, would not give the polar factor."""
+    case = cases[f"whole-{dtype}-{name}"]
+    truth = orthogonalize(case["x"].double(), method="newton_schulz", schedule=SCHEDULES[name])
+    limit = 1e-4 if dtype == "float32" else 5e-3
+    for form in ("direct", "gram"):
+        assert (case[form].double() - truth).abs().max() < limit, form
+
+
+@pytest.mark.parametrize("tensor", range(4))
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum(cases: Cases, nesterov: bool, tensor: int) -> None:
+    """The fused step would drift from the optimizer's formula, or touch the user's gradient."""
+    case = cases[f"momentum-{nesterov}-{tensor}"]
+    new = case["old"].lerp(case["g"], 0.1)
+    out = case["g"].lerp(new, 0.9) if nesterov else new
+    assert torch.allclose(case["new"], new, atol=1e-6)
+    assert torch.allclose(case["out"].float(), out, atol=4e-3)
+    assert torch.allclose(case["square"], out.square().sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tensor", range(4))
+def test_update(cases: Cases, tensor: int) -> None:
+    """Decay and step of the fused update would differ from the formula."""
+    case = cases[f"update-{tensor}"]
+    truth = case["decay"] * case["before"] - case["rate"] * case["o"]
+    assert torch.allclose(case["after"], truth, atol=1e-6)

@@ -1,0 +1,255 @@
+"""Ahead-of-time compilation for targets that are not here, and what the compiled code uses.
+
+No driver and no GPU is needed: Triton ships ptxas and the disassemblers. The numbers are read
+from the machine code itself (SASS or AMDGCN), so a spill, a missing tensor-core instruction or
+a tile that does not fit in shared memory is seen before anybody has the card.
+
+Run ``python -m torch_specgd.triton_kernels.aot`` to print the report of all shipped
+configurations, ``--check FILE`` to compare it with a committed one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .kernels.configuration import ARCHITECTURES, load_table
+
+__all__ = ["Resources", "Variant", "compile_variant", "report", "variants"]
+
+_MATRIX = {
+    "sm_80": r"\bHMMA\b",
+    "sm_90": r"\b(?:HGMMA|HMMA)\b",
+    "sm_100": r"\b(?:UTC\w*MMA|HMMA)\b",
+    "gfx942": r"\bv_mfma_\w+",
+}
+# Registers of an SM (or of a SIMD's lane), threads at most, for the occupancy estimate.
+_REGISTERS, _THREADS = 65536, 2048
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with one configuration for one architecture."""
+
+    kernel: str
+    arch: str
+    dtype: str
+    config: tuple[tuple[str, Any], ...]
+
+    @property
+    def name(self) -> str:
+        """Return a short name, the key of the report."""
+        short = {"BLOCK_M": "", "BLOCK_N": "x", "BLOCK_K": "x", "N": "n", "BLOCK": "b"}
+        tile = "".join(f"{short[k]}{v}" for k, v in self.config if k in short)
+        options = dict(self.config)
+        tail = "".join(
+            f" {flag.lower()}" for flag in ("HAS_E", "HAS_C", "TABLE", "DESCRIPTOR", "DEGREE9")
+            if options.get(flag)
+        )  # fmt: skip
+        return (
+            f"{self.arch} {self.kernel} {self.dtype} {tile} "
+            f"{options['num_warps']}w{options['num_stages']}s{tail}"
+        )
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes: registers and spilled bytes a thread, shared bytes."""
+
+    registers: int
+    spilled: int
+    shared: int
+    occupancy: int
+    matrix: dict[str, int]
+
+
+def _constants(kernel: str, config: dict[str, Any], precision: str) -> dict[str, Any]:
+    own = {k: v for k, v in config.items() if k not in ("num_warps", "num_stages")}
+    if kernel not in ("momentum", "update"):
+        own["PRECISION"] = precision
+    return own
+
+
+def _signature(kernel: str, dtype: str, fn: Any, constants: dict[str, Any]) -> dict[str, str]:
+    """Return the type of every argument; sizes are 32-bit, strides too, table entries 64-bit."""
+    signature: dict[str, str] = {}
+    table = constants.get("TABLE") or kernel in ("momentum", "update")
+    addresses = {
+        "symmetric": ("a_ptr", "b_ptr"),
+        "apply": ("c_ptr", "d_ptr"),
+        "small": ("x_ptr", "y_ptr"),
+        "small_scratch": ("x_ptr", "y_ptr"),
+    }.get(kernel, ())
+    for name in fn.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in ("partial_ptr", "scalars_ptr", "steps_ptr", "scratch_ptr"):
+            signature[name] = "*fp32"
+        elif (kernel in ("momentum", "update") and name.endswith("_ptr")) or (
+            table and name in addresses
+        ):
+            signature[name] = "*i64"
+        elif name.endswith(("_ptr", "_type")):
+            signature[name] = f"*{dtype}"
+        elif name.startswith(("alpha", "beta", "gamma")):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32"
+    return signature
+
+
+def compile_variant(variant: Variant) -> Any:
+    """Compile one variant and return Triton's compiled kernel (asm, metadata).
+
+    Args:
+        variant: What to compile.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from .kernels import apply, elementwise, small, symmetric
+
+    fn = {
+        "symmetric": symmetric.symmetric_kernel,
+        "apply": apply.apply_kernel,
+        "small": small.small_kernel,
+        "small_scratch": small.small_scratch_kernel,
+        "momentum": elementwise.momentum_kernel,
+        "update": elementwise.update_kernel,
+    }[variant.kernel]
+    table, config = load_table(variant.arch), dict(variant.config)
+    precision = table["float32_precision"] if variant.dtype == "fp32" else "ieee"
+    if variant.kernel.startswith("small"):
+        precision = table["float32_precision"]
+    constants = _constants(variant.kernel, config, precision)
+    inner = {"symmetric": ("ak", "bk", "cm", "dm"), "apply": ("qk", "xm", "cm", "dm")}
+    constants |= {f"stride_{s}": 1 for s in inner.get(variant.kernel, ("xm", "ym"))
+                  if f"stride_{s}" in fn.arg_names}  # fmt: skip
+    signature = _signature(variant.kernel, variant.dtype, fn, constants)
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or (kind == "i32" and name not in ("tiles", "steps"))
+    }
+    source = ASTSource(fn, signature, constants, aligned)
+    backend, arch, warp = table["target"]
+    options = {k: config[k] for k in ("num_warps", "num_stages")} | {"enable_fp_fusion": True}
+    return compile(source, target=GPUTarget(backend, arch, warp), options=options)
+
+
+def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
+    """Yield every kernel with every shipped configuration."""
+    for arch in archs:
+        table = load_table(arch)
+        for kernel in ("symmetric", "apply"):
+            for load, configs in table[kernel].items():
+                for config in configs:
+                    dtype = "fp32" if load.endswith("32") else "bf16"
+                    full = config | {"HAS_C": kernel == "symmetric", "TABLE": False}
+                    full |= {"HAS_E": True} if kernel == "symmetric" else {"GROUP": 8}
+                    yield Variant(kernel, arch, dtype, tuple(full.items()))
+            last = table[kernel]["pointer16"][-1] | {"HAS_C": kernel == "apply", "TABLE": True}
+            last |= {"HAS_E": False} if kernel == "symmetric" else {"GROUP": 8}
+            yield Variant(kernel, arch, "bf16", tuple(last.items()))
+        for size, config in table["small"].items():
+            full = config | {"N": int(size), "DEGREE9": True, "SCHATTEN4": True, "TABLE": False}
+            kernel = "small" if int(size) <= 32 else "small_scratch"
+            yield Variant(kernel, arch, "fp32", tuple(full.items()))
+        for kernel in ("momentum", "update"):
+            extra = {"NESTEROV": True} if kernel == "momentum" else {}
+            yield Variant(kernel, arch, "bf16", tuple((table["elementwise"] | extra).items()))
+
+
+def _tool(name: str, *arguments: str) -> str:
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _nvidia(compiled: Any) -> tuple[int, int, str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("cuobjdump", "-sass", file.name)
+    fields = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return fields["REG"], fields["STACK"] + fields["LOCAL"], code
+
+
+def _amd(compiled: Any) -> tuple[int, int, str]:
+    code = compiled.asm["amdgcn"]
+    fields = {k: int(v) for k, v in re.findall(r"\.(\w+_count|\w+_size):\s+(\d+)", code)}
+    spilled = 4 * fields["vgpr_spill_count"] + fields["private_segment_fixed_size"]
+    return fields["vgpr_count"], spilled, code
+
+
+def resources(variant: Variant) -> Resources:
+    """Compile a variant and read what it takes from its machine code."""
+    compiled = compile_variant(variant)
+    amd = variant.arch.startswith("gfx")
+    registers, spilled, code = (_amd if amd else _nvidia)(compiled)
+    shared = int(compiled.metadata.shared)
+    options, table = dict(variant.config), load_table(variant.arch)
+    threads = options["num_warps"] * (64 if amd else 32)
+    # gfx942 has 512 vector registers a lane and four SIMDs; accumulators are counted in them.
+    by_registers = (
+        512 // max(registers, 1) * 4 // options["num_warps"]
+        if amd
+        else _REGISTERS // (max(registers, 1) * threads)
+    )
+    by_shared = table["shared_limit"] // shared if shared else 32
+    found = re.findall(_MATRIX[variant.arch], code)
+    names = {name: found.count(name) for name in sorted(set(found))}
+    return Resources(
+        registers, spilled, shared, min(by_registers, by_shared, _THREADS // threads), names
+    )
+
+
+def report(archs: tuple[str, ...] = ARCHITECTURES, workers: int = 1) -> dict[str, Any]:
+    """Return the resources of every shipped configuration, by name.
+
+    Args:
+        archs: Which architectures.
+        workers: Threads that compile at once.
+    """
+    listed = list(variants(archs))
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(resources, listed))
+    return {v.name: asdict(r) for v, r in zip(listed, found, strict=True)}
+
+
+def main() -> int:
+    """Print the report as JSON, write it, or compare it with a committed one."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--arch", nargs="*", default=list(ARCHITECTURES), choices=ARCHITECTURES)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--write", type=Path, help="where to write the report")
+    parser.add_argument("--check", type=Path, help="a committed report to compare with")
+    options = parser.parse_args()
+    found = report(tuple(options.arch), options.workers)
+    text = json.dumps(found, indent=1)
+    if options.write:
+        options.write.write_text(text + "\n")
+    if options.check:
+        committed = json.loads(options.check.read_text())
+        changed = [k for k in {*found, *committed} if found.get(k) != committed.get(k)]
+        for name in sorted(changed):
+            print(f"{name}: committed {committed.get(name)}, found {found.get(name)}")
+        return int(bool(changed))
+    if not options.write:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

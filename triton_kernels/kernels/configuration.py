@@ -1,0 +1,94 @@
+"""Which tiles a kernel runs with: one JSON table per architecture, chosen by waves.
+
+The rule of thumb behind the tables: the largest tile that still fills the processor once. A
+product of 36 tiles of 128 x 128 leaves three quarters of an H100 idle, whatever its size.
+Another table comes from the environment variable TORCH_SPECGD_TRITON_CONFIG (a file); the
+file that `tune()` writes is such a table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["ARCHITECTURES", "architecture", "choose", "load_table"]
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+ENVIRONMENT = "TORCH_SPECGD_TRITON_CONFIG"
+Config = dict[str, Any]
+
+
+@lru_cache(maxsize=8)
+def _read(path: str) -> dict[str, Any]:
+    table = json.loads(Path(path).read_text())
+    missing = {"processors", "symmetric", "apply", "small", "elementwise"} - table.keys()
+    if missing:
+        raise ValueError(f"configuration table {path} lacks {sorted(missing)}")
+    return table
+
+
+def load_table(arch: str) -> dict[str, Any]:
+    """Return the table of an architecture, or the one that the environment names instead.
+
+    Args:
+        arch: One of `ARCHITECTURES`.
+
+    Raises:
+        ValueError: For an unknown architecture or a table without the needed keys.
+    """
+    override = os.environ.get(ENVIRONMENT)
+    if override:
+        return _read(override)
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"no configuration table for {arch!r}; available: {ARCHITECTURES}")
+    return _read(str(Path(__file__).parent / "configs" / f"{arch}.json"))
+
+
+@lru_cache(maxsize=16)
+def _of_device(index: int) -> str:
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(index)
+    # sm_86, sm_89 and sm_120 have 99 KiB of shared memory, for which the sm_80 table is made.
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+
+
+def architecture(device: torch.device) -> str:
+    """Return the table that serves a device; on the CPU (interpreter) that of sm_80."""
+    if device.type != "cuda":
+        return "sm_80"
+    return _of_device(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def choose(
+    table: dict[str, Any], kind: str, itemsize: int, batch: int, n: int, m: int, describable: bool
+) -> Config:
+    """Pick the largest tile that fills the processors once, else the smallest.
+
+    Args:
+        table: From `load_table`.
+        kind: "symmetric" (n x n, lower triangle) or "apply" (n x m).
+        itemsize: Bytes of an element: 2 or 4.
+        batch: Number of matrices.
+        n: Rows of the result.
+        m: Columns of the result.
+        describable: Whether tensor descriptors can read the operands.
+    """
+    lists = table[kind]
+    configs = lists[f"pointer{8 * itemsize}"]
+    if describable:
+        configs = lists.get(f"descriptor{8 * itemsize}", configs)
+    for config in configs:
+        rows, cols = -(-n // config["BLOCK_M"]), -(-m // config["BLOCK_N"])
+        tiles = batch * rows * cols
+        if kind == "symmetric":
+            tiles = tiles // 2 + batch * rows // 2
+        if tiles >= table["processors"]:
+            break
+    # Named, because Triton's own default is about to change and results would with it.
+    return config | {"enable_fp_fusion": True}

@@ -1,0 +1,322 @@
+"""Launching the kernels: grids, strides, tables of addresses, and the Products they make up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from ..products import quadratic_factors
+from ..schedules import Schedule, Step
+from .apply import apply_kernel
+from .configuration import architecture, choose, load_table
+from .elementwise import momentum_kernel, update_kernel
+from .small import small_kernel, small_scratch_kernel
+from .symmetric import symmetric_kernel, symmetric_tiles
+
+__all__ = [
+    "TritonProducts",
+    "address_table",
+    "apply",
+    "momentum",
+    "orthogonalize_small",
+    "symmetric",
+    "update",
+]
+
+GROUP = 8  # rows of tiles that share columns in L2
+REGISTER_LIMIT = 32  # rows at most for all of it in registers
+
+
+def _precision(table: dict, dtype: torch.dtype) -> str:
+    return table["float32_precision"] if dtype == torch.float32 else "ieee"
+
+
+def _describable(*tensors: Tensor) -> bool:
+    """Whether tensor descriptors can read these: unit inner stride, 16-byte rows and bases."""
+    return all(
+        t.stride(-1) == 1
+        and all(s * t.element_size() % 16 == 0 for s in t.stride()[:-1])
+        and t.data_ptr() % 16 == 0
+        for t in tensors
+    )
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def _settle(table: dict, kind: str, m: int, first: Tensor, second: Tensor) -> dict:
+    """Choose a configuration, and give tensor descriptors their memory where they are used."""
+    batch, n, _ = first.shape
+    describable = _describable(first, second)
+    config = choose(table, kind, first.element_size(), batch, n, m, describable)
+    if config["DESCRIPTOR"]:
+        triton.set_allocator(_scratch)
+    return config
+
+
+def address_table(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the addresses of tensors as int64 on their device: matrices without a stack.
+
+    Args:
+        tensors: At least one, all of one device and dtype. They must outlive the launch.
+    """
+    addresses = torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64)
+    return addresses.to(tensors[0].device, non_blocking=True)
+
+
+def symmetric(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    scalars: tuple[float, float, float] = (1.0, 0.0, 0.0),
+    second: tuple[float, float, float] | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return ``alpha A B^T + beta C + gamma I``, and the same with the second scalars.
+
+    Args:
+        a: (b, n, k), any strides.
+        b: (b, n, k), such that A B^T is symmetric.
+        c: (b, n, n), or None.
+        scalars: alpha, beta, gamma.
+        second: The same of the second output, or None for none.
+        out_dtype: Default a's.
+    """
+    batch, n, k = a.shape
+    table = load_table(architecture(a.device))
+    config = _settle(table, "symmetric", n, a, b)
+    d = torch.empty(batch, n, n, dtype=out_dtype or a.dtype, device=a.device)
+    e = torch.empty_like(d) if second is not None else None
+    tiles = symmetric_tiles(n, config["BLOCK_M"], config["BLOCK_N"])
+    old = d if c is None else c
+    symmetric_kernel[(batch * tiles,)](
+        a, b, old, d, d if e is None else e,
+        *scalars, *(second or scalars), n, k, tiles,
+        *a.stride(), *b.stride(), *old.stride(), *d.stride(),
+        HAS_C=c is not None, HAS_E=e is not None, TABLE=False,
+        PRECISION=_precision(table, a.dtype), **config,
+    )  # fmt: skip
+    return d, e
+
+
+def gram_of_table(addresses: Tensor, like: Tensor, count: int) -> Tensor:
+    """Return the Gram matrices of `count` unstacked matrices that all look like `like`.
+
+    Args:
+        addresses: From `address_table`.
+        like: (n, k), one of the matrices: shape, strides and dtype of all.
+        count: How many.
+    """
+    n, k = like.shape
+    table = load_table(architecture(like.device))
+    config = choose(table, "symmetric", like.element_size(), count, n, n, False)
+    d = torch.empty(count, n, n, dtype=like.dtype, device=like.device)
+    tiles = symmetric_tiles(n, config["BLOCK_M"], config["BLOCK_N"])
+    symmetric_kernel[(count * tiles,)](
+        addresses, addresses, d, d, d,
+        1.0, 0.0, 0.0, 1.0, 0.0, 0.0, n, k, tiles,
+        0, *like.stride(), 0, *like.stride(), *d.stride(), *d.stride(),
+        HAS_C=False, HAS_E=False, TABLE=True,
+        PRECISION=_precision(table, like.dtype), **config,
+    )  # fmt: skip
+    return d
+
+
+def apply(
+    q: Tensor,
+    x: Tensor,
+    scalars: Tensor,
+    c: Tensor | None = None,
+    out: Tensor | None = None,
+    addresses: Tensor | None = None,
+) -> Tensor:
+    """Return ``alpha Q X + beta C``; with C = out = a weight this is its whole update.
+
+    Args:
+        q: (b, n, n), symmetric.
+        x: (b, n, m), any strides.
+        scalars: (2,) float32 on the device: alpha and beta.
+        c: (b, n, m), or None for no second term.
+        out: Where to write, default a new tensor. May be `c`.
+        addresses: Instead of `c` and `out`: a table of unstacked matrices, updated in place;
+            `out` (n, m) then is one of them.
+    """
+    batch, n, m = x.shape
+    table = load_table(architecture(x.device))
+    config = _settle(table, "apply", m, q, x)
+    if out is None:
+        out = torch.empty_like(x)
+    old = out if c is None else c
+    strides = (0, *out.stride()) if addresses is not None else out.stride()
+    old_strides = strides if addresses is not None else old.stride()
+    tiles = triton.cdiv(n, config["BLOCK_M"]) * triton.cdiv(m, config["BLOCK_N"])
+    in_table = addresses is not None
+    apply_kernel[(batch * tiles,)](
+        q, x, addresses if in_table else old, addresses if in_table else out, scalars, out,
+        n, m, *q.stride(), *x.stride(), *old_strides, *strides,
+        GROUP=GROUP, HAS_C=in_table or c is not None, TABLE=in_table,
+        PRECISION=_precision(table, x.dtype), **config,
+    )  # fmt: skip
+    return out
+
+
+def small_limit(table: dict) -> int:
+    """Return the largest number of rows for which a whole orthogonalization is one program."""
+    return max(int(size) for size in table["small"])
+
+
+def small_steps(schedule: Schedule) -> tuple[bool, list[list[float]]]:
+    """Return whether all steps have degree 9, and their five numbers for `small_kernel`.
+
+    Raises:
+        ValueError: For a schedule that mixes degree 9 with others, or has degree 7.
+    """
+    widths = {len(step) for step in schedule.steps}
+    if widths == {5}:
+        factored = (quadratic_factors(step) for step in schedule.coefficients)
+        return True, [[c, *first, *second] for c, first, second in factored]
+    if widths <= {2, 3}:
+        return False, [[*step, 0.0, 0.0, 0.0][:5] for step in schedule.coefficients]
+    raise ValueError(
+        f"the one-launch kernel takes steps of degree 9 only or of degree 3 and 5 only, "
+        f"got {schedule}"
+    )
+
+
+def orthogonalize_small(x: Tensor, schedule: Schedule) -> Tensor:
+    """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
+
+    Args:
+        x: (b, n, m), any strides and scale.
+        schedule: Steps of degree 9 only, or of degree 3 and 5 only.
+    """
+    batch, n, m = x.shape
+    size = max(16, triton.next_power_of_2(n))
+    table = load_table(architecture(x.device))
+    if str(size) not in table["small"]:
+        raise ValueError(f"the one-launch kernel takes at most {small_limit(table)} rows, got {n}")
+    degree9, steps = small_steps(schedule)
+    y = torch.empty_like(x)
+    table_of_steps = torch.tensor(steps, dtype=torch.float32, device=x.device)
+    scratch = table_of_steps
+    if size > REGISTER_LIMIT:
+        scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=x.device)
+    kernel = small_kernel if size <= REGISTER_LIMIT else small_scratch_kernel
+    kernel[(batch,)](
+        x, y, scratch, x, table_of_steps, n, m, len(steps), *x.stride(), *y.stride(),
+        N=size, DEGREE9=degree9, SCHATTEN4=schedule.normalization == "schatten4", TABLE=False,
+        PRECISION=table["float32_precision"], enable_fp_fusion=True, **table["small"][str(size)],
+    )  # fmt: skip
+    return y
+
+
+class TritonProducts:
+    """The products of the iteration through the kernels."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def gram(self, x: Tensor) -> Tensor:
+        """Return ``X X^T``."""
+        return symmetric(x, x)[0]
+
+    def symmetric(
+        self, a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0,
+        gamma: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """Return ``alpha A B + beta C + gamma I``."""
+        return symmetric(a, b, c, (alpha, beta, gamma))[0]
+
+    def quadratics(self, r: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Return both factors of a degree-9 step, from one product's accumulator."""
+        c4, (a1, b1), (a2, b2) = quadratic_factors(step)
+        v, w = symmetric(r, r, r, (1.0, a1, b1), (c4, c4 * a2, c4 * b2))
+        assert w is not None
+        return v, w
+
+    def apply(self, q: Tensor, x: Tensor) -> Tensor:
+        """Return ``Q X``."""
+        one = torch.ones(2, dtype=torch.float32, device=self._device)
+        return apply(q, x, one)
+
+
+def _work_list(shapes: Sequence[tuple[int, int]], block: int) -> Tensor:
+    """Return (tensor, first element) of every chunk of `block` elements."""
+    return torch.tensor(
+        [(t, first) for t, (r, c) in enumerate(shapes) for first in range(0, r * c, block)],
+        dtype=torch.int64,
+    ).reshape(-1, 2)
+
+
+def _tables(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    strides = torch.tensor([t.stride() for t in tensors], dtype=torch.int64)
+    return address_table(tensors), strides.to(tensors[0].device)
+
+
+def _elementwise(like: Tensor) -> dict:
+    table = load_table(architecture(like.device))
+    return table["elementwise"] | {"enable_fp_fusion": True}
+
+
+def _work(tensors: Sequence[Tensor], block: int) -> tuple[Tensor, Tensor]:
+    device = tensors[0].device
+    shapes = [(t.shape[0], t.shape[1]) for t in tensors]
+    return _work_list(shapes, block).to(device), torch.tensor(shapes, device=device)
+
+
+def momentum(
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    mu: float | Tensor,
+    nesterov: bool = True,
+) -> Tensor:
+    """Update momentum buffers and write the operands of the iteration, all in one launch.
+
+    ``M <- M + (1 - mu)(G - M)``; the operand is M, or ``G + mu (M - G)`` with Nesterov.
+
+    Args:
+        grads: 2-D views, any strides, left alone.
+        buffers: Momentum, updated in place.
+        outs: Where the operands go, in their own dtype.
+        mu: Momentum, in [0, 1).
+        nesterov: Default True.
+
+    Returns:
+        (tensors,) float32, the squared Frobenius norm of each operand.
+    """
+    config = _elementwise(grads[0])
+    work, shapes = _work(grads, config["BLOCK"])
+    device = grads[0].device
+    partial = torch.empty(len(work), dtype=torch.float32, device=device)
+    momentum_kernel[(len(work),)](
+        work, shapes, *_tables(grads), *_tables(buffers), *_tables(outs), partial,
+        torch.as_tensor(mu, dtype=torch.float32, device=device).reshape(1),
+        grads[0], buffers[0], outs[0], NESTEROV=nesterov, **config,
+    )  # fmt: skip
+    squares = torch.zeros(len(grads), dtype=torch.float32, device=device)
+    return squares.index_add_(0, work[:, 0], partial)
+
+
+def update(
+    weights: Sequence[Tensor], directions: Sequence[Tensor], decay: Tensor, rate: Tensor
+) -> None:
+    """Set ``W <- decay W - rate O`` for all weights in one launch.
+
+    Args:
+        weights: 2-D views, any strides, updated in place.
+        directions: The orthogonalized matrices.
+        decay: (tensors,) ``1 - lr * weight_decay``.
+        rate: (tensors,) ``lr * scale``.
+    """
+    config = _elementwise(weights[0])
+    work, shapes = _work(weights, config["BLOCK"])
+    scalars = torch.stack((decay, rate), dim=1).to(weights[0].device, torch.float32).contiguous()
+    update_kernel[(len(work),)](
+        work, shapes, *_tables(weights), *_tables(directions), scalars,
+        weights[0], directions[0], **config,
+    )  # fmt: skip

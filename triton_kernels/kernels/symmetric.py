@@ -1,0 +1,219 @@
+"""Symmetric products: one triangle of tiles is computed, the other is its mirror image.
+
+``D = alpha A B^T + beta C + gamma I`` for (b, n, k) A and B. With A = B = X it is the Gram
+matrix; with commuting symmetric A and B (for which A B^T = A B is symmetric) it is every
+small product of the iteration. A second output ``E`` takes the same accumulator with other
+scalars: both quadratic factors of a degree-9 step from one product.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["symmetric_kernel", "symmetric_tiles"]
+
+
+def symmetric_tiles(n: int, block_m: int, block_n: int) -> int:
+    """Count the tiles of ``block_m x block_n`` that touch the lower triangle (n x n)."""
+    blocks = triton.cdiv(n, block_n)
+    return block_n // block_m * blocks * (blocks + 1) // 2
+
+
+@triton.jit
+def _triangle(tile, RATIO: tl.constexpr):
+    """Return (row block, column block) of a linear index over the lower triangle.
+
+    Row blocks come in bundles of RATIO, as high together as a column block is wide, so the
+    bundles form a square grid whose lower triangle is counted through.
+    """
+    u = tile // RATIO
+    p = ((tl.sqrt(8.0 * u.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
+    # The float root may be off by one beyond 2^22 tiles; integers settle it.
+    p = tl.where(p * (p + 1) // 2 > u, p - 1, p)
+    p = tl.where((p + 1) * (p + 2) // 2 <= u, p + 1, p)
+    return p * RATIO + tile % RATIO, u - p * (p + 1) // 2
+
+
+@triton.jit
+def _load_tile(start, stride_r, stride_c, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Load a ROWS x COLS tile from `start` on, zero beyond the `rows` x `cols` that are left.
+
+    The caller moves `start` in 64 bits; inside a tile 32 bits are enough.
+    """
+    r = tl.arange(0, ROWS)
+    c = tl.arange(0, COLS)
+    mask = (r < rows)[:, None] & (c < cols)[None, :]
+    return tl.load(start + r[:, None] * stride_r + c[None, :] * stride_c, mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_mirrored(
+    out, base, stride_r, stride_c, row0, col0, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Store the part of a tile on or below the diagonal, and its mirror image above.
+
+    Every element is written once, so the result is symmetric bit by bit and free of races.
+    """
+    i = tl.arange(0, BLOCK_M)
+    j = tl.arange(0, BLOCK_N)
+    r = row0 + i
+    c = col0 + j
+    value = out.to(base.dtype.element_ty)
+    row64 = row0.to(tl.int64)
+    col64 = col0.to(tl.int64)
+    keep = (r[:, None] >= c[None, :]) & (r < n)[:, None]
+    start = base + row64 * stride_r + col64 * stride_c
+    tl.store(start + i[:, None] * stride_r + j[None, :] * stride_c, value, mask=keep)
+    mirror = (r[None, :] > c[:, None]) & (r < n)[None, :]
+    start = base + col64 * stride_r + row64 * stride_c
+    value = tl.trans(value)
+    tl.store(start + j[:, None] * stride_r + i[None, :] * stride_c, value, mask=mirror)
+
+
+@triton.jit
+def _epilogue(
+    acc, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n, row0, col0,
+    stride_cn, stride_cm, stride_dn, stride_dm,
+    ROWS: tl.constexpr, COLS: tl.constexpr, HAS_C: tl.constexpr, HAS_E: tl.constexpr,
+):  # fmt: skip
+    """Turn one accumulator into one or two stored tiles.
+
+    C is read again for the second output: held in registers across the first one it spills.
+    """
+    r = (row0 + tl.arange(0, ROWS))[:, None]
+    c = (col0 + tl.arange(0, COLS))[None, :]
+    c_base += row0.to(tl.int64) * stride_cn + col0.to(tl.int64) * stride_cm
+    out = alpha * acc + tl.where(r == c, gamma, 0.0)
+    if HAS_C:
+        old = _load_tile(c_base, stride_cn, stride_cm, n - row0, n - col0, ROWS, COLS)
+        out += beta * old.to(tl.float32)
+    _store_mirrored(out, d_base, stride_dn, stride_dm, row0, col0, n, ROWS, COLS)
+    if HAS_E:
+        out = alpha_e * acc + tl.where(r == c, gamma_e, 0.0)
+        if HAS_C:
+            old = _load_tile(c_base, stride_cn, stride_cm, n - row0, n - col0, ROWS, COLS)
+            out += beta_e * old.to(tl.float32)
+        _store_mirrored(out, e_base, stride_dn, stride_dm, row0, col0, n, ROWS, COLS)
+
+
+@triton.jit
+def _halves(acc, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Split a tile into its left and right half."""
+    return tl.split(tl.permute(tl.reshape(acc, (ROWS, 2, COLS // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _two_strips(
+    acc, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n, row0, col0,
+    stride_cn, stride_cm, stride_dn, stride_dm,
+    ROWS: tl.constexpr, COLS: tl.constexpr, HAS_C: tl.constexpr, HAS_E: tl.constexpr,
+):  # fmt: skip
+    """Store a tile half by half: with its addends and its mirror image a whole one spills."""
+    left, right = _halves(acc, ROWS, COLS)
+    _epilogue(
+        left, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+        row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
+        ROWS, COLS // 2, HAS_C, HAS_E,
+    )  # fmt: skip
+    _epilogue(
+        right, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+        row0, col0 + COLS // 2, stride_cn, stride_cm, stride_dn, stride_dm,
+        ROWS, COLS // 2, HAS_C, HAS_E,
+    )  # fmt: skip
+
+
+@triton.jit
+def symmetric_kernel(
+    a_ptr,  # (b, n, k), or a table of b addresses
+    b_ptr,  # (b, n, k), or the table again
+    c_ptr,  # (b, n, n), read where HAS_C
+    d_ptr,  # (b, n, n)
+    e_ptr,  # (b, n, n), written where HAS_E
+    alpha,
+    beta,
+    gamma,
+    alpha_e,
+    beta_e,
+    gamma_e,
+    n,
+    k,
+    tiles,
+    stride_ab,
+    stride_an,
+    stride_ak,
+    stride_bb,
+    stride_bn,
+    stride_bk,
+    stride_cb,
+    stride_cn,
+    stride_cm,
+    stride_db,
+    stride_dn,
+    stride_dm,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_C: tl.constexpr,
+    HAS_E: tl.constexpr,
+    TABLE: tl.constexpr,  # a_ptr and b_ptr hold addresses of matrices of E's element type
+    DESCRIPTOR: tl.constexpr,  # tiles of A and B through tensor descriptors (TMA)
+    STRIPS: tl.constexpr,  # 1, 2 or 4: how many parts of a tile the epilogue stores one by one
+    PRECISION: tl.constexpr,
+):
+    """Compute one tile of the lower triangle and mirror it."""
+    pid = tl.program_id(0)
+    batch = (pid // tiles).to(tl.int64)
+    i, j = _triangle(pid % tiles, BLOCK_N // BLOCK_M)
+    row0 = i * BLOCK_M
+    col0 = j * BLOCK_N
+    if row0 < n:
+        if TABLE:
+            element: tl.constexpr = d_ptr.dtype
+            a_base = tl.load(a_ptr + batch).to(element)
+            b_base = tl.load(b_ptr + batch).to(element)
+        else:
+            a_base = a_ptr + batch * stride_ab
+            b_base = b_ptr + batch * stride_bb
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        if DESCRIPTOR:
+            a_tiles = tl.make_tensor_descriptor(a_base, [n, k], [stride_an, 1], [BLOCK_M, BLOCK_K])
+            b_tiles = tl.make_tensor_descriptor(b_base, [n, k], [stride_bn, 1], [BLOCK_N, BLOCK_K])
+            for k0 in range(0, k, BLOCK_K):
+                a = a_tiles.load([row0, k0])
+                b = b_tiles.load([col0, k0])
+                acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+        else:
+            a_base += row0.to(tl.int64) * stride_an
+            b_base += col0.to(tl.int64) * stride_bn
+            for k0 in range(0, k, BLOCK_K):
+                a = _load_tile(a_base, stride_an, stride_ak, n - row0, k - k0, BLOCK_M, BLOCK_K)
+                b = _load_tile(b_base, stride_bn, stride_bk, n - col0, k - k0, BLOCK_N, BLOCK_K)
+                acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
+                a_base += BLOCK_K * stride_ak
+                b_base += BLOCK_K * stride_bk
+        c_base = c_ptr + batch * stride_cb
+        d_base = d_ptr + batch * stride_db
+        e_base = e_ptr + batch * stride_db
+        if STRIPS == 4:
+            left, right = _halves(acc, BLOCK_M, BLOCK_N)
+            _two_strips(
+                left, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+                row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
+                BLOCK_M, BLOCK_N // 2, HAS_C, HAS_E,
+            )  # fmt: skip
+            _two_strips(
+                right, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+                row0, col0 + BLOCK_N // 2, stride_cn, stride_cm, stride_dn, stride_dm,
+                BLOCK_M, BLOCK_N // 2, HAS_C, HAS_E,
+            )  # fmt: skip
+        elif STRIPS == 2:
+            _two_strips(
+                acc, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+                row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
+                BLOCK_M, BLOCK_N, HAS_C, HAS_E,
+            )  # fmt: skip
+        else:
+            _epilogue(
+                acc, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+                row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
+                BLOCK_M, BLOCK_N, HAS_C, HAS_E,
+            )  # fmt: skip
