@@ -35,7 +35,7 @@ class _ConstantThenDecay(LRScheduler):
     def factor(self, step: int) -> float:
         """What the initial learning rate is multiplied by at a step, from 0."""
         constant = self.constant_fraction * self.total_steps
-        if step <= constant:
+        if step <= constant or constant >= self.total_steps:
             return 1.0
         return self.decay(min(1.0, (step - constant) / (self.total_steps - constant)))
 

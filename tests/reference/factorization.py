@@ -82,7 +82,7 @@ def flow(
 
     start = torch.cat([f.flatten() for f in factors]).numpy()
     solution = solve_ivp(
-        field, (times[0], times[-1]), start, method="DOP853", t_eval=times, rtol=1e-10, atol=1e-13
+        field, (times[0], times[-1]), start, method="DOP853", t_eval=times, rtol=1e-8, atol=1e-11
     )
     states = [unpack(y) for y in solution.y.T]
     return [torch.stack(layer) for layer in zip(*states, strict=True)]
