@@ -1,0 +1,55 @@
+"""The arrows between the parts, and what an import may do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {
+    "torch_specgd": {"torch_specgd"},
+    "triton_kernels": set(),
+    "data_prune": set(),
+    "warmstart": {"torch_specgd"},
+}
+OURS = {"torch_specgd", "triton_kernels", "data_prune", "warmstart"}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names that a file imports; relative imports stay inside their part."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_arrows_between_parts(part: str) -> None:
+    """Each part works alone: data_prune needs neither of the others, kernels need nobody."""
+    for path in (ROOT / part).rglob("*.py"):
+        for name in imported(path):
+            top = name.split(".")[0]
+            assert top not in OURS - {part} - ALLOWED[part], f"{path.name} imports {name}"
+            if part == "warmstart" and top == "torch_specgd":
+                assert name.startswith("torch_specgd.triton_kernels"), f"{path.name} imports {name}"
+
+
+def test_import_has_no_side_effects() -> None:
+    """No output, no GPU probing, no triton, no seeds: importing costs what torch costs."""
+    code = """
+import sys, random, torch, numpy
+state = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].copy()
+import torch_specgd, torch_specgd.triton_kernels, data_prune, warmstart
+assert torch.equal(state[0], torch.get_rng_state()) and state[1] == random.getstate()
+assert (state[2] == numpy.random.get_state()[1]).all()
+heavy = {"triton", "datasets", "pyarrow", "matplotlib", "sklearn", "ray", "transformers"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert not torch.cuda.is_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
