@@ -35,12 +35,14 @@ class DigitsNet(L.LightningModule):
         self.losses: list[float] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """Lightning runs this, and the backward pass, inside Muon's step(closure)."""
         x, y = batch
         loss = nn.functional.cross_entropy(self.net(x), y)
         self.losses.append(loss.item())
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
+        """One optimizer for matrices and vectors, and one scheduler that moves both."""
         optimizer = Muon(param_groups(self), lr=5e-3, adjust_lr_fn="match_rms_adamw")
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}

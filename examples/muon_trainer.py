@@ -25,6 +25,7 @@ class RoutedMuon:
     """A factory, which Trainer calls with the model: no Optimizer class, so it sees the names."""
 
     def __call__(self, model: nn.Module, **settings: Any) -> Muon:
+        """Routes the model's parameters and shows where each goes."""
         groups = param_groups(model, adamw={"weight_decay": 0.0})
         print(groups)
         return Muon(groups, **settings)

@@ -1,0 +1,24 @@
+"""A torchrun script with plain DistributedDataParallel."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "muon_ddp.py"
+
+
+def test_example_trains_and_ranks_agree() -> None:
+    """Two processes, started as a user starts them: loss falls, weights stay equal bit by bit."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc_per_node", "2", str(EXAMPLE)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    loss, difference = done.stdout.splitlines()
+    first, last = map(float, loss.removeprefix("loss: ").split(" -> "))
+    assert last < first / 2
+    assert float(difference.removeprefix("largest difference between ranks: ")) == 0.0
