@@ -87,12 +87,11 @@ def muon(
             share_work=share_work,
         )
         if second_moments is not None:
-            updates = [
-                local(neuron_normalize(rewrapped(o, p), second_moments[i], neuron_beta, dims))
-                for i, o, p, dims in zip(
-                    chunk, updates, weights, map(input_dims, weights, seen), strict=True
-                )
-            ]
+            for k, (i, p, v) in enumerate(zip(chunk, weights, seen, strict=True)):
+                # Means over neurons and norms of matrices: DTensor knows what to sum over ranks.
+                o = rewrapped(updates[k], p)
+                o = neuron_normalize(o, second_moments[i], neuron_beta, input_dims(p, v))
+                updates[k] = local_like(o, p)
         # A split parameter's pieces have been scaled one by one.
         scales = [
             scale(*matrix_shape(p, v)) if v.split is None else 1.0

@@ -31,18 +31,24 @@ def local_like(x: Tensor, p: Tensor) -> Tensor:
     parallelism arrive as partial sums, which the redistribution adds up.
 
     Args:
-        x: Gradient of p.
+        x: Gradient or update of p.
         p: Parameter, a DTensor or not.
 
     Raises:
         RuntimeError: If only one of the two is a DTensor.
     """
     if is_dtensor(x) != is_dtensor(p):
-        kinds = [type(t).__name__ for t in (p, x)]
-        raise RuntimeError(f"{describe(p)} is a {kinds[0]}, but its gradient is a {kinds[1]}")
+        raise RuntimeError(
+            f"{describe(p)} is {_kind(p)}, but its gradient is {_kind(x)}; "
+            f"either both are DTensors or none is"
+        )
     if is_dtensor(x) and is_dtensor(p) and tuple(x.placements) != tuple(p.placements):
         x = x.redistribute(p.device_mesh, p.placements)
     return local(x)
+
+
+def _kind(x: Tensor) -> str:
+    return "a DTensor" if is_dtensor(x) else "a plain tensor"
 
 
 def rewrapped(x: Tensor, p: Tensor) -> Tensor:
