@@ -6,6 +6,7 @@ from .lora import LoraPair, find_lora_pairs, lora_param_groups, lora_report
 from .muon import Muon
 from .muon_step import muon
 from .param_groups import ParamGroups, param_groups
+from .qk_clip import qk_clip_
 from .schedules import (
     ConstantThenGeometric,
     ConstantThenLinear,
@@ -39,6 +40,7 @@ __all__ = [
     "muon",
     "orthogonalize",
     "param_groups",
+    "qk_clip_",
     "specgd",
     "stable_rank",
 ]

@@ -1,0 +1,200 @@
+"""Muon's options: each against a plain float64 statement of its rule."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from torch_specgd import Muon, qk_clip_
+from torch_specgd.muon_step import chunks
+from torch_specgd.update_rules import neuron_normalize, stochastic_round
+
+PLAIN = {"lr": 0.1, "weight_decay": 0.0, "nesterov": False}
+
+
+def step_of(grad: torch.Tensor, start: torch.Tensor | None = None, **options: object):
+    p = nn.Parameter(torch.zeros_like(grad) if start is None else start.clone())
+    p.grad = grad
+    Muon([p], **{**PLAIN, **options}).step()
+    return p.detach()
+
+
+def test_neuron_normalization_equals_its_rule() -> None:
+    """NorMuon: running mean square per neuron, then the update's own Frobenius norm."""
+    beta, o = 0.9, torch.randn(3, 5, 7, dtype=torch.float64)
+    v = torch.rand(5, 1, dtype=torch.float64)
+    expected_v = v.clone()
+    for update in o:
+        result = neuron_normalize(update, v, beta, (1,))
+        for row in range(5):
+            mean = sum(float(x) ** 2 for x in update[row]) / 7
+            expected_v[row] = beta * expected_v[row] + (1 - beta) * mean
+        torch.testing.assert_close(v, expected_v)
+        normed = update / expected_v.sqrt()
+        torch.testing.assert_close(result, normed * (update.norm() / normed.norm()))
+
+
+def test_neuron_normalization_makes_neurons_alike() -> None:
+    """A tall matrix's polar factor has rows of very different length; NorMuon's has not."""
+    grad = torch.randn(40, 8) * torch.logspace(0, -2, 40)[:, None]
+    spread = [float(step.norm(dim=1).max() / step.norm(dim=1).min()) for step in (
+        step_of(grad), step_of(grad, neuron_beta=0.95))]  # fmt: skip
+    assert spread[0] > 5
+    assert spread[1] == pytest.approx(1.0, abs=1e-3)
+    assert step_of(torch.zeros(4, 4), neuron_beta=0.95).eq(0).all()
+
+
+def test_cautious_decay_touches_only_what_the_update_shrinks() -> None:
+    """Entries that the step moves away from zero are not decayed."""
+    start, grad = torch.randn(6, 6), torch.randn(6, 6)
+    plain = step_of(grad, start)
+    update = start - plain
+    decay = 1 - 0.1 * 0.5 * (update * start > 0).float()
+    torch.testing.assert_close(
+        step_of(grad, start, weight_decay=0.5, cautious_weight_decay=True), start * decay - update
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        (None, math.sqrt(2)),
+        ("original", math.sqrt(2)),
+        ("match_rms_adamw", 0.2 * math.sqrt(8)),
+        ("spectral", math.sqrt(2)),
+        ("none", 1.0),
+        (lambda m, n: m / n, 2.0),
+    ],
+)
+def test_learning_rate_scales(name: object, factor: float) -> None:
+    """Each named scale is its formula, also on a transposed shape's other side."""
+    grad = torch.randn(8, 4)
+    base = step_of(grad, adjust_lr_fn="none")
+    torch.testing.assert_close(step_of(grad, adjust_lr_fn=name), base * factor)
+    wide = step_of(grad.T.contiguous(), adjust_lr_fn="spectral")
+    torch.testing.assert_close(wide, base.T / math.sqrt(2), rtol=1e-4, atol=1e-6)
+
+
+def test_functional_scale_is_not_saved_and_must_be_given_again() -> None:
+    """A checkpoint holds data: the loading optimizer brings its own function, or is told so."""
+
+    def half(m: int, n: int) -> float:
+        return 0.5
+
+    p = nn.Parameter(torch.zeros(2, 2))
+    saved = Muon([p], adjust_lr_fn=half).state_dict()
+    assert saved["param_groups"][0]["adjust_lr_fn"] == "<callable>"
+    other = Muon([p], adjust_lr_fn=half)
+    other.load_state_dict(saved)
+    assert other.param_groups[0]["adjust_lr_fn"] is half
+    with pytest.raises(ValueError, match="adjust_lr_fn was a function"):
+        Muon([p], lr=0.5).load_state_dict(saved)
+
+
+def test_stochastic_rounding_is_unbiased_and_keeps_special_values() -> None:
+    """The mean of many roundings is the float32 value, where round-to-nearest is off by 2^-9."""
+    x = torch.tensor([1.0 + 2**-10, -3.0 - 2**-9, 1e-30, 0.0])
+    generator = torch.Generator().manual_seed(0)
+    rounded = stochastic_round(x.expand(20_000, 4).contiguous(), generator).double()
+    ulp = torch.tensor([2**-7, 2**-6, 2**-107, 0.0], dtype=torch.float64)
+    # Five standard errors of a Bernoulli mean.
+    assert ((rounded.mean(0) - x.double()).abs() <= 5 * ulp / 2 / math.sqrt(20_000)).all()
+    special = torch.tensor([float("inf"), -float("inf"), float("nan")])
+    kept = stochastic_round(special, generator)
+    assert kept[0] == float("inf")
+    assert kept[1] == -float("inf")
+    assert kept[2].isnan()
+
+
+def test_bfloat16_state_keeps_small_gradients() -> None:
+    """Rounded to nearest, a buffer at 1.0 never feels gradients that differ by 2^-8."""
+    errors = []
+    for dtype in ("bfloat16", None):
+        p = nn.Parameter(torch.zeros(64, 64, dtype=torch.bfloat16))
+        optimizer = Muon([p], **PLAIN, momentum=0.99, state_dtype=dtype)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.state[p]["momentum_buffer"].fill_(1.0)
+        for _ in range(200):
+            p.grad = torch.full_like(p, 0.75)
+            optimizer.step()
+        exact = 0.75 + 0.25 * 0.99**200
+        errors.append(abs(float(optimizer.state[p]["momentum_buffer"].float().mean()) - exact))
+        assert optimizer.state[p]["momentum_buffer"].dtype == torch.bfloat16
+    assert errors[0] < 5e-3 < errors[1]
+
+
+def test_float32_state_of_bfloat16_weights() -> None:
+    """state_dtype="float32" holds the momentum of low-precision weights exactly."""
+    p = nn.Parameter(torch.zeros(4, 4, dtype=torch.bfloat16))
+    optimizer = Muon([p], **PLAIN, state_dtype="float32")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.state[p]["momentum_buffer"].dtype == torch.float32
+    assert p.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("limit", [1, 200, 1 << 29])
+def test_memory_limit_changes_no_value(limit: int) -> None:
+    """max_batch_bytes is about memory alone; foreach=False is its extreme."""
+    torch.manual_seed(1)
+    params = [nn.Parameter(torch.randn(4, 6)) for _ in range(5)] + [nn.Parameter(torch.randn(3, 3))]
+    grads = [torch.randn_like(p) for p in params]
+    results = []
+    for options in ({}, {"max_batch_bytes": limit}, {"foreach": False}):
+        copies = [nn.Parameter(p.detach().clone()) for p in params]
+        for p, g in zip(copies, grads, strict=True):
+            p.grad = g
+        Muon(copies, lr=0.1, **options).step()
+        results.append(copies)
+    for a, b, c in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(c, a, rtol=1e-6, atol=1e-6)
+
+
+def test_chunks_never_pass_the_limit_unless_one_alone_does() -> None:
+    """The bound on memory holds for every mixture of shapes."""
+    params = [torch.zeros(n, 4) for n in (1, 9, 2, 9, 30, 1)]
+    for limit in (1, 64, 200, 1000):
+        found = chunks(params, limit)
+        assert sorted(i for chunk in found for i in chunk) == list(range(6))
+        for chunk in found:
+            assert len(chunk) == 1 or sum(params[i].numel() * 4 for i in chunk) <= limit
+
+
+def attention_logits(q: torch.Tensor, k: torch.Tensor, x: torch.Tensor, heads: int, kv: int):
+    """(heads, tokens, tokens) of grouped-query attention, without scale."""
+    split_q = (x @ q.T).unflatten(-1, (heads, -1)).movedim(1, 0)
+    split_k = (x @ k.T).unflatten(-1, (kv, -1)).movedim(1, 0).repeat_interleave(heads // kv, 0)
+    return split_q @ split_k.mT
+
+
+@pytest.mark.parametrize(("heads", "kv"), [(4, 4), (4, 2), (4, 1)])
+def test_qk_clip_brings_every_head_to_the_limit(heads: int, kv: int) -> None:
+    """After clipping no logit exceeds tau, heads below it keep theirs, nothing else changes."""
+    q, k = torch.randn(heads * 3, 8), torch.randn(kv * 3, 8)
+    x = torch.randn(10, 8)
+    before = attention_logits(q, k, x, heads, kv)
+    largest = before.abs().amax((1, 2))
+    tau = float(largest.median())
+    gamma = qk_clip_(q, k, largest, tau=tau)
+    after = attention_logits(q, k, x, heads, kv)
+    torch.testing.assert_close(gamma, (tau / largest).clamp(max=1.0))
+    torch.testing.assert_close(after, before * gamma[:, None, None], rtol=1e-4, atol=1e-4)
+    assert (gamma == 1).any()
+    assert (gamma < 1).any()
+
+
+@pytest.mark.parametrize(
+    ("q", "largest", "tau", "message"),
+    [
+        (torch.zeros(7, 2), torch.ones(2), 1.0, "7 rows, which is no multiple of 2 heads"),
+        (torch.zeros(8, 2), torch.tensor([1.0, float("nan")]), 1.0, "not finite"),
+        (torch.zeros(8, 2), torch.ones(2), 0.0, "tau must be above 0"),
+    ],
+)
+def test_qk_clip_refuses_what_it_cannot_use(q, largest, tau: float, message: str) -> None:
+    """Nothing is written for inputs that make no sense."""
+    with pytest.raises(ValueError, match=message):
+        qk_clip_(q, torch.zeros(8, 2), largest, tau=tau)
