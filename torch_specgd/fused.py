@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .routing import check_split
 
-Split = int | Sequence[int] | tuple[int, Sequence[int]] | None
+Split = int | Sequence[Any] | None
 CutAlong = tuple[int, tuple[int, ...]]
 
 # Concatenated q, k, v; gate and up. Interleaved layouts (GPT-NeoX's and BLOOM's query_key_value)
@@ -77,9 +77,10 @@ def normalize_split(split: Split, p: Tensor, name: str) -> CutAlong | None:
         if split < 1 or p.shape[0] % split:
             raise ValueError(f"{name} has {p.shape[0]} rows, which is no multiple of {split}")
         return 0, (p.shape[0] // split,) * split
-    is_pair = len(split) == 2 and not isinstance(split[1], int)
-    dim, sizes = split if is_pair else (0, split)  # type: ignore[misc]
-    cut = (dim, tuple(sizes))  # type: ignore[arg-type]
+    dim, sizes = 0, list(split)
+    if len(sizes) == 2 and not isinstance(sizes[1], int):
+        dim, sizes = sizes[0], list(sizes[1])
+    cut: CutAlong = (dim, tuple(sizes))
     check_split(cut, f"the split of {name}")
     if not -p.ndim <= cut[0] < p.ndim or sum(cut[1]) != p.shape[cut[0]]:
         raise ValueError(

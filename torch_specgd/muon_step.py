@@ -163,7 +163,7 @@ def _apply(
         torch._foreach_mul_(params, 1 - lr * weight_decay)
     if isinstance(lr, Tensor):
         # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
-        scaled = torch._foreach_mul(torch._foreach_mul(updates, scales), lr)
+        scaled = torch._foreach_mul(torch._foreach_mul(list(updates), scales), lr)
         torch._foreach_sub_(params, scaled)
         return
     for p, o, s in zip(params, updates, scales, strict=True):

@@ -173,7 +173,8 @@ def _why_adamw(model: nn.Module, names: list[str], owner: nn.Module, p: Tensor) 
 
 def _is_last(model: nn.Module, owner: nn.Module) -> bool:
     """Whether a linear layer is the model's output: nothing with parameters comes after it."""
-    if hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is owner:
+    output: Any = getattr(model, "get_output_embeddings", None)  # a method of transformers' models
+    if output is not None and output() is owner:
         return True
     last = None
     for module in model.modules():
