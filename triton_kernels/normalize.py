@@ -1,19 +1,22 @@
 """Normalization: divide by an upper bound of the largest singular value, without overflow.
 
-Both bounds come for nothing once the Gram matrix R = X X^T exists: its trace is the squared
-Frobenius norm of X, and the root of its own Frobenius norm is the Schatten-4 norm of X, which
-lies between the largest singular value and the Frobenius norm. So X is never divided: R is
+The bounds come for nothing once the Gram matrix R = X X^T exists: its trace is the squared
+Frobenius norm of X, the root of its own Frobenius norm is the Schatten-4 norm, and the fourth
+root of that of R^2 (which every step of degree 5 or more needs anyway) the Schatten-8 norm.
+Each lies between the largest singular value and the one before. So X is never divided: R is
 scaled, and the first polynomial takes X's factor.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .products import Products
 
-__all__ = ["largest_entry", "normalized_gram", "prescale"]
+__all__ = ["Start", "begin", "largest_entry", "prescale"]
 
 # Between these, neither the entries of R nor the squares inside its norm leave float32.
 _LOW, _HIGH = 1e-14, 1e18
@@ -42,43 +45,79 @@ def prescale(x: Tensor, dtype: torch.dtype) -> Tensor:
     return (x / torch.where(norm == 0, torch.ones_like(norm), norm)).to(dtype)
 
 
-def _gram_bound(r: Tensor, normalization: str) -> Tensor:
-    """Return an upper bound of the largest eigenvalue of R: its trace or its Frobenius norm."""
+def _trace(r: Tensor) -> Tensor:
     wide = torch.promote_types(r.dtype, torch.float32)
+    return r.diagonal(dim1=-2, dim2=-1).to(wide).sum(-1)[..., None, None]
+
+
+def _bound(r: Tensor, normalization: str) -> Tensor:
+    """Return an upper bound of the largest eigenvalue of R: its trace or its Frobenius norm."""
     if normalization == "frobenius":
-        return r.diagonal(dim1=-2, dim2=-1).to(wide).sum(-1)[..., None, None]
+        return _trace(r)
+    wide = torch.promote_types(r.dtype, torch.float32)
     return torch.linalg.vector_norm(r, dim=(-2, -1), keepdim=True, dtype=wide)
 
 
-def normalized_gram(
-    x: Tensor, dtype: torch.dtype, normalization: str, ops: Products
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return X in `dtype`, the Gram matrix of the normalized X, and the factor that X still lacks.
+class Start(NamedTuple):
+    """A matrix and the powers of its normalized Gram matrix: where every iteration begins.
+
+    Attributes:
+        x: (b, n, m) in the dtype of the arithmetic, not yet normalized.
+        r: (b, n, n), ``factor^2 X X^T``.
+        u: ``R^2``, or None where the normalization did not need it.
+        factor: (b, 1, 1) in float32 or wider: ``factor * x`` is the normalized matrix.
+        flatness: (b,) ``||X||_F`` over the bound that was divided by, at least about one; the
+            further above one, the more the bound gained over the Frobenius norm.
+    """
+
+    x: Tensor
+    r: Tensor
+    u: Tensor | None
+    factor: Tensor
+    flatness: Tensor
+
+
+def _in_range(bound: Tensor) -> Tensor:
+    return ((bound > _LOW) & (bound < _HIGH)).flatten()
+
+
+def begin(x: Tensor, dtype: torch.dtype, normalization: str, ops: Products) -> Start:
+    """Form the Gram matrix of the normalized X.
 
     Args:
-        x: (b, n, m), n <= m.
+        x: (b, n, m), n <= m, any scale.
         dtype: Dtype of the arithmetic.
-        normalization: "frobenius" or "schatten4".
+        normalization: "frobenius", "schatten4" or "schatten8".
         ops: The products.
-
-    Returns:
-        x (b, n, m) in `dtype`, ``factor^2 X X^T`` (b, n, n) and factor (b, 1, 1) in float32
-        or wider, so that ``factor * x`` is the normalized matrix.
     """
     # float16 has no room for a Gram matrix of any scale, and a GPU cannot look whether one of
     # the members needs it without a synchronization, so there X itself is scaled.
     on_cpu = x.device.type == "cpu"
     y = x.to(dtype) if on_cpu and dtype != torch.float16 else prescale(x, dtype)
     r = ops.gram(y)
-    bound = _gram_bound(r, normalization)
-    lost = ~((bound > _LOW) & (bound < _HIGH)).flatten()
-    if on_cpu and bool(lost.any()):
+    bound = _bound(r, normalization)
+    lost = ~_in_range(bound) if on_cpu else None
+    if lost is not None and bool(lost.any()):
         # Rare: zero, tiny, huge or broken members are done again at a scale of one.
-        y = y.clone() if y is x else y
+        y = y.clone() if y.data_ptr() == x.data_ptr() else y
         y[lost] = prescale(x[lost], dtype)
         r[lost] = ops.gram(y[lost])
-        bound[lost] = _gram_bound(r[lost], normalization)
-    bound = torch.where(bound == 0, torch.ones_like(bound), bound)
+        bound[lost] = _bound(r[lost], normalization)
+    trace = _trace(r)
     # Rounded once, so that R and the factor that X takes later are of the same scale.
-    scale = bound.reciprocal().to(dtype)
-    return y, r.mul_(scale), scale.to(bound.dtype).sqrt()
+    scale = _reciprocal(bound).to(dtype)
+    r.mul_(scale)
+    u = None
+    if normalization == "schatten8":
+        # R is divided by its Frobenius norm already; that of U = R^2 bounds it tighter still.
+        u = ops.symmetric(r, r)
+        tighter = _reciprocal(_bound(u, "schatten4").sqrt()).to(dtype)
+        r.mul_(tighter)
+        u.mul_(tighter * tighter)
+        scale = scale.to(bound.dtype) * tighter.to(bound.dtype)
+    scale = scale.to(bound.dtype)
+    return Start(y, r, u, scale.sqrt(), (trace * scale).sqrt().flatten())
+
+
+def _reciprocal(bound: Tensor) -> Tensor:
+    return torch.where(bound == 0, torch.ones_like(bound), bound).reciprocal()

@@ -41,6 +41,10 @@ def quadratic_factors(step: Step) -> tuple[float, tuple[float, float], tuple[flo
     return float(step[4]), first, second
 
 
+_TRIANGLE_ROWS = 512
+_BLOCK_ROWS = 4  # block rows of a triangle: 10 of 16 blocks are computed
+
+
 class Products(Protocol):
     """What the iteration needs: everything n x n is symmetric, and all of it commutes."""
 
@@ -53,8 +57,8 @@ class Products(Protocol):
     ) -> Tensor:  # fmt: skip
         """Return ``alpha A B + beta C + gamma I`` for commuting symmetric (b, n, n)."""
 
-    def quadratics(self, r: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Return both factors of the degree-4 polynomial ``h(R)``, whose product it is."""
+    def quadratics(self, r: Tensor, step: Step, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return both factors of the degree-4 ``h(R)``; `u` is R^2 where that is known."""
 
     def apply(self, q: Tensor, x: Tensor) -> Tensor:
         """Return ``Q X`` for Q (b, n, n) and X (b, n, m)."""
@@ -67,32 +71,65 @@ def plus_identity(x: Tensor, value: float) -> Tensor:
     return x
 
 
+def scaled_sum(a: Tensor, alpha: float, b: Tensor, beta: float) -> Tensor:
+    """Return ``alpha A + beta B`` with both scalars and the sum in float32 or wider."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    total = a * alpha if a.dtype == wide else a.to(wide).mul_(alpha)
+    return total.add_(b, alpha=beta).to(a.dtype)
+
+
+def _worth_a_triangle(x: Tensor) -> bool:
+    """Blocks pay on the CPU, where a call costs microseconds, from about 512 rows on."""
+    return x.device.type == "cpu" and x.shape[-2] >= _TRIANGLE_ROWS
+
+
+def triangle_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``A B^T``, known to be symmetric: block rows up to the diagonal, then mirrored.
+
+    Args:
+        a: (batch, n, k).
+        b: (batch, n, k).
+    """
+    batch, n, _ = a.shape
+    out = a.new_empty(batch, n, n)
+    size = -(-n // _BLOCK_ROWS)
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        for one, left, right in zip(out, a, b, strict=True):
+            one[start:stop, :stop] = left[start:stop] @ right[:stop].T
+        if start:
+            out[:, :start, start:stop] = out[:, start:stop, :start].mT
+    return out
+
+
 class TorchProducts:
     """The products through batched matrix multiplication, on any device and dtype."""
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``X X^T``."""
-        return torch.bmm(x, x.mT)
+        return triangle_product(x, x) if _worth_a_triangle(x) else torch.bmm(x, x.mT)
 
     def symmetric(
         self, a: Tensor, b: Tensor, c: Tensor | None = None,
         alpha: float = 1.0, beta: float = 0.0, gamma: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Return ``alpha A B + beta C + gamma I``."""
-        if c is None and alpha == 1.0:
+        if _worth_a_triangle(a):
+            d = triangle_product(a, b)
+            if c is not None or alpha != 1.0:
+                d = scaled_sum(d, alpha, a if c is None else c, beta)
+        elif c is None and alpha == 1.0:
             d = torch.bmm(a, b)
         else:
             d = torch.baddbmm(a if c is None else c, a, b, beta=beta, alpha=alpha)
         return plus_identity(d, gamma) if gamma else d
 
-    def quadratics(self, r: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def quadratics(self, r: Tensor, step: Step, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return ``R^2 + a1 R + b1 I`` and ``c4 (R^2 + a2 R + b2 I)``."""
         c4, (a1, b1), (a2, b2) = quadratic_factors(step)
-        # The first sum leaves the product's float32 accumulator rounded once.
-        v = torch.baddbmm(r, r, r, beta=a1)
-        wide = torch.promote_types(r.dtype, torch.float32)
-        w = v.to(wide) if v.dtype != wide else v.clone()
-        w = w.mul_(c4).add_(r, alpha=c4 * (a2 - a1)).to(r.dtype)
+        u = self.symmetric(r, r) if u is None else u
+        v = scaled_sum(u, 1.0, r, a1)
+        w = scaled_sum(u, c4, r, c4 * a2)
         return plus_identity(v, b1), plus_identity(w, c4 * b2)
 
     def apply(self, q: Tensor, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ about it (range, reach, safety, cost) follows from the scalar map alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ import numpy as np
 __all__ = ["SCHEDULES", "Schedule", "resolve_schedule"]
 
 Step = tuple[float, ...]
-NORMALIZATIONS = ("frobenius", "schatten4")
+NORMALIZATIONS = ("frobenius", "schatten4", "schatten8")
 
 # Products of n x n matrices that one step needs beyond the Gram matrix: h has degree
 # len(step) - 1, and degree 4 takes two products as a product of two quadratics.
@@ -39,8 +40,8 @@ class Schedule:
         steps: One tuple of 2 to 5 coefficients (degree 3 to 9) a step, before the safety factor.
         safety: Factor of at least 1 (default 1.0: the steps as they are).
         lower: Smallest singular value, after normalization, that the design reaches.
-        normalization: "frobenius" or "schatten4", the bound of the largest singular value by
-            which the matrix is divided first.
+        normalization: "frobenius", "schatten4" or "schatten8": the bound of the largest
+            singular value by which the matrix is divided first.
         source: Where the numbers come from.
 
     Raises:
@@ -62,7 +63,7 @@ class Schedule:
         if not self.steps:
             raise ValueError(f"schedule {self.name!r} has no steps")
         for step in self.steps:
-            if len(step) not in _SMALL_PRODUCTS or not np.isfinite(step).all():
+            if len(step) not in _SMALL_PRODUCTS or not all(map(math.isfinite, step)):
                 raise ValueError(
                     f"a step has 2 to 5 finite coefficients (degree 3 to 9), got {step}"
                 )
@@ -205,6 +206,19 @@ _DEGREE9_4 = (
     (5.241844507, -11.95687204, 10.4883283, -3.659642779, 0.4372377138),
     (2.78290961, -4.301226935, 3.986806071, -1.772327602, 0.2970979543),
 )
+# Two designs for the default: as far a reach as five Polar Express steps (slope 948), and the
+# cheaper one for matrices whose Schatten-8 norm is far below their Frobenius norm.
+_DEEP = (
+    (15.0202189112, -147.338870486, 490.557120711, -630.705249703, 274.445752665),
+    (7.00241455236, -17.0375878862, 14.3561156722, -4.69177625311, 0.519827642813),
+    (4.79446384594, -10.6228828333, 9.43711769837, -3.37297257968, 0.414719890423),
+    (2.02968850953, -1.41286533724, 0.391623382375),
+)
+_FLAT = (
+    (13.9100401443, -132.778177198, 438.519902136, -561.60876169, 243.818028941),
+    (4.85705704319, -10.8108517193, 9.58645694871, -3.41391657036, 0.417920061793),
+    (2.04258062019, -1.4257608123, 0.392965289882),
+)
 _QUINTIC_4 = (
     (8.298703491, -24.43049815, 18.09030419),
     (3.91522096, -2.921130232, 0.5592232598),
@@ -235,6 +249,8 @@ SCHEDULES: dict[str, Schedule] = {
         ),
         Schedule("quintic_4", _QUINTIC_4, 1.02, 5e-3, "schatten4", _OWN_SOURCE),
         Schedule("degree9_3", _DEGREE9_3, 1.02, 5e-3, "schatten4", _OWN_SOURCE),
+        Schedule("deep", _DEEP, 1.02, 1.4e-3, "schatten8", _OWN_SOURCE),
+        Schedule("flat", _FLAT, 1.02, 1e-2, "schatten8", _OWN_SOURCE),
         Schedule("degree9_4", _DEGREE9_4, 1.02, 1e-3, "frobenius", _OWN_SOURCE),
     )
 }

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..products import quadratic_factors
+from ..products import plus_identity, quadratic_factors, scaled_sum
 from ..schedules import Schedule, Step
 from .apply import apply_kernel
 from .configuration import architecture, choose, load_table
@@ -231,12 +231,15 @@ class TritonProducts:
         """Return ``alpha A B + beta C + gamma I``."""
         return symmetric(a, b, c, (alpha, beta, gamma))[0]
 
-    def quadratics(self, r: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def quadratics(self, r: Tensor, step: Step, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return both factors of a degree-9 step, from one product's accumulator."""
         c4, (a1, b1), (a2, b2) = quadratic_factors(step)
-        v, w = symmetric(r, r, r, (1.0, a1, b1), (c4, c4 * a2, c4 * b2))
-        assert w is not None
-        return v, w
+        if u is not None:
+            v = plus_identity(scaled_sum(u, 1.0, r, a1), b1)
+            return v, plus_identity(scaled_sum(u, c4, r, c4 * a2), c4 * b2)
+        v, other = symmetric(r, r, r, (1.0, a1, b1), (c4, c4 * a2, c4 * b2))
+        assert other is not None
+        return v, other
 
     def apply(self, q: Tensor, x: Tensor) -> Tensor:
         """Return ``Q X``."""

@@ -1,0 +1,186 @@
+"""`design_schedule`: the best odd polynomials of a degree, by Remez exchange in 50 digits.
+
+On [l, u] the best odd p of degree 2k+1 has an error 1 - p(s) that alternates between +E and -E
+at k+2 points. Both ends belong to them and the other k are where p' vanishes, so one exchange
+is a linear system and the roots of a polynomial of degree k in s^2. Steps are chosen greedily,
+each for the interval to which the one before maps; that is optimal among compositions.
+
+The arithmetic is Python's `decimal`: portable (a long double is not), exact to the printed
+digits of every published table, and fast enough (a schedule takes milliseconds to a second).
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+
+import numpy as np
+
+from .schedules import Schedule, Step
+
+__all__ = ["design_schedule", "minimax_step"]
+
+_DIGITS = 50
+_EXCHANGES = 200
+Row = list[Decimal]
+
+
+def _solve(matrix: list[Row], right: Row) -> Row:
+    """Solve a small linear system by elimination with pivoting."""
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    size = len(rows)
+    for i in range(size):
+        pivot = max(range(i, size), key=lambda k: abs(rows[k][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        for k in range(i + 1, size):
+            factor = rows[k][i] / rows[i][i]
+            rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
+    solution = [Decimal(0)] * size
+    for i in reversed(range(size)):
+        known = sum((rows[i][j] * solution[j] for j in range(i + 1, size)), Decimal(0))
+        solution[i] = (rows[i][size] - known) / rows[i][i]
+    return solution
+
+
+def _evaluate(step: Row, s: Decimal) -> Decimal:
+    total, square = Decimal(0), s * s
+    for c in reversed(step):
+        total = total * square + c
+    return total * s
+
+
+def _turning_points(step: Row) -> Row:
+    """Return the points where p' vanishes, rising: roots in s^2, polished in full precision."""
+    slope = [(2 * j + 1) * c for j, c in enumerate(step)]
+    roots = np.roots([float(c) for c in reversed(slope)])
+    points = []
+    for root in sorted(r.real for r in roots if r.real > 0 and abs(r.imag) < 1e-6 * abs(r)):
+        y = Decimal(float(root))
+        for _ in range(6):
+            value = derivative = Decimal(0)
+            for c in reversed(slope):
+                derivative = derivative * y + value
+                value = value * y + c
+            y -= value / derivative
+        points.append(y.sqrt())
+    return points
+
+
+def minimax_step(k: int, lower: Decimal, upper: Decimal) -> tuple[Row, Decimal]:
+    """Return the odd polynomial of degree 2k+1 closest to one on an interval, and its error.
+
+    Args:
+        k: At least 1.
+        lower: Left end, positive.
+        upper: Right end.
+
+    Raises:
+        RuntimeError: If the exchange does not settle.
+    """
+    middle, half = (lower + upper) / 2, (upper - lower) / 2
+    nodes = [Decimal(float(-np.cos(np.pi * i / (k + 1)))) for i in range(k + 2)]
+    points = [middle + half * t for t in nodes]
+    points[0], points[-1] = lower, upper
+    for _ in range(_EXCHANGES):
+        matrix = [
+            [*(s ** (2 * j + 1) for j in range(k + 1)), Decimal((-1) ** i)]
+            for i, s in enumerate(points)
+        ]
+        *step, error = _solve(matrix, [Decimal(1)] * (k + 2))
+        turning = _turning_points(step)
+        if len(turning) != k:
+            raise RuntimeError(
+                f"exchange lost its points on [{lower}, {upper}], degree {2 * k + 1}"
+            )
+        new = [lower, *turning, upper]
+        moved = max(abs(a - b) for a, b in zip(new, points, strict=True))
+        points = new
+        if moved < upper * Decimal(10) ** -30:
+            return step, abs(error)
+    raise RuntimeError(f"exchange did not settle on [{lower}, {upper}], degree {2 * k + 1}")
+
+
+def _cushioned(k: int, lower: Decimal, upper: Decimal, cushion: Decimal) -> Row:
+    """Return the step for [max(lower, cushion upper), upper], centred on the whole interval."""
+    start = max(lower, cushion * upper)
+    if upper - start < Decimal(10) ** -6:
+        # Converged: minimax and Taylor agree to 1e-18 here, where the system is singular.
+        return _taylor(k)
+    step, _ = minimax_step(k, start, upper)
+    if start > lower:
+        centre = (_evaluate(step, lower) + _evaluate(step, upper)) / 2
+        step = [c / centre for c in step]
+    return step
+
+
+def _taylor(k: int) -> Row:
+    """Return p with p(1) = 1 and k vanishing derivatives there: ``s sum_j a_j (1 - s^2)^j``."""
+    total = [Decimal(0)] * (k + 1)
+    weight, power = Decimal(1), [Decimal(1)]
+    for j in range(k + 1):
+        for i, c in enumerate(power):
+            total[i] += weight * c
+        weight = weight * (2 * j + 1) / (2 * j + 2)
+        longer = [*power, Decimal(0)]
+        power = [a - b for a, b in zip(longer, [Decimal(0), *power], strict=True)]
+    return total
+
+
+def design_schedule(
+    degree: int | tuple[int, ...],
+    steps: int | None = None,
+    lower: float = 1e-3,
+    safety: float = 1.02,
+    cushion: float = 0.0,
+    normalization: str = "frobenius",
+    name: str = "designed",
+) -> Schedule:
+    r"""Design the composition of odd polynomials that is closest to one on ``[lower, 1]``.
+
+    .. math:: p_t = \arg\min_p \max_{s \in [l_t, u_t]} |1 - p(s)|, \quad
+              l_{t+1} = p_t(l_t / \text{safety}), \quad u_{t+1} = 2 - l_{t+1}
+
+    Args:
+        degree: 3, 5, 7 or 9, or one degree a step.
+        steps: Number of steps, at least 1; may be left out where `degree` lists them.
+        lower: Smallest singular value to reach, in (0, 1), after normalization.
+        safety: At least 1 (default 1.02): divides the argument of every step but the last.
+        cushion: In [0, 1), default 0. Where l/u is below it, a step is built for
+            [cushion u, u] and centred, so that no singular value is pushed near zero midway.
+        normalization: "frobenius" or "schatten4", kept in the schedule.
+        name: The schedule's name.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: For values outside the ranges above.
+
+    Source:
+        Polar Express, arXiv 2505.16932, algorithms 1 and 2.
+
+    Example:
+        >>> print([round(c, 4) for c in design_schedule(5, 2, safety=1.0).steps[0]])
+        [8.4704, -25.1081, 18.6293]
+    """
+    degrees = (degree,) * (1 if steps is None else steps) if isinstance(degree, int) else degree
+    if not degrees or any(d not in (3, 5, 7, 9) for d in degrees):
+        raise ValueError(f"degree must be 3, 5, 7 or 9 for at least one step, got {degree}")
+    if steps is not None and steps != len(degrees):
+        raise ValueError(f"steps is {steps}, but degree lists {len(degrees)}")
+    if not 0.0 < lower < 1.0:
+        raise ValueError(f"lower must be in (0, 1), got {lower}")
+    if not safety >= 1.0:
+        raise ValueError(f"safety must be at least 1, got {safety}")
+    if not 0.0 <= cushion < 1.0:
+        raise ValueError(f"cushion must be in [0, 1), got {cushion}")
+    found: list[Step] = []
+    with localcontext() as context:
+        context.prec = _DIGITS
+        low, high = Decimal(repr(lower)), Decimal(1)
+        s = Decimal(repr(safety))
+        for t, d in enumerate(degrees):
+            step = _cushioned((d - 1) // 2, low, high, Decimal(repr(cushion)))
+            found.append(tuple(float(c) for c in step))
+            low = _evaluate(step, low / s if t < len(degrees) - 1 else low)
+            high = 2 - low
+    return Schedule(name, tuple(found), safety, lower, normalization, "design_schedule")

@@ -1,0 +1,197 @@
+"""The registered operator: one node in a graph for a whole orthogonalization.
+
+One registration for all of it, because a registered operator costs about 20 microseconds a
+call, and because only so does it run, fake and compile the same way with and without a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .exact import smoothed_polar, svd_polar
+from .iteration import direct, gram
+from .normalize import Start, begin
+from .planning import Leg, Plan, arithmetic_dtype, plan
+from .products import Products, TorchProducts
+from .schedules import SCHEDULES, Schedule
+
+__all__ = ["orthogonalize_op", "run_plan"]
+
+_PRECISE_STEPS = 12
+
+
+def products_for(x: Tensor, dtype: torch.dtype) -> Products:
+    """Return Triton's products where their tiles fill the GPU, PyTorch's everywhere else."""
+    if not x.is_cuda or dtype not in (torch.float16, torch.bfloat16) or x.shape[-2] < 256:
+        return TorchProducts()
+    from .kernels.configuration import architecture, load_table
+    from .kernels.launch import TritonProducts
+
+    tiles = x.shape[0] * (x.shape[-2] // 64) ** 2 // 2
+    if tiles < 0.6 * load_table(architecture(x.device))["processors"]:
+        return TorchProducts()
+    return TritonProducts(x.device)
+
+
+def _go(start: Start, leg: Leg, ops: Products) -> Tensor:
+    if leg.form == "direct":
+        return direct(start, leg.schedule, ops)
+    return gram(start, leg.schedule, ops, leg.restarts)
+
+
+def _members(start: Start, index: Tensor) -> Start:
+    return Start(*(None if part is None else part[index] for part in start))  # type: ignore[arg-type]
+
+
+def run_plan(x: Tensor, chosen: Plan, ops: Products | None = None) -> Tensor:
+    """Run a plan on (b, n, m), n <= m: a matrix takes the first leg that reaches far enough.
+
+    Args:
+        x: The batch.
+        chosen: The plan.
+        ops: The products, default those for x's device.
+    """
+    ops = products_for(x, chosen.dtype) if ops is None else ops
+    first, last = chosen.legs[0], chosen.legs[-1]
+    if chosen.one_launch:
+        from .kernels.launch import orthogonalize_small
+
+        return orthogonalize_small(x, last.schedule)
+    start = begin(x, chosen.dtype, last.schedule.normalization, ops)
+    flat = start.flatness >= first.flatness if len(chosen.legs) > 1 else None
+    if flat is None or not bool(flat.any()):
+        return _go(start, last, ops)
+    if bool(flat.all()):
+        return _go(start, first, ops)
+    y = torch.empty_like(start.x)
+    for leg, index in ((first, flat), (last, ~flat)):
+        y[index] = _go(_members(start, index), leg, ops)
+    return y
+
+
+def _torch_muon(x: Tensor, schedule: Schedule, eps: float, dtype: torch.dtype) -> Tensor:
+    """Do what torch.optim.Muon does, batched: the norm in `dtype`, clamped at eps."""
+    x = x.to(dtype)
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for a, b, c in schedule.steps:
+        r = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(r, r, r, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _iterate(
+    x: Tensor,
+    method: str,
+    schedule: Schedule | None,
+    accuracy: str,
+    eps: float,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """Run an iterative method on (b, n, m), n <= m."""
+    wide = torch.promote_types(dtype or x.dtype, torch.float32)
+    if method == "torch_muon":
+        assert schedule is not None
+        return _torch_muon(x, schedule, eps, dtype or torch.bfloat16)
+    if method == "precise":
+        # The tail of the table is Taylor's quintic, which converges to the last digit.
+        steps = SCHEDULES["polar_express_8"].steps
+        steps += (steps[-1],) * (_PRECISE_STEPS - len(steps))
+        long = Schedule("precise", steps, 1.02, 1e-4)
+        ops = TorchProducts()
+        return direct(begin(x, wide, long.normalization, ops), long, ops)
+    forms = {"newton_schulz": "direct", "gram": "gram"}
+    form = forms.get(method)
+    own = dtype
+    if form == "gram" and own is None:
+        own = wide
+    if form == "direct" and own is None:
+        own = arithmetic_dtype(x.dtype, x.shape[-2], x.device.type, True)
+    chosen = plan(
+        tuple(x.shape[-2:]), x.shape[0], x.dtype, x.device.type, accuracy,
+        schedule=schedule, form=form, arithmetic=own,
+    )  # fmt: skip
+    return run_plan(x, chosen)
+
+
+def _laid_out(like: Tensor, shape: torch.Size, tall: bool) -> Tensor:
+    """Return an empty result: row-major, or for a tall matrix the transpose of row-major."""
+    if tall:
+        return like.new_empty(*shape[:-2], shape[-1], shape[-2]).mT
+    return like.new_empty(shape)
+
+
+def _body(
+    x: Tensor,
+    method: str,
+    coefficients: list[float],
+    widths: list[int],
+    safety: float,
+    normalization: str,
+    name: str,
+    form: str,
+    accuracy: str,
+    eps: float,
+    dtype: torch.dtype | None,
+    smoothing: float,
+    tolerance: float | None,
+) -> Tensor:
+    out = _laid_out(x, x.shape, x.shape[-2] > x.shape[-1])
+    if x.numel() == 0:
+        return out
+    batch = x.reshape(-1, *x.shape[-2:])
+    if method in ("svd", "smoothed"):
+        batch = batch.to(torch.promote_types(dtype or x.dtype, torch.float32))
+        exact = method == "svd"
+        y = svd_polar(batch, tolerance) if exact else smoothed_polar(batch, smoothing)
+    else:
+        tall = x.shape[-2] > x.shape[-1]
+        schedule = unflatten(name, coefficients, widths, safety, normalization)
+        method = method if form == "" else form
+        y = _iterate(batch.mT if tall else batch, method, schedule, accuracy, eps, dtype)
+        y = y.mT if tall else y
+    y = y.to(x.dtype).reshape(x.shape)
+    return y if y.stride() == out.stride() else out.copy_(y)
+
+
+def flatten(schedule: Schedule | None) -> tuple[list[float], list[int], float, str, str]:
+    """Return a schedule as the plain arguments that an operator can take."""
+    if schedule is None:
+        return [], [], 1.0, "frobenius", ""
+    return (
+        [c for step in schedule.steps for c in step],
+        [len(step) for step in schedule.steps],
+        schedule.safety,
+        schedule.normalization,
+        schedule.name,
+    )
+
+
+def unflatten(
+    name: str, coefficients: list[float], widths: list[int], safety: float, normalization: str
+) -> Schedule | None:
+    """Undo `flatten`."""
+    if not widths:
+        return None
+    steps, at = [], 0
+    for width in widths:
+        steps.append(tuple(coefficients[at : at + width]))
+        at += width
+    return Schedule(name, tuple(steps), safety, 1e-3, normalization)
+
+
+orthogonalize_op = torch.library.custom_op(
+    "torch_specgd::orthogonalize",
+    _body,
+    mutates_args=(),
+    schema=(
+        "(Tensor x, str method, float[] coefficients, int[] widths, float safety, "
+        "str normalization, str name, str form, str accuracy, float eps, ScalarType? dtype, "
+        "float smoothing, float? tolerance) -> Tensor"
+    ),
+)
+
+
+@orthogonalize_op.register_fake
+def _fake(x: Tensor, *args: object) -> Tensor:
+    return _laid_out(x, x.shape, bool(x.shape[-2] > x.shape[-1]))
