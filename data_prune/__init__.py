@@ -2,23 +2,31 @@
 
 Data flows through the files in this order: ``observe`` (logits to probabilities), ``tracker``
 and ``store`` (rows and running sums), ``scores`` (windows to scores), ``table``, ``beta``,
-``selection`` and ``topk`` (scores to kept examples), ``sampler`` and ``loader``.
+``selection`` and ``topk`` (scores to kept examples), ``sampler`` and ``loader``, ``report`` and
+``evaluate``. ``streaming`` and ``hub`` carry the same selection to Parquet, Ray and ``datasets``.
 """
 
 from data_prune.beta import beta_parameters
+from data_prune.evaluate import Comparison, beats_random
+from data_prune.hub import prune_dataset
 from data_prune.keyed import KeyedTracker
 from data_prune.loader import IndexedDataset, ScoredLoader, index_batches
 from data_prune.sampler import DualScoreSampler
+from data_prune.streaming import select_parquet
 from data_prune.table import ScoreTable
 from data_prune.tracker import DualTracker
 
 __all__ = [
+    "Comparison",
     "DualScoreSampler",
     "DualTracker",
     "IndexedDataset",
     "KeyedTracker",
     "ScoreTable",
     "ScoredLoader",
+    "beats_random",
     "beta_parameters",
     "index_batches",
+    "prune_dataset",
+    "select_parquet",
 ]

@@ -228,7 +228,7 @@ def make_plan(
     if per_class:
         classes, sizes = _class_sizes(summary["labels"])
         quotas = class_quotas(sizes, kept)
-        settings["quotas"] = {int(label): int(q) for label, q in zip(classes, quotas, strict=True)}
+        settings["quotas"] = {str(c): int(q) for c, q in zip(classes, quotas, strict=True)}
     alpha = beta = 1.0
     if method == "beta":
         c_d_value = resolve_c_d(c_d, prune_ratio, summary["mu_d"])

@@ -164,6 +164,17 @@ class ScoreTable:
         kept = self._carry_out(plan, rows)
         return kept if rows is None else rows[kept]
 
+    def take(self, rows: NDArray | Sequence[int]) -> ScoreTable:
+        """The table of some of the examples, with their own keys.
+
+        Args:
+            rows: positions.
+        """
+        rows = np.asarray(rows)
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        peers = {name: values[rows] for name, values in self.peers.items()}
+        return ScoreTable(**columns, peers=peers, meta={**self.meta, "examples": len(rows)})
+
     def plan(self, prune_ratio: float, **options: Any) -> selection.Plan:
         """The selection before it is carried out: its ``settings`` say what would be done.
 

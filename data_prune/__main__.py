@@ -1,0 +1,92 @@
+"""Command line: ``python -m data_prune report`` and ``select``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_prune.report import build_report
+from data_prune.selection import METHODS
+from data_prune.streaming import select_parquet
+from data_prune.table import ScoreTable
+
+
+def _c_d(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Both commands and the options of a selection, which they share."""
+    selection = argparse.ArgumentParser(add_help=False)
+    selection.add_argument("scores", type=Path, help="Parquet file written by ScoreTable")
+    selection.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    selection.add_argument(
+        "-r", "--prune-ratio", type=float, default=0.5, help="fraction REMOVED, in [0, 1)"
+    )
+    selection.add_argument("--method", choices=METHODS, default="beta")
+    selection.add_argument("--by", help="column that ranks the examples (default: score)")
+    selection.add_argument(
+        "--c-d", type=_c_d, default=4.0, help="a number, cifar10, cifar100, imagenet or auto"
+    )
+    selection.add_argument("--seed", type=int, default=0)
+    selection.add_argument("--per-class", action="store_true", help="every class its share")
+    selection.add_argument(
+        "--ignore-nonfinite", action="store_true", help="accept a recording with NaN logits"
+    )
+    selection.add_argument("--json", action="store_true", help="settings as JSON on stdout")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prune", description="Prune a data set by recorded scores."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    report = commands.add_parser(
+        "report", parents=[selection], help="one HTML page about scores and selection"
+    )
+    report.add_argument("--title", default="Dataset pruning")
+    select = commands.add_parser(
+        "select", parents=[selection], help="the kept rows, Parquet to Parquet"
+    )
+    select.add_argument("--engine", choices=("local", "ray"), default="local")
+    return parser
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Carry out one command and return what was done."""
+    if args.output.exists():
+        raise FileExistsError(f"{args.output} exists and is not overwritten")
+    names = ("method", "by", "c_d", "seed", "per_class", "ignore_nonfinite")
+    options = {name: getattr(args, name) for name in names}
+    if args.command == "select":
+        return select_parquet(
+            args.scores, args.output, args.prune_ratio, engine=args.engine, **options
+        )
+    table = ScoreTable.from_parquet(args.scores)
+    args.output.write_text(
+        build_report(table, args.prune_ratio, title=args.title, **options), encoding="utf-8"
+    )
+    options.pop("ignore_nonfinite")
+    return dict(table.plan(args.prune_ratio, **options).settings or {})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; 0 if all went well, 2 for bad input."""
+    args = build_parser().parse_args(argv)
+    try:
+        settings = run(args)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(settings, indent=2))
+    else:
+        print(f"{settings['kept']:,} of {settings['examples']:,} examples kept -> {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

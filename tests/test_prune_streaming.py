@@ -1,0 +1,143 @@
+"""Parquet, Ray and Hugging Face data sets keep exactly the examples that memory keeps."""
+
+import itertools
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data_prune import ScoreTable, prune_dataset, select_parquet, topk
+from data_prune import streaming as streaming_module
+
+
+def make_table(n=3000, seed=0, keys=None):
+    rng = np.random.default_rng(seed)
+    return ScoreTable(
+        key=np.arange(n) if keys is None else keys,
+        label=rng.integers(7, size=n).astype(np.int32),
+        score=np.where(rng.uniform(size=n) < 0.1, 0, rng.uniform(0, 0.3, n)).astype(np.float32),
+        mean_prob=rng.beta(5, 2, n).astype(np.float32),
+        observed=np.full(n, 30),
+        peers={"aum": rng.normal(size=n).astype(np.float32)},
+    )
+
+
+def write_folder(table, folder, parts=3):
+    """Several files, as a cluster writes them; strings as keys."""
+    folder.mkdir()
+    edges = np.linspace(0, len(table), parts + 1).astype(int)
+    for k, (a, b) in enumerate(itertools.pairwise(edges)):
+        ScoreTable(
+            table.key[a:b], table.label[a:b], table.score[a:b], table.mean_prob[a:b],
+            table.observed[a:b], {"aum": table.peers["aum"][a:b]},
+        ).to_parquet(folder / f"part-{k}.parquet")  # fmt: skip
+
+
+OPTIONS = [
+    {"method": "beta", "c_d": 5.5},
+    {"method": "beta", "per_class": True, "seed": 3},
+    {"method": "top"},
+    {"method": "weighted"},
+    {"method": "ccs"},
+    {"method": "random", "seed": 2**40},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("prune_ratio", [0.0, 0.6, 0.95])
+def test_stream_keeps_what_memory_keeps(tmp_path, monkeypatch, options, prune_ratio):
+    """Small batches and an early radix search must not change a single example."""
+    monkeypatch.setattr(streaming_module, "BATCH", 257)
+    monkeypatch.setattr(topk, "COLLECT", 20)
+    table = make_table()
+    table.to_parquet(tmp_path / "s.parquet")
+    settings = select_parquet(
+        tmp_path / "s.parquet", tmp_path / "k.parquet", prune_ratio, **options
+    )
+    kept = pq.read_table(tmp_path / "k.parquet")
+    expected = table.select(prune_ratio, **options)
+    assert kept["key"].to_pylist() == expected.tolist()
+    assert kept.column_names == ["key", "label", "score", "mean_prob", "observed", "aum"]
+    assert json.loads((tmp_path / "k.parquet.json").read_text()) == settings
+    assert settings["kept"] == len(expected)
+
+
+def test_folder_of_files_with_string_keys(tmp_path):
+    """A folder becomes a folder with the same names, and rows stay in their files."""
+    table = make_table(900, keys=np.array([f"shard/{i:04d}.jpg" for i in range(900)]))
+    write_folder(table, tmp_path / "in")
+    select_parquet(tmp_path / "in", tmp_path / "out", 0.7)
+    kept = [
+        k for f in sorted((tmp_path / "out").iterdir()) for k in pq.read_table(f)["key"].to_pylist()
+    ]
+    assert kept == table.key[table.select(0.7)].tolist()
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        f"part-{k}.parquet" for k in range(3)
+    ]
+
+
+def test_nothing_is_overwritten_and_bad_input_is_named(tmp_path):
+    """A second run with another ratio must not replace the first one's result."""
+    table = make_table(50)
+    table.to_parquet(tmp_path / "s.parquet")
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        select_parquet(tmp_path / "s.parquet", tmp_path / "s.parquet", 0.5)
+    with pytest.raises(FileNotFoundError, match="no Parquet file at"):
+        select_parquet(tmp_path / "t.parquet", tmp_path / "k", 0.5)
+    with pytest.raises(ValueError, match="engine must be 'local' or 'ray', got 'spark'"):
+        select_parquet(tmp_path / "s.parquet", tmp_path / "k", 0.5, engine="spark")
+    data = pq.read_table(tmp_path / "s.parquet")
+    pq.write_table(data.drop_columns(["mean_prob"]), tmp_path / "u.parquet")
+    with pytest.raises(ValueError, match=r"lacks the columns \['mean_prob'\]"):
+        select_parquet(tmp_path / "u.parquet", tmp_path / "k", 0.5)
+    bad = ScoreTable(
+        table.key, table.label, table.score, table.mean_prob, table.observed, meta={"nonfinite": 3}
+    )
+    bad.to_parquet(tmp_path / "v.parquet")
+    with pytest.raises(ValueError, match="3 observations had NaN"):
+        select_parquet(tmp_path / "v.parquet", tmp_path / "k", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray warns about its own future, and leaves sockets open
+def test_ray_keeps_what_memory_keeps(tmp_path, monkeypatch):
+    """Two workers, blocks in any order: the very same ids."""
+    ray = pytest.importorskip("ray", reason="needs the extra: pip install 'torch-specgd[ray]'")
+    monkeypatch.setattr(streaming_module, "BATCH", 500)
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    table = make_table()
+    write_folder(table, tmp_path / "in", parts=4)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        for name, options in (("a", {"c_d": 5.5}), ("b", {"per_class": True, "seed": 4})):
+            select_parquet(tmp_path / "in", tmp_path / name, 0.8, engine="ray", **options)
+            kept = pq.read_table(tmp_path / name)["key"].to_pylist()
+            assert sorted(kept) == table.key[table.select(0.8, **options)].tolist()
+    finally:
+        ray.shutdown()
+
+
+def test_hugging_face_data_set_keeps_columns_and_says_how(tmp_path):
+    """Anyone must be able to tell later which rows were kept, and why."""
+    from datasets import Dataset, load_from_disk
+
+    table = make_table(200)
+    data = Dataset.from_dict({"text": [f"t{i}" for i in range(200)], "row": list(range(200))})
+    pruned = prune_dataset(data, table, 0.9, save_to=tmp_path / "small", seed=7)
+    expected = table.select(0.9, seed=7).tolist()
+    assert pruned["row"][:] == expected
+    assert pruned.column_names == ["text", "row"]
+    assert pruned._indices is None
+    assert load_from_disk(str(tmp_path / "small"))["row"][:] == expected
+    record = json.loads((tmp_path / "small.json").read_text())
+    assert record["kept"] == expected
+    assert record["settings"]["prune_ratio"] == 0.9
+    assert record["settings"]["seed"] == 7
+    assert record["scores"]["digest"] == table.digest()
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        prune_dataset(data, table, 0.5, save_to=tmp_path / "small")
+    with pytest.raises(ValueError, match="has 100 rows, the table 200"):
+        prune_dataset(data.select(range(100)), table, 0.5)
+    with pytest.raises(TypeError, match="got IterableDataset"):
+        prune_dataset(data.to_iterable_dataset(), table, 0.5)
