@@ -92,7 +92,7 @@ def uniform_shrink(
     targets, skipped = find_targets(
         model, units="filter", include=include, exclude=exclude, bias=bias
     )
-    factors = {t.name: _constant(t, factor) for t in targets}
+    factors = {t.name: constant(t, factor) for t in targets}
     rows = [factor_row(t, factors[t.name], factor) for t in targets]
     report = ShrinkReport("uniform_shrink", {"factor": factor}, rows, skipped, factors=factors)
     return commit(model, targets, report, inplace=inplace, dry_run=dry_run, **handover)
@@ -148,15 +148,7 @@ def shrink_and_perturb(
         >>> shrink_and_perturb(layer, "dash").settings["shrink"]
         0.3
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {tuple(PRESETS)}, got {preset!r}")
-    p = PRESETS[preset]
-    shrink = p.shrink if shrink is None else shrink
-    perturb = p.perturb if perturb is None else perturb
-    if not 0.0 <= shrink <= 1.0:
-        raise ValueError(f"shrink must be in [0, 1], got {shrink}")
-    if not 0.0 <= perturb < float("inf"):
-        raise ValueError(f"perturb must be finite and >= 0, got {perturb}")
+    shrink, perturb, p = check_strengths(preset, shrink, perturb)
     if p.noise == "initial" and (fresh is None or not isinstance(fresh, (nn.Module, Mapping))):
         raise ValueError(
             'preset "interpolate" needs fresh= the initial weights (a model or a state dict)'
@@ -287,7 +279,28 @@ def add_value(t: Target, new: Tensor, values: dict[str, Tensor]) -> ParameterRow
     )
 
 
-def _constant(t: Target, factor: float) -> Tensor:
+def check_strengths(
+    preset: str, shrink: float | None, perturb: float | None
+) -> tuple[float, float, Preset]:
+    """The preset with its two numbers, overridden where given.
+
+    Raises:
+        ValueError: For an unknown preset and numbers out of range.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {tuple(PRESETS)}, got {preset!r}")
+    p = PRESETS[preset]
+    shrink = p.shrink if shrink is None else shrink
+    perturb = p.perturb if perturb is None else perturb
+    if not 0.0 <= shrink <= 1.0:
+        raise ValueError(f"shrink must be in [0, 1], got {shrink}")
+    if not 0.0 <= perturb < float("inf"):
+        raise ValueError(f"perturb must be finite and >= 0, got {perturb}")
+    return shrink, perturb, p
+
+
+def constant(t: Target, factor: float) -> Tensor:
+    """One factor for every unit of a target."""
     p = t.parameter
     ones = torch.ones([1] * p.ndim, dtype=accumulation_dtype(p), device=p.device)
     return ones * factor

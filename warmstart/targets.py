@@ -169,7 +169,8 @@ def find_targets(
     model = unwrap(model)
     _refuse_packed_modules(model)
     entries = _entries(model)
-    _check_patterns(entries, include=include, exclude=exclude)
+    names = [n for e in entries for n in (e.name, *e.aliases)]
+    check_patterns(names, include=include, exclude=exclude)
     targets: list[Target] = []
     skipped: list[Skipped] = []
     for entry in entries:
@@ -193,7 +194,7 @@ def _entries(model: nn.Module) -> list[_Entry]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner_name, _, attribute = name.rpartition(".")
         entry = _Entry(name, parameter, model.get_submodule(owner_name), owner_name, attribute)
-        first = by_memory.setdefault(_memory_key(parameter), entry)
+        first = by_memory.setdefault(memory_key(parameter), entry)
         if first is entry:
             _look_through_parametrization(model, entry)
             entries.append(entry)
@@ -204,7 +205,7 @@ def _entries(model: nn.Module) -> list[_Entry]:
     return entries
 
 
-def _memory_key(p: Tensor) -> object:
+def memory_key(p: Tensor) -> object:
     """Equal for two tensors that are the same view of the same memory."""
     if isinstance(p, nn.parameter.UninitializedTensorMixin) or p.is_meta or p.numel() == 0:
         return id(p)
@@ -376,14 +377,14 @@ def _checked_dims(entry: _Entry, dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({d % n for d in dims}))
 
 
-def _check_patterns(entries: Sequence[_Entry], **groups: Patterns) -> None:
+def check_patterns(names: Sequence[str], **groups: Patterns) -> None:
+    """A pattern that matches no name is a typing error, not a selection."""
     for keyword, patterns in groups.items():
         if patterns is None or callable(patterns):
             continue
         for pattern in as_list(patterns):
             if pattern == "default" and keyword == "include":
                 continue
-            names = (n for e in entries for n in (e.name, *e.aliases))
             if not any(fnmatchcase(n, pattern) for n in names):
                 raise ValueError(f"{keyword} pattern {pattern!r} matches no parameter")
 

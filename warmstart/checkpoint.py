@@ -1,0 +1,354 @@
+"""State dict in, new state dict out: the same methods without a model.
+
+Nothing is edited in place (a state dict's tensors are the live weights). Key order, dtypes,
+devices, untouched entries and ``_metadata`` are kept; tensors that shared memory still share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .apply import products
+from .dash import shrink_target
+from .direction import GradientDirection
+from .factors import check_floor, check_zero_gradient
+from .fire import default_parts, isometry
+from .peers import add_value, check_strengths, constant, factor_row, whole
+from .report import ParameterRow, ShrinkReport, unpack
+from .targets import (
+    UNIT_NAMES,
+    Patterns,
+    Skipped,
+    Target,
+    as_list,
+    check_patterns,
+    matches,
+    memory_key,
+)
+
+StateDict = dict[str, Any]
+StateUnits = str | Callable[[str, Tensor], str | Sequence[int] | None]
+
+
+def state_targets(
+    state_dict: Mapping[str, Any],
+    *,
+    units: StateUnits = "kernel",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    bias: str = "vector",
+    strict: bool = True,
+) -> tuple[list[Target], list[Skipped]]:
+    """Route every tensor of a state dict, from its name and shape alone.
+
+    Tensors with two or more dimensions whose name ends in ``weight`` are shrunk, and the ``bias``
+    beside them; one-dimensional weights belong to normalizations and stay.
+
+    Args:
+        state_dict: Name -> tensor; other entries are ignored.
+        units: ``"kernel"``, ``"filter"``, ``"row"``, or ``callable(name, tensor)`` that returns one
+            of these, the dimensions of one unit, or None to skip. Layers that store (in, out), such
+            as GPT-2's, need ``(0,)``: a state dict does not say so.
+        include: Exactly these tensors; ``"default"`` stands for the default choice.
+        exclude: Not these.
+        bias: ``"vector"`` or ``"skip"``.
+        strict: Refuse patterns without a match and an empty selection; False for one shard of many.
+
+    Returns:
+        Targets and skipped tensors.
+
+    Raises:
+        ValueError: If nothing is selected or a rule is unknown.
+    """
+    if not callable(units) and units not in UNIT_NAMES:
+        raise ValueError(f"units must be one of {UNIT_NAMES} or a callable, got {units!r}")
+    if strict:
+        check_patterns(list(state_dict), include=include, exclude=exclude)
+    targets: list[Target] = []
+    skipped: list[Skipped] = []
+    first: dict[object, int] = {}
+    aliases: dict[int, list[str]] = {}
+    for name, x in state_dict.items():
+        if not isinstance(x, Tensor):
+            continue
+        at = first.get(memory_key(x))
+        if at is not None:
+            aliases[at].append(name)
+            continue
+        reason = _reason(state_dict, name, x, include, exclude, bias)
+        dims = None if reason else _dims(name, x, units)
+        if dims is None:
+            skipped.append(Skipped(name, reason or "left out by units"))
+            continue
+        first[memory_key(x)] = len(targets)
+        aliases[len(targets)] = []
+        unit = {0: "entry", 1: "row"}.get(len(dims), "kernel") if x.ndim > 1 else "vector"
+        targets.append(Target(name, x, f"Tensor.{name.rpartition('.')[2]}", unit, dims))
+    if not targets and strict:
+        raise ValueError("no tensor of the state dict is selected")
+    return [_with_aliases(t, tuple(aliases[i])) for i, t in enumerate(targets)], skipped
+
+
+def shrink_state_dict(
+    state_dict: Mapping[str, Any],
+    directions: Mapping[str, Any] | GradientDirection,
+    *,
+    floor: float = 0.3,
+    units: StateUnits = "kernel",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    bias: str = "vector",
+    zero_gradient: str = "floor",
+    strict: bool = True,
+) -> tuple[StateDict, ShrinkReport]:
+    """``dash_shrink`` for a state dict and saved directions.
+
+    Args:
+        state_dict: A model's ``state_dict()``.
+        directions: Name -> moving average of negative gradients, or what
+            ``GradientDirection.state_dict()`` gave.
+        floor: Smallest factor, in (0, 1].
+        units: See ``state_targets``.
+        include: Default: exactly the tensors that have a direction.
+        exclude: Not these.
+        bias: ``"vector"`` or ``"skip"``.
+        zero_gradient: ``"floor"`` or ``"keep"``.
+        strict: See ``state_targets``.
+
+    Returns:
+        The new state dict and the report.
+
+    Raises:
+        KeyError: If a direction has no tensor, or an included tensor no direction.
+        ValueError: For values out of range and shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from warmstart import shrink_state_dict
+        >>> new, report = shrink_state_dict(
+        ...     {"fc.weight": torch.ones(2, 2)},
+        ...     {"fc.weight": torch.tensor([[1.0, 1.0], [-1.0, -1.0]])},
+        ... )
+        >>> new["fc.weight"][:, 0]
+        tensor([1.0000, 0.3000])
+    """
+    check_floor(floor)
+    check_zero_gradient(zero_gradient)
+    given, alpha, batches = _directions(directions)
+    unknown = [n for n in given if n not in state_dict]
+    if unknown:
+        raise KeyError(f"directions for {unknown[:5]} have no tensor in the state dict")
+    chosen = include if include is not None else (lambda name, x: name in given)
+    targets, skipped = state_targets(
+        state_dict, units=units, include=chosen, exclude=exclude, bias=bias, strict=strict
+    )
+    missing = [t.name for t in targets if t.name not in given]
+    if missing:
+        raise KeyError(f"no direction for {missing[:5]}")
+    average = _Saved(given)
+    factors: dict[str, Tensor] = {}
+    rows: list[ParameterRow] = []
+    with torch.no_grad():
+        for t in targets:
+            if given[t.name].shape != t.parameter.shape:
+                raise ValueError(f"direction of {t.name!r} is {tuple(given[t.name].shape)}")
+            if not bool(given[t.name].isfinite().all()):
+                raise ValueError(f"direction of {t.name!r} is not finite")
+            factors[t.name], row = shrink_target(t, average, floor, zero_gradient)
+            rows.append(row)
+    settings = {"alpha": alpha, "floor": floor, "bias": bias, "zero_gradient": zero_gradient}
+    report = ShrinkReport("dash", settings, rows, skipped, num_batches=batches, factors=factors)
+    return _replaced(state_dict, targets, products(targets, factors)), report
+
+
+def uniform_state_dict(
+    state_dict: Mapping[str, Any], factor: float = 0.3, **selection: Any
+) -> tuple[StateDict, ShrinkReport]:
+    """``uniform_shrink`` for a state dict; ``selection`` as in ``state_targets``."""
+    check_floor(factor, "factor")
+    targets, skipped = state_targets(state_dict, **selection)
+    factors = {t.name: constant(t, factor) for t in targets}
+    rows = [factor_row(t, factors[t.name], factor) for t in targets]
+    report = ShrinkReport("uniform", {"factor": factor}, rows, skipped, factors=factors)
+    return _replaced(state_dict, targets, products(targets, factors)), report
+
+
+def perturb_state_dict(
+    state_dict: Mapping[str, Any],
+    preset: str = "dash",
+    *,
+    shrink: float | None = None,
+    perturb: float | None = None,
+    fresh: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    **selection: Any,
+) -> tuple[StateDict, ShrinkReport]:
+    """``shrink_and_perturb`` for a state dict.
+
+    The presets ``"ash"`` and ``"interpolate"`` need ``fresh``: the state dict of a newly built, or
+    of the initial, model. ``selection`` as in ``state_targets``.
+    """
+    shrink, perturb, p = check_strengths(preset, shrink, perturb)
+    if p.noise != "normal" and fresh is None:
+        raise ValueError(f"preset {preset!r} needs the values of a fresh or initial model")
+    if p.everything and selection.get("include") is None:
+        selection["include"] = lambda name, x: x.is_floating_point()
+    targets, skipped = state_targets(state_dict, **selection)
+    generator = torch.Generator().manual_seed(seed)
+    values: dict[str, Tensor] = {}
+    rows = []
+    for t in targets:
+        w = whole(t.parameter)
+        if p.noise == "normal":
+            noise = torch.randn(w.shape, generator=generator)
+        else:
+            noise = _matching(fresh or {}, t)
+        rows.append(add_value(t, w * shrink + noise.to(w) * perturb, values))
+    settings = {"preset": preset, "shrink": shrink, "perturb": perturb, "seed": seed}
+    report = ShrinkReport("perturb", settings, rows, skipped)
+    return _replaced(state_dict, targets, values), report
+
+
+def fire_state_dict(
+    state_dict: Mapping[str, Any], strength: float = 1.0, **selection: Any
+) -> tuple[StateDict, ShrinkReport]:
+    """``fire_reinit`` for a state dict; ``selection`` as in ``state_targets``.
+
+    A state dict does not tell embeddings from linear layers: exclude them by name.
+    """
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength must be in (0, 1], got {strength}")
+    targets, skipped = state_targets(state_dict, **{**selection, "bias": "skip"})
+    skipped += [Skipped(t.name, "not a matrix") for t in targets if t.parameter.ndim < 2]
+    targets = [t for t in targets if t.parameter.ndim >= 2]
+    values: dict[str, Tensor] = {}
+    rows = []
+    for t in targets:
+        w = whole(t.parameter)
+        new = w.lerp(isometry(w, "Linear.weight", default_parts(t.name, w)), strength)
+        rows.append(add_value(t, new, values))
+    report = ShrinkReport("fire", {"strength": strength}, rows, skipped)
+    return _replaced(state_dict, targets, values), report
+
+
+def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) -> StateDict:
+    """Divide by the factors of a report (``to_dict(factors=True)``): the old weights, rounded.
+
+    Raises:
+        ValueError: If the report has no factors (noise and reinitialization cannot be undone), or
+            they do not fit the tensors.
+        KeyError: If a tensor is missing.
+
+    Example:
+        >>> import torch
+        >>> from warmstart import undo_state_dict, uniform_state_dict
+        >>> small, report = uniform_state_dict({"fc.weight": torch.ones(2, 2)}, 0.3)
+        >>> undo_state_dict(small, report.to_dict(factors=True))["fc.weight"]
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+    packed = report.get("factors")
+    if not packed:
+        raise ValueError(f"a {report.get('method')} report has no factors; it cannot be undone")
+    missing = [n for n in packed if n not in state_dict]
+    if missing:
+        raise KeyError(f"no tensor named {missing[:5]} in the state dict")
+    inverse = {n: 1.0 / unpack(f) for n, f in packed.items()}
+    targets, _ = state_targets(state_dict, include=lambda name, x: name in inverse)
+    for t in targets:
+        f, shape = inverse[t.name], t.parameter.shape
+        fits = f.ndim == len(shape) and all(
+            a in (1, b) for a, b in zip(f.shape, shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"factors {tuple(f.shape)} do not fit {t.name!r} {tuple(shape)}")
+    return _replaced(state_dict, targets, products(targets, inverse))
+
+
+class _Saved(GradientDirection):
+    """Directions from a file, with the lookups that ``shrink_target`` uses."""
+
+    def __init__(self, average: Mapping[str, Tensor]) -> None:
+        from .norms import NormMap
+
+        self._average = dict(average)
+        self.norms = NormMap()
+
+
+def _directions(given: Any) -> tuple[Mapping[str, Tensor], float | None, int]:
+    if isinstance(given, GradientDirection):
+        given = given.state_dict()
+    if "directions" in given and isinstance(given["directions"], Mapping):
+        return given["directions"], given.get("alpha"), int(given.get("num_batches", 0))
+    return given, None, 0
+
+
+def _reason(
+    state: Mapping[str, Any], name: str, x: Tensor, include: Patterns, exclude: Patterns, bias: str
+) -> str:
+    """Why a tensor is left alone, or the empty string."""
+    if matches(exclude, name, x):
+        return "excluded"
+    if not x.is_floating_point() or x.dtype.itemsize < 2:
+        return f"{x.dtype}"
+    if x.numel() == 0:
+        return "empty"
+    if matches(include, name, x):
+        return ""
+    if include is not None and (callable(include) or "default" not in as_list(include)):
+        return "not included"
+    prefix, _, leaf = name.rpartition(".")
+    if leaf.endswith("weight") and x.ndim >= 2:
+        return ""
+    if leaf.endswith("bias") and x.ndim == 1:
+        sibling = state.get(f"{prefix}.{leaf[:-4]}weight".lstrip("."))
+        if isinstance(sibling, Tensor) and sibling.ndim >= 2:
+            return "bias" if bias == "skip" else ""
+    return "neither a weight matrix nor the bias of one"
+
+
+def _dims(name: str, x: Tensor, units: StateUnits) -> tuple[int, ...] | None:
+    answer = units(name, x) if callable(units) else units
+    if answer is None:
+        return None
+    if not isinstance(answer, str):
+        if any(not -x.ndim <= d < x.ndim for d in answer):
+            raise ValueError(f"units returned {answer!r} for {name} with {x.ndim} dimensions")
+        return tuple(sorted({d % x.ndim for d in answer}))
+    if answer not in UNIT_NAMES:
+        raise ValueError(f"units returned {answer!r} for {name}: {UNIT_NAMES}")
+    if x.ndim <= 1:
+        return tuple(range(x.ndim))
+    return tuple(range(2 if answer == "kernel" and x.ndim > 2 else 1, x.ndim))
+
+
+def _with_aliases(t: Target, aliases: tuple[str, ...]) -> Target:
+    return Target(t.name, t.parameter, t.kind, t.unit, t.dims, aliases=aliases)
+
+
+def _matching(fresh: Mapping[str, Tensor], t: Target) -> Tensor:
+    if t.name not in fresh:
+        raise ValueError(f"the fresh model has no tensor named {t.name!r}")
+    if fresh[t.name].shape != t.parameter.shape:
+        raise ValueError(f"fresh {t.name!r} is {tuple(fresh[t.name].shape)}")
+    return fresh[t.name]
+
+
+def _replaced(
+    state: Mapping[str, Any], targets: Sequence[Target], values: Mapping[str, Tensor]
+) -> StateDict:
+    """A new mapping of the same kind, with rounded values under every name of a target."""
+    new: dict[str, Tensor] = {}
+    for t in targets:
+        if not bool(values[t.name].isfinite().all()):
+            raise ValueError(f"new values of {t.name!r} are not finite")
+        value = values[t.name].to(t.parameter.dtype)
+        new.update(dict.fromkeys((t.name, *t.aliases), value))
+    out = type(state)((k, new.get(k, v)) for k, v in state.items())  # type: ignore[call-arg]
+    if hasattr(state, "_metadata"):
+        out._metadata = state._metadata  # type: ignore[attr-defined]
+    return out  # type: ignore[return-value]
