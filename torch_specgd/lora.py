@@ -257,9 +257,13 @@ class LoraReport(list[LoraRate]):
     """The rates of all adapters; prints as a table."""
 
     def __str__(self) -> str:
-        head = f"{'adapter':40} {'m x n':>13} {'r':>4} {'c':>6} {'lr_b':>9} {'lr_a':>9} {'rate':>9}"
+        width = max(len(x.name) for x in self) if self else 0
+        columns = ("m x n", "r", "c", "lr_b", "lr_a", "rate")
+        head = f"{'adapter':{width}} {columns[0]:>13} {columns[1]:>4} {columns[2]:>6}" + "".join(
+            f" {c:>9}" for c in columns[3:]
+        )
         rows = [
-            f"{x.name[-40:]:40} {f'{x.shape[0]} x {x.shape[1]}':>13} {x.rank:4d} {x.scale:6.3g} "
+            f"{x.name:{width}} {f'{x.shape[0]} x {x.shape[1]}':>13} {x.rank:4d} {x.scale:6.3g} "
             f"{x.lr_b:9.3g} {x.lr_a:9.3g} {x.effective_rate:9.3g}"
             + ("  both factors are zero: cannot train" if x.stuck else "")
             for x in self
