@@ -2,6 +2,7 @@
 
 import copy
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,6 +31,7 @@ from torch.distributed.tensor import (
 )
 
 from torch_specgd import Muon, SpecGD, muon_step
+from torch_specgd.distributed import exchange
 from torch_specgd.distributed.layout import local_like
 
 # Uneven, fewer rows than ranks (empty pieces), single rows and columns, a convolution, an expert
@@ -246,7 +248,7 @@ def check_experts_stay(mesh: DeviceMesh, folder: Path) -> Any:
     """Collectives of a step on expert stacks, sharded over the experts."""
     calls: list[Any] = []
     stack = [torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(1))]
-    with counted(dist, "all_to_all_single", calls), counted(dist, "all_gather_into_tensor", calls):
+    with counted(dist, "all_to_all_single", calls), counted(exchange, "all_gather_flat", calls):
         params, _ = run(OPTIMIZERS["muon"], placed(mesh, Shard(0)), stack, [stack])
         sent = len(calls)
     plain, _ = run(OPTIMIZERS["muon"], lambda x: x, stack, [stack])
@@ -568,6 +570,8 @@ FOUR = [
 def work(rank: int, world: int, folder: str) -> None:
     """Runs every check and writes its result, or its traceback, to a file of this rank."""
     torch.set_num_threads(1)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("error", category)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store-{world}",

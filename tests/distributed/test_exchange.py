@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
+from torch_specgd.distributed import exchange
 from torch_specgd.distributed.exchange import from_owners, to_owners
 from torch_specgd.distributed.layout import Division, Layout
 from torch_specgd.distributed.orthogonalize import orthogonalize_distributed
@@ -68,13 +69,11 @@ def all_to_all_single(
     return Delivered()
 
 
-def all_gather_into_tensor(
-    buffer: Tensor, flat: Tensor, *, group: Desk, async_op: bool
-) -> Delivered:
+def all_gather_flat(buffer: Tensor, flat: Tensor, group: Desk) -> Delivered:
     size = group.post.size
     return all_to_all_single(
         buffer, flat.repeat(size), [len(flat)] * size, [len(flat)] * size,
-        group=group, async_op=async_op,
+        group=group, async_op=True,
     )  # fmt: skip
 
 
@@ -82,7 +81,7 @@ def all_gather_into_tensor(
 def one_process() -> Generator[None, None, None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "all_to_all_single", all_to_all_single)
-        patch.setattr(dist, "all_gather_into_tensor", all_gather_into_tensor)
+        patch.setattr(exchange, "all_gather_flat", all_gather_flat)
         yield
 
 

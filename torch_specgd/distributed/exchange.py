@@ -126,11 +126,18 @@ def _all_gather(
     buffer = like.new_empty(d.size * max(sizes))
     flat = like.new_zeros(max(sizes))
     flat[: sizes[d.index]] = _flat(sent, like)
-    work = dist.all_gather_into_tensor(buffer, flat, group=d.group, async_op=True)
+    work = all_gather_flat(buffer, flat, d.group)
     yield
     work.wait()
     parts = buffer.view(d.size, -1)
     return [_shaped(x[:n], s) for x, n, s in zip(parts, sizes, shapes, strict=True)]
+
+
+def all_gather_flat(buffer: Tensor, flat: Tensor, group: "dist.ProcessGroup") -> "dist.Work":
+    """Launches the gathering of each rank's ``flat`` into ``buffer``, one after the other."""
+    # torch 2.13 gave it this name, and warns of the old one, which older versions need.
+    launch = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return launch(buffer, flat, group=group, async_op=True)
 
 
 def _flat(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
