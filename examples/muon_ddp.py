@@ -1,6 +1,9 @@
-"""Muon in a plain torchrun script with DistributedDataParallel: nothing to add, nothing to set up.
+"""Muon in a plain torchrun script with DistributedDataParallel.
 
-torchrun --standalone --nproc_per_node 2 examples/muon_ddp.py
+    torchrun --standalone --nproc_per_node 2 examples/muon_ddp.py
+
+It works as any optimizer does. ``share_work=True`` adds that each matrix is orthogonalized by one
+rank, which sends the result to the others, where by default every rank orthogonalizes them all.
 """
 
 import torch
@@ -27,7 +30,8 @@ def net() -> nn.Module:
 def train(*, epochs: int = 3) -> tuple[nn.Module, list[float]]:
     torch.manual_seed(0)
     model = DistributedDataParallel(net())
-    optimizer = Muon(param_groups(model.module), lr=5e-3, adjust_lr_fn="match_rms_adamw")
+    groups = param_groups(model.module)
+    optimizer = Muon(groups, lr=5e-3, adjust_lr_fn="match_rms_adamw", share_work=True)
     data = load("digits")
     dataset = TensorDataset(data.train_x, data.train_y)
     sampler = DistributedSampler(dataset, drop_last=True)

@@ -15,7 +15,7 @@ def test_example_trains_and_ranks_agree() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     loss, difference = done.stdout.splitlines()
