@@ -40,7 +40,7 @@ def test_automatic_optimization_drives_one_optimizer() -> None:
 
 
 def test_resumes_identically(tmp_path: Path) -> None:
-    """fit(ckpt_path=...) in a new process ends with the same weights, bit by bit."""
+    """fit(ckpt_path=...) of another model ends with the same weights, bit by bit."""
     straight = DigitsNet()
     make_trainer(4, enable_checkpointing=False).fit(straight, digits_loader())
     half = make_trainer(2, enable_checkpointing=False)

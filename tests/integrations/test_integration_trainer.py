@@ -37,7 +37,7 @@ def test_class_and_settings_are_enough(trained: muon_trainer.Trainer) -> None:
 
 
 def test_resumes_identically(trained: muon_trainer.Trainer) -> None:
-    """A new process that loads the checkpoint ends with the same weights and state, bit by bit."""
+    """Another model, resumed from the checkpoint, ends with the same weights and state."""
     output = Path(trained.args.output_dir)
     other_start = tiny_llama(seed=1)
     resumed = muon_trainer.make_trainer(str(output), steps=16, model=other_start)
