@@ -19,6 +19,7 @@ from .schedules import SCHEDULES, Schedule
 __all__ = ["orthogonalize_op", "run_plan"]
 
 _PRECISE_STEPS = 12
+_CHUNK = 2**20  # elements worked on at a time on a CPU
 
 
 def products_for(x: Tensor, dtype: torch.dtype) -> Products:
@@ -44,20 +45,32 @@ def _members(start: Start, index: Tensor) -> Start:
     return Start(*(None if part is None else part[index] for part in start))  # type: ignore[arg-type]
 
 
-def run_plan(x: Tensor, chosen: Plan, ops: Products | None = None) -> Tensor:
+def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) -> None:
     """Run a plan on (b, n, m), n <= m: a matrix takes the first leg that reaches far enough.
 
     Args:
         x: The batch.
         chosen: The plan.
+        out: Where the result goes, (b, n, m) of any dtype and strides.
         ops: The products, default those for x's device.
     """
-    ops = products_for(x, chosen.dtype) if ops is None else ops
-    first, last = chosen.legs[0], chosen.legs[-1]
     if chosen.one_launch:
         from .kernels.launch import orthogonalize_small
 
-        return orthogonalize_small(x, last.schedule)
+        orthogonalize_small(x, chosen.legs[-1].schedule, out)
+        return
+    ops = products_for(x, chosen.dtype) if ops is None else ops
+    if x.device.type != "cpu":
+        out.copy_(_run_legs(x, chosen, ops))
+        return
+    # A few matrices at a time: their products and the passes over them then stay in the cache.
+    size = max(1, _CHUNK // (x.shape[-2] * x.shape[-1]))
+    for part, place in zip(x.split(size), out.split(size), strict=True):
+        place.copy_(_run_legs(part, chosen, ops))
+
+
+def _run_legs(x: Tensor, chosen: Plan, ops: Products) -> Tensor:
+    first, last = chosen.legs[0], chosen.legs[-1]
     start = begin(x, chosen.dtype, last.schedule.normalization, ops)
     flat = start.flatness >= first.flatness if len(chosen.legs) > 1 else None
     if flat is None or not bool(flat.any()):
@@ -87,19 +100,22 @@ def _iterate(
     accuracy: str,
     eps: float,
     dtype: torch.dtype | None,
-) -> Tensor:
-    """Run an iterative method on (b, n, m), n <= m."""
+    out: Tensor,
+) -> None:
+    """Run an iterative method on (b, n, m), n <= m, and write the result to `out`."""
     wide = torch.promote_types(dtype or x.dtype, torch.float32)
     if method == "torch_muon":
         assert schedule is not None
-        return _torch_muon(x, schedule, eps, dtype or torch.bfloat16)
+        out.copy_(_torch_muon(x, schedule, eps, dtype or torch.bfloat16))
+        return
     if method == "precise":
         # The tail of the table is Taylor's quintic, which converges to the last digit.
         steps = SCHEDULES["polar_express_8"].steps
         steps += (steps[-1],) * (_PRECISE_STEPS - len(steps))
         long = Schedule("precise", steps, 1.02, 1e-4)
         ops = TorchProducts()
-        return direct(begin(x, wide, long.normalization, ops), long, ops)
+        out.copy_(direct(begin(x, wide, long.normalization, ops), long, ops))
+        return
     forms = {"newton_schulz": "direct", "gram": "gram"}
     form = forms.get(method)
     own = dtype
@@ -111,7 +127,7 @@ def _iterate(
         tuple(x.shape[-2:]), x.shape[0], x.dtype, x.device.type, accuracy,
         schedule=schedule, form=form, arithmetic=own,
     )  # fmt: skip
-    return run_plan(x, chosen)
+    run_plan(x, chosen, out)
 
 
 def _laid_out(like: Tensor, shape: torch.Size, tall: bool) -> Tensor:
@@ -139,19 +155,17 @@ def _body(
     out = _laid_out(x, x.shape, x.shape[-2] > x.shape[-1])
     if x.numel() == 0:
         return out
-    batch = x.reshape(-1, *x.shape[-2:])
+    batch, place = x.reshape(-1, *x.shape[-2:]), out.view(-1, *x.shape[-2:])
     if method in ("svd", "smoothed"):
         batch = batch.to(torch.promote_types(dtype or x.dtype, torch.float32))
         exact = method == "svd"
-        y = svd_polar(batch, tolerance) if exact else smoothed_polar(batch, smoothing)
-    else:
-        tall = x.shape[-2] > x.shape[-1]
-        schedule = unflatten(name, coefficients, widths, safety, normalization)
-        method = method if form == "" else form
-        y = _iterate(batch.mT if tall else batch, method, schedule, accuracy, eps, dtype)
-        y = y.mT if tall else y
-    y = y.to(x.dtype).reshape(x.shape)
-    return y if y.stride() == out.stride() else out.copy_(y)
+        place.copy_(svd_polar(batch, tolerance) if exact else smoothed_polar(batch, smoothing))
+        return out
+    schedule = unflatten(name, coefficients, widths, safety, normalization)
+    if x.shape[-2] > x.shape[-1]:
+        batch, place = batch.mT, place.mT
+    _iterate(batch, form or method, schedule, accuracy, eps, dtype, place)
+    return out
 
 
 def flatten(schedule: Schedule | None) -> tuple[list[float], list[int], float, str, str]:

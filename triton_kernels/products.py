@@ -74,7 +74,8 @@ def plus_identity(x: Tensor, value: float) -> Tensor:
 def scaled_sum(a: Tensor, alpha: float, b: Tensor, beta: float) -> Tensor:
     """Return ``alpha A + beta B`` with both scalars and the sum in float32 or wider."""
     wide = torch.promote_types(a.dtype, torch.float32)
-    total = a * alpha if a.dtype == wide else a.to(wide).mul_(alpha)
+    total = a.to(wide, copy=True)
+    total = total if alpha == 1.0 else total.mul_(alpha)
     return total.add_(b, alpha=beta).to(a.dtype)
 
 

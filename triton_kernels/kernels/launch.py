@@ -187,12 +187,13 @@ def small_steps(schedule: Schedule) -> tuple[bool, list[list[float]]]:
     )
 
 
-def orthogonalize_small(x: Tensor, schedule: Schedule) -> Tensor:
+def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None) -> Tensor:
     """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
 
     Args:
         x: (b, n, m), any strides and scale.
         schedule: Steps of degree 9 only, or of degree 3 and 5 only.
+        out: Where the result goes, default a new tensor; same dtype, any strides.
     """
     batch, n, m = x.shape
     size = max(16, triton.next_power_of_2(n))
@@ -200,7 +201,7 @@ def orthogonalize_small(x: Tensor, schedule: Schedule) -> Tensor:
     if str(size) not in table["small"]:
         raise ValueError(f"the one-launch kernel takes at most {small_limit(table)} rows, got {n}")
     degree9, steps = small_steps(schedule)
-    y = torch.empty_like(x)
+    y = torch.empty_like(x) if out is None else out
     table_of_steps = torch.tensor(steps, dtype=torch.float32, device=x.device)
     scratch = table_of_steps
     if size > REGISTER_LIMIT:
