@@ -74,12 +74,14 @@ def specgd(
     # Half-precision noise would become full-size directions: the polar factor knows no scale.
     g = [x.to(_wide(x.dtype)) for x in grads]
     if maximize:
-        g = torch._foreach_neg(g)
+        g = list(torch._foreach_neg(g))
     if l2:
-        g = torch._foreach_add(g, [p.to(x.dtype) for p, x in zip(params, g, strict=True)], alpha=l2)
+        wide = [p.to(x.dtype) for p, x in zip(params, g, strict=True)]
+        g = list(torch._foreach_add(g, wide, alpha=l2))
     if momentum:
         torch._foreach_lerp_(momentum_buffers, g, 1 - momentum)
-        g = torch._foreach_lerp(g, momentum_buffers, momentum) if nesterov else momentum_buffers
+        ahead = torch._foreach_lerp(g, momentum_buffers, momentum) if nesterov else momentum_buffers
+        g = list(ahead)
     columns = [x if x.ndim >= 2 else x.reshape(-1, 1) for x in g]
     options: dict[str, Any] = {"method": method, "smoothing": smoothing}
     if method == "newton_schulz" and ns_coefficients != "auto":
@@ -130,7 +132,8 @@ class SpecGD(SpectralOptimizer):
             W at 1 / weight_decay (default 0).
         method: "svd" (exact), "newton_schulz" (fast, approximate), "precise" (singular values
             within 1e-3 of one for condition numbers up to 1e4), "smoothed" (singular values s
-            become s / sqrt(s^2 + smoothing^2)).
+            become s / sqrt(s^2 + smoothing^2)). On factorizations from tiny starts, and with l2,
+            prefer "smoothed": exact factors can chatter around a saddle and leave a weak mode.
         smoothing: The smoothed method's scale, in units of the gradient (default 1e-2).
         ns_coefficients: The schedule of "newton_schulz": "auto" (the engine's own), a published
             one's name, a triple applied five times, or a sequence of tuples, one per step.
