@@ -1,0 +1,179 @@
+"""Muon against AdamW and torch.optim.Muon on real text, and our schedules against each other.
+
+    python experiments/muon_transformer.py            # every run that docs/data does not hold yet
+    python experiments/muon_transformer.py --again auto    # forget and redo one optimizer's runs
+
+Learning rates are tuned on seed 0 alone, over a grid in steps of a factor of two (AdamW: three)
+that is widened until its best point is not at an edge. The comparison uses other seeds. Each
+finished run is appended to the CSV at once, so an interrupted program goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from muon_bed import SETTINGS, Optimizers, Transformer, train
+from torch.optim import AdamW, Optimizer
+
+from torch_specgd import Muon, SpecGD
+
+DATA = Path(__file__).parent.parent / "docs" / "data"
+RUNS = DATA / "muon_transformer.csv"
+SPECTRA = DATA / "muon_spectra.csv"
+RUN_FIELDS = ("setting", "optimizer", "lr", "adamw_lr", "seed", "role", "step")
+RUN_FIELDS += ("held_out_loss", "train_loss", "seconds")
+KEY_FIELDS = {"setting", "optimizer", "lr", "adamw_lr", "seed", "step"}
+SPECTRA_FIELDS = ("setting", "step", "matrix", "quantile", "singular_value")
+
+TUNING_SEED, SEEDS = 0, (1, 2, 3)
+BETAS, DECAY = (0.9, 0.95), 0.1
+GRIDS = {"adamw": (1e-3, 3e-3, 9e-3), "torch-muon": (0.01, 0.02, 0.04), "auto": (0.01, 0.02, 0.04)}
+# Besides the three, at torch.optim.Muon's own best learning rate.
+SCHEDULES = ("auto", "polar_express", "jordan", "degree9_3", "degree9_4", "precise", "svd")
+# Where spectra decay the question is only whether more slope, or less, does better.
+DECAYING = ("auto", "polar_express", "jordan", "degree9_3", "svd")
+QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+def optimizers(name: str, lr: float, adamw_lr: float) -> Optimizers:
+    """Returns what makes a model's optimizers.
+
+    Args:
+        name: "adamw", "torch-muon", "precise", "svd", or what our Muon's ns_coefficients takes.
+        lr: Learning rate of the hidden matrices.
+        adamw_lr: Learning rate of embeddings, head and norms.
+    """
+
+    def make(model: Transformer) -> list[Optimizer]:
+        matrices, others = model.matrices(), model.others()
+        rest = AdamW(others, lr=adamw_lr, betas=BETAS, weight_decay=0.0)
+        if name == "adamw":
+            return [AdamW(matrices, lr=lr, betas=BETAS, weight_decay=DECAY), rest]
+        if name == "torch-muon":
+            return [torch.optim.Muon(matrices, lr=lr, weight_decay=DECAY), rest]
+        if name in ("precise", "svd"):
+            options = {"momentum": 0.95, "nesterov": True, "adjust_lr_fn": "original"}
+            return [SpecGD(matrices, lr=lr, weight_decay=DECAY, method=name, **options), rest]
+        hidden = {"params": matrices, "use_muon": True, "lr": lr, "ns_coefficients": name}
+        aside = {"params": others, "use_muon": False, "lr": adamw_lr, "weight_decay": 0.0}
+        return [Muon([hidden, aside], weight_decay=DECAY, adamw_betas=BETAS)]
+
+    return make
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def append(path: Path, fields: tuple[str, ...], rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def final_loss(setting: str, name: str, lr: float, adamw_lr: float, seed: int) -> float | None:
+    """The held-out loss at a run's end, or None if the CSV has no such run."""
+    key = (setting, name, f"{lr:g}", f"{adamw_lr:g}", str(seed), str(SETTINGS[setting].steps))
+    for row in read(RUNS):
+        if tuple(row[f] for f in RUN_FIELDS if f in KEY_FIELDS) == key:
+            return float(row["held_out_loss"])
+    return None
+
+
+def spectra_watch(setting: str) -> Callable[[int, Transformer, list[Optimizer]], None]:
+    """Records the singular values of what Muon orthogonalizes, over its Frobenius norm."""
+    steps = SETTINGS[setting].steps
+    if any(row["setting"] == setting for row in read(SPECTRA)):
+        return lambda *_: None
+
+    def watch(step: int, model: Transformer, chosen: list[Optimizer]) -> None:
+        if step not in (steps // 10, steps // 2, steps - 1):
+            return
+        rows: list[dict[str, object]] = []
+        for name, p in model.blocks.named_parameters():
+            if p.ndim != 2:
+                continue
+            assert p.grad is not None
+            u = torch.lerp(p.grad, chosen[0].state[p]["momentum_buffer"], 0.95)
+            sigma = torch.linalg.svdvals(u / u.norm())
+            for q in QUANTILES:
+                value = f"{float(sigma.quantile(q)):.3e}"
+                rows.append(dict(zip(SPECTRA_FIELDS, (setting, step, name, q, value), strict=True)))
+        append(SPECTRA, SPECTRA_FIELDS, rows)
+
+    return watch
+
+
+def run(setting: str, name: str, lr: float, adamw_lr: float, seed: int) -> float:
+    """Trains one model unless the CSV has it; returns the final held-out loss."""
+    known = final_loss(setting, name, lr, adamw_lr, seed)
+    if known is not None:
+        return known
+    start = time.process_time()
+    look = name == "polar_express" and seed == SEEDS[0]
+    curve = train(
+        SETTINGS[setting],
+        optimizers(name, lr, adamw_lr),
+        seed,
+        watch=spectra_watch(setting) if look else None,
+    )
+    seconds = f"{time.process_time() - start:.1f}"
+    role = "tune" if seed == TUNING_SEED else "test"
+    head = (setting, name, f"{lr:g}", f"{adamw_lr:g}", seed, role)
+    rows = [(*head, c.step, f"{c.held_out:.5f}", f"{c.train:.5f}", seconds) for c in curve]
+    append(RUNS, RUN_FIELDS, [dict(zip(RUN_FIELDS, r, strict=True)) for r in rows])
+    print(*head, f"held-out {curve[-1].held_out:.4f} train {curve[-1].train:.4f}", flush=True)
+    return curve[-1].held_out
+
+
+def tune(name: str, adamw_lr: float | None = None) -> float:
+    """Returns the best learning rate of a grid that is widened until the best is inside."""
+    grid = list(GRIDS[name])
+    ratio = grid[1] / grid[0]
+    while True:
+        losses = [run("plain", name, lr, adamw_lr or lr, TUNING_SEED) for lr in grid]
+        best = losses.index(min(losses))
+        if 0 < best < len(grid) - 1:
+            return grid[best]
+        grid = [grid[0] / ratio, *grid] if best == 0 else [*grid, grid[-1] * ratio]
+
+
+def forget(name: str) -> None:
+    """Removes an optimizer's runs from the CSV."""
+    kept = [row for row in read(RUNS) if row["optimizer"] != name]
+    RUNS.unlink(missing_ok=True)
+    append(RUNS, RUN_FIELDS, [dict(row) for row in kept])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--again", action="append", default=[], metavar="OPTIMIZER")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.again:
+        forget(name)
+
+    adamw_lr = tune("adamw")
+    muon_lr = tune("torch-muon", adamw_lr)
+    best = {"adamw": adamw_lr, "torch-muon": muon_lr, "auto": tune("auto", adamw_lr)}
+    for seed in SEEDS:
+        for name, lr in best.items():
+            run("plain", name, lr, adamw_lr, seed)
+    for setting, names in (("plain", SCHEDULES), ("late", DECAYING), ("small-batch", DECAYING)):
+        for seed in SEEDS:
+            for name in names:
+                run(setting, name, muon_lr, adamw_lr, seed)
+
+
+if __name__ == "__main__":
+    main()
