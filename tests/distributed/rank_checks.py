@@ -577,7 +577,7 @@ def work(rank: int, world: int, folder: str) -> None:
         init_method=f"file://{folder}/store-{world}",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(minutes=5),  # a busy machine needs one to import torch six times
     )
     if world == 2:
         mesh, checks = init_device_mesh("cpu", (2,)), TWO
