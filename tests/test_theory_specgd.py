@@ -73,8 +73,8 @@ def test_fixed_point_of_l2_and_of_weight_decay_differ() -> None:
         for options in ({"l2": 0.5}, {"weight_decay": 0.5}):
             w = Parameter(torch.zeros(1, 1, dtype=torch.float64))
             optimizer = SpecGD([w], lr=0.04, **options)
-            for k in range(400):
-                optimizer.param_groups[0]["lr"] = 0.04 * min(1.0, 2 - k / 200)
+            for k in range(600):
+                optimizer.param_groups[0]["lr"] = 0.04 * min(1.0, 2 - k / 300)
                 w.grad = (w - goal).detach()
                 optimizer.step()
             ends.append(float(w.detach()))
