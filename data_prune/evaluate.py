@@ -168,7 +168,8 @@ def beats_random(
     pool, held_out = split_holdout(table, holdout)
     part = table.take(pool)
     keep_count(len(part), prune_ratio)
-    selected, random = [], []
+    selected: list[float] = []
+    random: list[float] = []
     for run in range(seed, seed + repeats):
         for results, choice in ((selected, options), (random, {"method": "random"})):
             kept = part.select(prune_ratio, seed=run, **choice)

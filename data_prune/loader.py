@@ -206,7 +206,8 @@ class _FilteredBatches:
         self.sampler.set_epoch(self.sampler.epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
-        for part in (self.batches, getattr(self.batches, "sampler", None)):
+        parts: tuple[Any, ...] = (self.batches, getattr(self.batches, "sampler", None))
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
@@ -386,7 +387,8 @@ class ScoredLoader:
         # batch_size, dataset, num_workers, ...: as on the loader that was wrapped.
         if name in ("loader", "sampler"):
             raise AttributeError(name)
-        return getattr(self.loader.dataset.dataset if name == "dataset" else self.loader, name)
+        holder: Any = self.loader.dataset if name == "dataset" else self.loader
+        return getattr(holder, name)
 
 
 def _own_sampler(loader: DataLoader, options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:

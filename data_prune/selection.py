@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prune.auto import auto_c_d, joint_counts
 from data_prune.beta import C_D_PRESETS, MAX_ANCHOR, beta_parameters, log_beta_density, top_scores
 from data_prune.keys import gumbel
 from data_prune.topk import Chunk, Pass, Search, find_threshold, sortable
@@ -109,7 +110,7 @@ class Plan:
     quotas: NDArray[np.int64]
     alpha: float = 1.0
     beta: float = 1.0
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     classes: NDArray | None = None
     edges: tuple[float, float, int, int] | None = None
     cut: Search | None = None
@@ -231,7 +232,6 @@ def make_plan(
         settings["quotas"] = {str(c): int(q) for c, q in zip(classes, quotas, strict=True)}
     alpha = beta = 1.0
     if method == "beta":
-        c_d_value = resolve_c_d(c_d, prune_ratio, summary["mu_d"])
         mu_d = summary["mu_d"]
         if math.isnan(mu_d) or mu_d > MAX_ANCHOR:
             warnings.warn(
@@ -240,18 +240,24 @@ def make_plan(
                 stacklevel=3,
             )
             mu_d = MAX_ANCHOR
+        if c_d == "auto":
+            counts = sum(source(lambda c: joint_counts(c["mean_prob"], c["score"])))
+            c_d_value = auto_c_d(counts, prune_ratio, mu_d, kept, C)
+        else:
+            c_d_value = resolve_c_d(c_d)
         alpha, beta = beta_parameters(prune_ratio, mu_d, c_d_value, C=C, beta_sum=beta_sum)
         settings |= {"c_d": c_d_value, "mu_d": mu_d, "alpha": alpha, "beta": beta, "C": C}
     return Plan(quotas=quotas, alpha=alpha, beta=beta, classes=classes, **common)
 
 
-def resolve_c_d(c_d: float | str, prune_ratio: float, mu_d: float) -> float:
-    """A number, or the name of a preset."""
+def resolve_c_d(c_d: float | str) -> float:
+    """A number, or the value of a preset by its name."""
     if not isinstance(c_d, str):
         return float(c_d)
     if c_d in C_D_PRESETS:
         return C_D_PRESETS[c_d]
-    raise ValueError(f"c_d must be a positive number or one of {sorted(C_D_PRESETS)}, got {c_d!r}")
+    names = [*sorted(C_D_PRESETS), "auto"]
+    raise ValueError(f"c_d must be a positive number or one of {names}, got {c_d!r}")
 
 
 def summarize(source: Source, by: str, anchor: int) -> dict[str, Any]:
@@ -346,7 +352,8 @@ def _ccs_plan(
         cut=cut,
         **common,
     )
-    sizes = sum(source(lambda c: np.bincount(draft.groups(c), minlength=strata + 2)))[:strata]
+    counts = source(lambda c: np.bincount(draft.groups(c), minlength=strata + 2))  # type: ignore[arg-type]
+    sizes = np.sum(list(counts), axis=0)[:strata]
     draft.quotas[:strata] = stratum_budgets(sizes, min(kept, int(sizes.sum())))
     draft.quotas[strata] = kept - int(draft.quotas.sum())
     return draft

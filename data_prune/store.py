@@ -77,13 +77,14 @@ class Store:
             "observed": (count, 0),
             "windows": (count, 0),
         }
-        for peer, names in {
+        peers: dict[str, dict[str, tuple[str, float]]] = {
             "dyn_unc": {"dyn_unc_sum": ("f4", 0)},
             "el2n": {"el2n_sum": ("f4", 0)},
             "aum": {"aum_sum": ("f4", 0)},
             "forgetting": {"events": (count, 0), "last": ("u1", 0), "learned": ("u1", 0)},
             "tdds": {"tdds_sum": ("f4", np.nan)},
-        }.items():
+        }
+        for peer, names in peers.items():
             if peer in self.peers:
                 sums.update(names)
         # Files hold the sums twice: a run killed while closing an epoch still has the old ones.

@@ -110,8 +110,9 @@ class ScoreTable:
                 strata); "random".
             by: column that ranks or weighs the examples; default "score", for "ccs" "aum". For
                 "aum" and "mean_prob" low values are the hard ones.
-            c_d: how late easy examples are favoured, > 0, or "cifar10" (5.5), "cifar100" (4),
-                "imagenet" (11).
+            c_d: how late easy examples are favoured, > 0; "cifar10" (5.5), "cifar100" (4) or
+                "imagenet" (11), the papers' values; or "auto", our own rule: the value that
+                keeps examples half as hard as the score alone would (see ``auto``).
             C: constant of the Beta parameters.
             beta_sum: alpha + beta; None takes C (the paper), C + 1 is the authors' code.
             anchor: number of highest scores whose mean probability is mu_D.
@@ -246,13 +247,16 @@ class ScoreTable:
         def mean(of: Callable[[ScoreTable], NDArray]) -> NDArray:
             return np.mean([of(table) for table in tables], axis=0)
 
+        def of_peer(name: str) -> Callable[[ScoreTable], NDArray]:
+            return lambda table: table.peers[name]
+
         return cls(
             key=first.key,
             label=first.label,
             score=mean(lambda t: t.score),
             mean_prob=mean(lambda t: t.mean_prob),
             observed=np.sum([t.observed for t in tables], axis=0),
-            peers={name: mean(lambda t, name=name: t.peers[name]) for name in first.peers},
+            peers={name: mean(of_peer(name)) for name in first.peers},
             meta={
                 **first.meta,
                 "runs": len(tables),

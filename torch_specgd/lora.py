@@ -109,7 +109,7 @@ def find_lora_pairs(model: nn.Module, *, adapter: str | None = None) -> list[Lor
     return pairs
 
 
-def _scale(module: nn.Module, adapter: str) -> float:
+def _scale(module: Any, adapter: str) -> float:
     scaling = getattr(module, "scaling", None)
     if isinstance(scaling, dict):
         return float(scaling[adapter])

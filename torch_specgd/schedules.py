@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -44,11 +45,11 @@ class _ConstantThenDecay(LRScheduler):
         base = float(self.base_lrs[group])
         return base * math.fsum(self.factor(k) for k in range(self.total_steps))
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Learning rates of all groups at the current step."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
-    def _get_closed_form_lr(self) -> list[float]:
+    def _get_closed_form_lr(self) -> list[float | Tensor]:
         return self.get_lr()
 
 

@@ -433,7 +433,7 @@ class SpectrumTracker:
 def _choose_weights(
     model: nn.Module | None, patterns: Sequence[str] | None, has_pairs: bool
 ) -> dict[str, Tensor]:
-    named = {} if model is None else dict(model.named_parameters())
+    named: dict[str, Tensor] = {} if model is None else dict(model.named_parameters())
     matrices = {name: p for name, p in named.items() if p.ndim >= 2}
     if patterns is None:
         return {} if has_pairs else matrices
@@ -455,4 +455,5 @@ def _by_shape(pairs: Iterable[LoraPair]) -> list[list[LoraPair]]:
 
 def _local(x: Tensor) -> Tensor:
     # Sharded weights (DTensor) are gathered: every rank then records the same.
-    return x.detach().full_tensor() if hasattr(x, "full_tensor") else x.detach()
+    gather = getattr(x.detach(), "full_tensor", None)
+    return x.detach() if gather is None else gather()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .direction import GradientDirection
 from .factors import accumulation_dtype
 from .handover import (
     Along,
@@ -61,7 +62,7 @@ def replaced(
 def products(
     targets: Sequence[Target],
     factors: Mapping[str, Tensor],
-    scratch: Mapping[str, Tensor] | None = None,
+    scratch: Mapping[str, Tensor] | GradientDirection | None = None,
 ) -> dict[str, Tensor]:
     """Factor times weight for every target (this rank's part), computed in float32 or float64.
 
@@ -112,7 +113,7 @@ def commit(
     report: ShrinkReport,
     *,
     values: MutableMapping[str, Tensor] | None = None,
-    scratch: Mapping[str, Tensor] | None = None,
+    scratch: Mapping[str, Tensor] | GradientDirection | None = None,
     inplace: bool = True,
     dry_run: bool = False,
     optimizer: Any = None,

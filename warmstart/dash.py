@@ -132,13 +132,14 @@ def dash_shrink(
     model = model if inplace else copy.deepcopy(model)
     targets, skipped = find_targets(model, units=units, include=include, exclude=exclude, bias=bias)
     fed = isinstance(data, GradientDirection)
-    if fed:
-        direction = data
+    if isinstance(data, GradientDirection):
+        direction, batches = data, None
         _check_fed(direction, targets)
     else:
+        batches = data
         direction = measure_direction(
             model,
-            data,
+            batches,
             loss_fn,
             GradientDirection(model, alpha=alpha, targets=targets),
             grad_mode=grad_mode,
@@ -176,7 +177,7 @@ def dash_shrink(
 
     def recalibrate() -> dict[str, Tensor]:
         run = forward or (lambda m, batch: default_loss(m, batch, loss_fn))
-        return reestimated_statistics(unwrap(model), data, recalibrate_norm, run)
+        return reestimated_statistics(unwrap(model), batches or (), recalibrate_norm, run)
 
     if not dry_run:
         warn_if_untrained(model, targets)

@@ -155,8 +155,7 @@ class GradientDirection:
         if any(is_dtensor(g) for g in given.values()):
             # Each rank sees its rows; all must refuse together or the next collective hangs.
             finite = lowest(finite, self._groups)
-        finite = finite.bool().tolist()
-        bad = [n for n, ok in zip(given, finite, strict=True) if not ok]
+        bad = [n for n, ok in zip(given, finite.bool().tolist(), strict=True) if not ok]
         if bad:
             shown = ", ".join(f"{n} {tuple(given[n].shape)}" for n in bad[:5])
             raise ValueError(

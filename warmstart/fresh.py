@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,8 @@ def _redrawn(model: nn.Module, names: Sequence[str], seed: int) -> dict[str, Ten
             twin._buffers = {
                 n: None if b is None else b.clone() for n, b in module._buffers.items()
             }
-            (getattr(twin, "reset_parameters", None) or twin._reset_parameters)()
-            values.update({f"{owner}.{n}".lstrip("."): twin._parameters[n] for n in own})
+            initialize: Any = getattr(twin, "reset_parameters", None) or twin._reset_parameters
+            initialize()
+            fresh = {n: p for n, p in twin._parameters.items() if p is not None and n in own}
+            values.update({f"{owner}.{n}".lstrip("."): p for n, p in fresh.items()})
     return values

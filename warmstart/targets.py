@@ -207,7 +207,7 @@ def _entries(model: nn.Module) -> list[_Entry]:
 
 def memory_key(p: Tensor) -> object:
     """Equal for two tensors that are the same view of the same memory."""
-    if isinstance(p, nn.parameter.UninitializedTensorMixin) or p.is_meta or p.numel() == 0:
+    if isinstance(p, nn.parameter.UninitializedParameter) or p.is_meta or p.numel() == 0:
         return id(p)
     try:
         return (p.data_ptr(), tuple(p.shape), p.stride(), p.dtype)
@@ -254,7 +254,7 @@ def _skip_reason(entry: _Entry, include: Patterns, exclude: Patterns, bias: str)
         return entry.reason
     if not entry.parameter.requires_grad:
         return "frozen (requires_grad=False)"
-    lazy = isinstance(entry.parameter, nn.parameter.UninitializedTensorMixin)
+    lazy = isinstance(entry.parameter, nn.parameter.UninitializedParameter)
     if not lazy and entry.parameter.numel() == 0:
         return "empty"
     if any(matches(include, n, entry.parameter) for n in names):
@@ -311,7 +311,7 @@ def _role(entry: _Entry) -> str:
 def _target(entry: _Entry, units: UnitRule) -> Target | None:
     """Decide the units of a selected parameter; None when a callable leaves it out."""
     p = entry.parameter
-    if not isinstance(p, nn.parameter.UninitializedTensorMixin):
+    if not isinstance(p, nn.parameter.UninitializedParameter):
         unit, dims, split = _default_dims(entry, units if isinstance(units, str) else "kernel")
         if callable(units):
             answer = units(entry.name, entry.owner, p)
@@ -403,7 +403,7 @@ def _refuse_packed_modules(model: nn.Module) -> None:
 def _refuse_unusable(target: Target) -> None:
     """Lazy, meta, quantized and complex parameters, each with what to do about it."""
     p, what = target.parameter, f"parameter {target.name!r}"
-    if isinstance(p, nn.parameter.UninitializedTensorMixin):
+    if isinstance(p, nn.parameter.UninitializedParameter):
         raise ValueError(f"{what} is lazy and has no shape yet; run one forward pass first")
     if p.is_meta:
         raise ValueError(f"{what} {tuple(p.shape)} is on the meta device; load its values first")
