@@ -408,3 +408,38 @@ def test_selection_leaves_global_generators_alone():
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     make_table().select(0.5)
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize("prune_ratio", [0.5, 0.8, 0.9])
+def test_auto_c_d_meets_its_target(prune_ratio):
+    """Kept examples lie halfway between all examples and a draw by score alone."""
+    table = make_table(20_000)
+    drawn = [table.select(prune_ratio, method="weighted", seed=s) for s in range(5)]
+    target = (table.mean_prob.mean() + np.mean([table.mean_prob[d].mean() for d in drawn])) / 2
+    kept = [table.select(prune_ratio, c_d="auto", seed=s) for s in range(5)]
+    # Cells of 1/200 in p and five draws of 2,000 examples or more: a hundredth is five sigma.
+    assert np.mean([table.mean_prob[k].mean() for k in kept]) == pytest.approx(target, abs=0.01)
+
+
+def test_expected_mean_is_that_of_the_draw():
+    """The formula behind "auto" against a thousand draws by numpy."""
+    from data_prune.auto import expected_mean_prob
+
+    rng = np.random.default_rng(0)
+    p, w = rng.uniform(size=40), rng.gamma(0.3, size=40)
+    draws = [rng.choice(40, 12, replace=False, p=w / w.sum()) for _ in range(2000)]
+    exact = np.mean([p[d].mean() for d in draws])
+    # The race's clock is random and the formula fixes it: a small bias for 40 examples.
+    assert expected_mean_prob(np.ones(40), p, np.log(w), 12) == pytest.approx(exact, abs=0.01)
+    assert expected_mean_prob(np.ones(40), p, np.log(w), 40) == pytest.approx(p.mean())
+
+
+@pytest.mark.parametrize("kind", ["zeros", "saturated", "one"])
+@pytest.mark.filterwarnings("ignore:the 10 highest scores")
+def test_auto_c_d_survives_degenerate_tables(kind):
+    """No positive score, nothing difficult, or a single example: still an answer."""
+    n = 1 if kind == "one" else 100
+    score = np.zeros(n) if kind == "zeros" else np.full(n, 1e-12)
+    prob = np.full(n, 1.0 if kind == "saturated" else 0.3)
+    table = make_table(n, score=score, mean_prob=prob)
+    assert len(table.select(0.4, c_d="auto")) == max(1, round(n * 0.6))

@@ -36,6 +36,7 @@ def write_folder(table, folder, parts=3):
 
 OPTIONS = [
     {"method": "beta", "c_d": 5.5},
+    {"method": "beta", "c_d": "auto"},
     {"method": "beta", "per_class": True, "seed": 3},
     {"method": "top"},
     {"method": "weighted"},
