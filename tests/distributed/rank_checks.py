@@ -235,8 +235,10 @@ def check_bfloat16(mesh: DeviceMesh, folder: Path) -> Any:
     make = OPTIMIZERS["muon"]
     plain, _ = run(make, lambda x: x, weights, gradients)
     params, _ = run(make, placed(mesh, Shard(0)), weights, gradients)
+    # In units of what has been rounded: the weight at both ends of the run, and an update.
     return max(
-        float(((full(p) - q).abs() / q.abs()).max()) for p, q in zip(params, plain, strict=True)
+        float(((full(p) - full(q)).abs() / (w.abs() + full(q).abs() + 0.02)).max())
+        for p, q, w in zip(params, plain, weights, strict=True)
     )
 
 
