@@ -14,12 +14,8 @@ from .schedules import (
     check_travel_budget,
 )
 from .specgd import SpecGD, specgd
-from .spectrum import (
-    SpectrumTracker,
-    effective_rank,
-    lora_singular_values,
-    stable_rank,
-)
+from .spectrum import effective_rank, lora_singular_values, stable_rank
+from .spectrum_tracker import SpectrumTracker
 from .triton_kernels import orthogonalize
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class _ConstantThenDecay(LRScheduler):
+class _ConstantThenDecay(LRScheduler, ABC):
     """lr(k) = lr * factor(k): constant, then a decay to ``final_factor`` at ``total_steps``."""
 
     def __init__(
@@ -30,8 +31,9 @@ class _ConstantThenDecay(LRScheduler):
         self.final_factor = final_factor
         super().__init__(optimizer, last_epoch)
 
+    @abstractmethod
     def decay(self, progress: float) -> float:
-        raise NotImplementedError
+        """What is left of the learning rate at a progress of the decay from 0 to 1."""
 
     def factor(self, step: int) -> float:
         """What the initial learning rate is multiplied by at a step, from 0."""

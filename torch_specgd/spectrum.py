@@ -1,20 +1,7 @@
-"""Singular values over training: of weights, and of LoRA products that are never formed."""
-
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+"""What a spectrum says: ranks, LoRA products that are never formed, balance, learned modes."""
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from .lora import LoraPair, find_lora_pairs, lora_report
-from .routing import as_matrices
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from matplotlib.axes import Axes
+from torch import Tensor
 
 
 def stable_rank(x: Tensor, *, is_spectrum: bool = False) -> Tensor:
@@ -31,7 +18,7 @@ def stable_rank(x: Tensor, *, is_spectrum: bool = False) -> Tensor:
         >>> stable_rank(torch.diag(torch.tensor([2.0, 1.0])))
         tensor(1.2500)
     """
-    sigma = x if is_spectrum else torch.linalg.svdvals(_wide(x))
+    sigma = x if is_spectrum else torch.linalg.svdvals(wide(x))
     # Relative to the largest, so that no square overflows or vanishes.
     return _relative(sigma).square().sum(-1)
 
@@ -53,7 +40,7 @@ def effective_rank(x: Tensor, *, is_spectrum: bool = False) -> Tensor:
         >>> round(float(effective_rank(torch.eye(3))), 4)
         3.0
     """
-    relative = _relative(x if is_spectrum else torch.linalg.svdvals(_wide(x)))
+    relative = _relative(x if is_spectrum else torch.linalg.svdvals(wide(x)))
     total = relative.sum(-1)
     share = relative / total.clamp(min=1.0).unsqueeze(-1)
     return torch.exp(torch.special.entr(share).sum(-1)) * (total > 0)
@@ -85,8 +72,8 @@ def lora_singular_values(lora_b: Tensor, lora_a: Tensor, scale: float = 1.0) -> 
             "lora_b must be (..., m, r) and lora_a (..., r, n), but they are "
             f"{tuple(lora_b.shape)} and {tuple(lora_a.shape)}"
         )
-    r_b = torch.linalg.qr(_wide(lora_b), mode="r").R
-    r_a = torch.linalg.qr(_wide(lora_a).mT, mode="r").R
+    r_b = torch.linalg.qr(wide(lora_b), mode="r").R
+    r_a = torch.linalg.qr(wide(lora_a).mT, mode="r").R
     return abs(scale) * torch.linalg.svdvals(r_b @ r_a.mT)
 
 
@@ -107,7 +94,7 @@ def lora_balance(lora_b: Tensor, lora_a: Tensor) -> Tensor:
         >>> round(float(lora_balance(2 * torch.eye(2), torch.eye(2))), 4)
         1.4142
     """
-    return torch.linalg.matrix_norm(_gram_root(_wide(lora_b)) - _gram_root(_wide(lora_a).mT))
+    return torch.linalg.matrix_norm(_gram_root(wide(lora_b)) - _gram_root(wide(lora_a).mT))
 
 
 def mode_projections(left: Tensor, right: Tensor, u: Tensor, vh: Tensor) -> Tensor:
@@ -131,7 +118,8 @@ def mode_projections(left: Tensor, right: Tensor, u: Tensor, vh: Tensor) -> Tens
     return ((u.mT @ left) * (vh @ right.mT)).sum(-1)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Converts half precision to float32, which decompositions need; leaves the rest."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -144,316 +132,3 @@ def _gram_root(x: Tensor) -> Tensor:
     # sqrt(X^T X) = V S V^T, from the r x r factor R of X = Q R.
     _, s, vh = torch.linalg.svd(torch.linalg.qr(x, mode="r").R, full_matrices=False)
     return (vh.mT * s.unsqueeze(-2)) @ vh
-
-
-class SpectrumTracker:
-    """Records singular values of weights and LoRA products every few steps.
-
-    Each record holds, per matrix: the singular values, stable rank, effective rank,
-    sigma_r / sigma_1, for LoRA products the balance of the factors, with a known target the
-    mode projections d_i = u_i^T W v_i, and with an optimizer the learning rate and the rate at
-    which sqrt(sigma) can grow.
-
-    Args:
-        model: The module to watch, or None if ``pairs`` are given.
-        every: Steps between records (default 100).
-        weights: Patterns of weight names whose dense singular values are recorded ("*.mlp.*");
-            default: every matrix if the model has no adapters, else none (a dense decomposition
-            of 2048 x 2048 takes seconds).
-        pairs: LoRA pairs by hand (default: found in the model by name).
-        targets: Known targets Y by the weight's or pair's name, (m, n).
-        optimizer: Whose learning rates are recorded; a spectral one for predicted hit times.
-
-    Raises:
-        ValueError: If there is nothing to record, a pattern or target fits nothing, or every < 1.
-
-    Example:
-        >>> model = nn.Linear(4, 3, bias=False)
-        >>> tracker = SpectrumTracker(model, every=10)
-        >>> for step in range(21):
-        ...     tracker.update(step)
-        >>> steps, sigma = tracker.history("weight")
-        >>> steps.tolist(), tuple(sigma.shape)
-        ([0, 10, 20], (3, 3))
-    """
-
-    def __init__(
-        self,
-        model: nn.Module | None,
-        every: int = 100,
-        *,
-        weights: Sequence[str] | None = None,
-        pairs: Iterable[LoraPair] | None = None,
-        targets: Mapping[str, Tensor] | None = None,
-        optimizer: Optimizer | None = None,
-    ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, but is {every}")
-        self.every = every
-        self.optimizer = optimizer
-        found = find_lora_pairs(model) if pairs is None and model is not None else (pairs or ())
-        self.pairs = {pair.name: pair for pair in found}
-        self.weights = _choose_weights(model, weights, bool(self.pairs))
-        self.targets = dict(targets or {})
-        self.records: list[dict[str, Any]] = []
-        self._next_step = 0
-        if not self.pairs and not self.weights:
-            raise ValueError("nothing to record: the model has neither matrices nor LoRA factors")
-        for name in self.targets:
-            if name not in self.pairs and name not in self.weights:
-                raise ValueError(
-                    f"target {name!r} belongs to nothing recorded: "
-                    f"{[*self.pairs, *self.weights][:20]}"
-                )
-        self._left, self._right = self._target_bases()
-
-    def _target_bases(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Singular vectors of the targets, as many as the watched matrix has rank for."""
-        left, right = {}, {}
-        for name, target in self.targets.items():
-            u, _, vh = torch.linalg.svd(_wide(target.detach()), full_matrices=False)
-            modes = min(self.pairs[name].rank if name in self.pairs else len(vh), len(vh))
-            left[name], right[name] = u[:, :modes], vh[:modes]
-        return left, right
-
-    def update(self, step: int | None = None) -> None:
-        """Call once after every optimizer step; records if the step is a multiple of ``every``.
-
-        Args:
-            step: The step's number; None counts the calls, from 0.
-        """
-        step = self._next_step if step is None else step
-        self._next_step = step + 1
-        if step % self.every == 0:
-            self.record(step)
-
-    @torch.no_grad()
-    def record(self, step: int) -> None:
-        """Records now, whatever ``every`` says; once per step.
-
-        Args:
-            step: The step's number.
-        """
-        if self.records and self.records[-1]["step"] == step:
-            return
-        rates = self._rates()
-        for batch in _by_shape(self.pairs.values()):
-            b = torch.stack([_local(p.lora_b).flatten(1) for p in batch])
-            a = torch.stack([_local(p.lora_a).flatten(1) for p in batch])
-            sigma = lora_singular_values(b, a).cpu()
-            balance = lora_balance(b, a).cpu()
-            for i, pair in enumerate(batch):
-                modes = self._modes(pair.name, pair.scale * _wide(b[i]), _wide(a[i]))
-                self._append(
-                    step, pair.name, "lora", abs(pair.scale) * sigma[i], rates.get(pair.name),
-                    balance=float(balance[i]), scale=pair.scale, modes=modes,
-                )  # fmt: skip
-        for name, weight in self.weights.items():
-            matrix = _wide(as_matrices(_local(weight), "auto"))
-            for i, x in enumerate(matrix):
-                label = name if len(matrix) == 1 else f"{name}[{i}]"
-                modes = self._modes(name, x, torch.eye(x.shape[1], dtype=x.dtype, device=x.device))
-                self._append(
-                    step, label, "weight", torch.linalg.svdvals(x).cpu(), rates.get(name),
-                    modes=modes,
-                )  # fmt: skip
-
-    def _modes(self, name: str, left: Tensor, right: Tensor) -> list[float] | None:
-        if name not in self.targets:
-            return None
-        u, vh = (x[name].to(left) for x in (self._left, self._right))
-        return mode_projections(left, right, u, vh).tolist()
-
-    def _append(
-        self, step: int, name: str, kind: str, sigma: Tensor, rate: float | None, **more: Any
-    ) -> None:
-        values = sigma.double()
-        self.records.append(
-            {
-                "step": step,
-                "name": name,
-                "kind": kind,
-                "singular_values": values.tolist(),
-                "stable_rank": float(stable_rank(values, is_spectrum=True)),
-                "effective_rank": float(effective_rank(values, is_spectrum=True)),
-                "sigma_ratio": float(values[-1] / values[0]) if values[0] > 0 else 0.0,
-                "balance": more.get("balance"),
-                "scale": more.get("scale", 1.0),
-                "rate": rate,
-                "modes": more.get("modes"),
-            }
-        )
-
-    def _rates(self) -> dict[str, float]:
-        """Per name, the growth of sqrt(sigma) (pairs) or of sigma (weights) per step."""
-        if self.optimizer is None:
-            return {}
-        groups = self.optimizer.param_groups
-        rates = {}
-        if all("adjust_lr_fn" in group for group in groups) and self.pairs:
-            report = lora_report(self.pairs.values(), self.optimizer)
-            rates = {x.name: x.effective_rate for x in report}
-        held = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
-        weights = {name: held[id(w)] for name, w in self.weights.items() if id(w) in held}
-        return {**rates, **weights}
-
-    def names(self) -> list[str]:
-        """Names of everything recorded so far, in order of first appearance."""
-        return list(dict.fromkeys(record["name"] for record in self.records))
-
-    def history(self, name: str, key: str = "singular_values") -> tuple[Tensor, Tensor]:
-        """One quantity of one matrix over the steps.
-
-        Args:
-            name: A name out of :meth:`names`.
-            key: "singular_values", "modes", "stable_rank", "effective_rank", "sigma_ratio",
-                "balance" or "rate".
-
-        Returns:
-            Steps (K,) int64 and values (K,) or (K, r), float64.
-
-        Raises:
-            ValueError: If nothing of that name was recorded, or it has no such quantity.
-        """
-        records = [r for r in self.records if r["name"] == name]
-        if not records:
-            raise ValueError(f"nothing recorded under {name!r}; recorded are {self.names()}")
-        if key not in records[0] or any(r[key] is None for r in records):
-            raise ValueError(
-                f"{name!r} has no {key!r}: it needs a target, a LoRA pair or an optimizer"
-            )
-        steps = torch.tensor([r["step"] for r in records])
-        return steps, torch.tensor([r[key] for r in records], dtype=torch.float64)
-
-    def predicted_hits(self, name: str) -> Tensor:
-        """Steps at which theory lets each mode of a LoRA pair reach its target.
-
-        The recorded rate sqrt(c lr_a lr_b) is summed over the steps until it reaches
-        sqrt(sigma_i); where the records end, the last rate is continued.
-
-        Args:
-            name: A pair with a target, recorded with a spectral optimizer.
-
-        Returns:
-            (modes,), float64, one step number for each of the target's largest modes.
-
-        Raises:
-            ValueError: If the name has no target or no recorded rate.
-        """
-        if name not in self.targets or name not in self.pairs:
-            raise ValueError(f"{name!r} is no LoRA pair with a known target")
-        steps, rate = self.history(name, "rate")
-        sigma = torch.linalg.svdvals(self.targets[name].double()).cpu()
-        need = sigma[: self.pairs[name].rank].sqrt()
-        travelled = torch.cat([torch.zeros(1).double(), (rate[:-1] * steps.diff()).cumsum(0)])
-        last = (torch.searchsorted(travelled, need, right=True) - 1).clamp(max=len(steps) - 1)
-        return steps[last] + (need - travelled[last]) / rate[last]
-
-    def table(self) -> "pa.Table":
-        """All records as an Arrow table, one row per singular value.
-
-        Returns:
-            Columns step, name, kind, index, singular_value, mode, stable_rank, effective_rank,
-            sigma_ratio, balance, scale, rate; what does not apply is null.
-        """
-        import pyarrow as pa
-
-        rows = [
-            {
-                **{k: v for k, v in record.items() if k not in ("singular_values", "modes")},
-                "index": i,
-                "singular_value": sigma,
-                "mode": record["modes"][i]
-                if record["modes"] and i < len(record["modes"])
-                else None,
-            }
-            for record in self.records
-            for i, sigma in enumerate(record["singular_values"])
-        ]
-        floats = "singular_value mode stable_rank effective_rank sigma_ratio balance scale rate"
-        schema = pa.schema(
-            [
-                ("step", pa.int64()),
-                ("name", pa.string()),
-                ("kind", pa.string()),
-                ("index", pa.int64()),
-            ]
-            + [(name, pa.float64()) for name in floats.split()]
-        )
-        return pa.Table.from_pylist(rows, schema=schema)
-
-    def to_csv(self, path: str | Path) -> None:
-        """Writes :meth:`table` as CSV."""
-        from pyarrow import csv
-
-        csv.write_csv(self.table(), str(path))
-
-    def to_parquet(self, path: str | Path) -> None:
-        """Writes :meth:`table` as Parquet."""
-        from pyarrow import parquet
-
-        parquet.write_table(self.table(), str(path))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything recorded so far, for a checkpoint."""
-        return {"records": list(self.records), "next_step": self._next_step}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continues from :meth:`state_dict`; replaces what was recorded."""
-        self.records = list(state_dict["records"])
-        self._next_step = state_dict["next_step"]
-
-    def plot(self, name: str | None = None, ax: "Axes | None" = None) -> "Axes":
-        """Draws sqrt(singular values) over steps; with a target, sqrt(d_i) and predicted hits.
-
-        Args:
-            name: What to draw (default: the first thing recorded).
-            ax: Axes to draw into (default: a new figure's).
-
-        Returns:
-            The axes. Needs matplotlib (the extra "plot").
-        """
-        from .spectrum_plot import plot_spectrum
-
-        return plot_spectrum(self, name, ax)
-
-    def hf_callback(self) -> Any:
-        """A ``transformers.TrainerCallback`` that updates this tracker; see ``callbacks=``."""
-        from .spectrum_callbacks import hf_callback
-
-        return hf_callback(self)
-
-    def lightning_callback(self) -> Any:
-        """A ``lightning.pytorch.Callback`` that updates this tracker and checkpoints it."""
-        from .spectrum_callbacks import lightning_callback
-
-        return lightning_callback(self)
-
-
-def _choose_weights(
-    model: nn.Module | None, patterns: Sequence[str] | None, has_pairs: bool
-) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {} if model is None else dict(model.named_parameters())
-    matrices = {name: p for name, p in named.items() if p.ndim >= 2}
-    if patterns is None:
-        return {} if has_pairs else matrices
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in matrices):
-            raise ValueError(
-                f"no matrix is named like {pattern!r}; there are {list(matrices)[:20]}"
-            )
-    return {n: p for n, p in matrices.items() if any(fnmatchcase(n, x) for x in patterns)}
-
-
-def _by_shape(pairs: Iterable[LoraPair]) -> list[list[LoraPair]]:
-    batches: dict[tuple[Any, ...], list[LoraPair]] = {}
-    for p in pairs:
-        key = (p.lora_b.shape, p.lora_a.shape, p.lora_a.dtype, p.lora_a.device)
-        batches.setdefault(key, []).append(p)
-    return list(batches.values())
-
-
-def _local(x: Tensor) -> Tensor:
-    # Sharded weights (DTensor) are gathered: every rank then records the same.
-    gather = getattr(x.detach(), "full_tensor", None)
-    return x.detach() if gather is None else gather()
