@@ -147,7 +147,7 @@ def _draw_classes(axes: Any, classes: list[dict[str, Any]], target: float) -> No
     if len(classes) <= 30:
         axes.set_xticks(range(len(classes)), [str(c["label"]) for c in classes])
     axes.set(xlabel="class", ylabel="share kept")
-    axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:g} %")
     axes.legend(frameon=False)
 
 

@@ -348,3 +348,29 @@ def test_sequential_sampler_type_is_recognized():
     loader = DualScoreSampler.wrap(inner, 0.5, table=table)
     order = [int(i) for x, _ in loader for i in x]
     assert order == sorted(order)
+
+
+def test_workers_receive_the_data_set_and_not_the_tracker():
+    """Spawned workers get a pickle of the data set: a tracker in it would be copied into each."""
+    loader = DualScoreSampler.wrap(DataLoader(Items(), batch_size=5, shuffle=True), 0.5)
+    pickled = pickle.dumps((loader.loader.dataset, loader.loader.collate_fn))
+    assert b"DualTracker" not in pickled
+    assert pickle.loads(pickled)[0][3][0] == 3
+
+
+def test_attributes_of_the_wrapped_loader_stay_visible():
+    """Code that asks for loader.batch_size or loader.dataset goes on working."""
+    data = Items()
+    loader = DualScoreSampler.wrap(DataLoader(data, batch_size=5, shuffle=True), 0.5)
+    assert loader.dataset is data
+    assert loader.batch_size == 5
+    assert loader.num_workers == 0
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = loader.no_such_thing
+
+
+def test_samples_without_a_tuple_and_concatenated_data():
+    """A data set of bare tensors, joined from two: positions are those of the whole."""
+    data = torch.utils.data.ConcatDataset([TensorDataset(torch.arange(7)), list(range(7, 12))])
+    seen = [int(i) for batch in index_batches(DataLoader(data, batch_size=1)) for i in batch[-1]]
+    assert seen == list(range(12))

@@ -321,3 +321,27 @@ def test_one_class_gives_zero_scores_and_a_clear_warning():
     assert table.score.tolist() == [0.0] * 20
     with pytest.warns(UserWarning, match="nothing is difficult any more"):
         assert len(table.select(0.5)) == 10
+
+
+def test_probabilities_near_one_stay_apart():
+    """In 16-bit probabilities tens of thousands of learned examples collapse to one score."""
+    p = 1 - np.linspace(1e-6, 1e-4, 500).astype(np.float32)
+    tracker = DualTracker(500, epochs=2, window=2)
+    for shift in (0, 1):
+        tracker.update_probability(np.arange(500), np.roll(p, shift))
+        tracker.end_epoch()
+    assert len(set(tracker.table().mean_prob.tolist())) > 400
+
+
+def test_changed_epoch_count_after_a_resume_is_refused():
+    """A window that bridges two differently configured runs would mean nothing."""
+    tracker = DualTracker(4, epochs=6, window=3)
+    tracker.update_probability([0], [0.5])
+    state = tracker.state_dict()
+    with pytest.raises(ValueError, match="epochs = 6, this tracker has 8"):
+        DualTracker(4, epochs=8, window=3).load_state_dict(state)
+    with pytest.raises(ValueError, match="task 'classification', this tracker 'tokens'"):
+        DualTracker(4, epochs=6, window=3, task="tokens").load_state_dict(state)
+    other = DualTracker(4, epochs=6, window=3)
+    other.load_state_dict(state)
+    assert other.recording
