@@ -9,11 +9,11 @@ owners        ours: two all-to-all exchanges, each matrix orthogonalized by one 
 gather flat   one all-gather of everything, then every rank orthogonalizes everything
 gather each   DTensor.full_tensor() of one matrix at a time, likewise
 torch         torch.optim.Muon on the DTensors
-
 unsharded     ours on one rank, while the others idle
 
-"MiB in" is what rank 0 receives in a step. The last column is the largest difference of a weight to the unsharded step, in units of the
-largest update; torch.optim.Muon has another schedule and is compared with its own unsharded step.
+"MiB in" is what rank 0 receives in a step. The last column is the largest difference of a weight
+to the unsharded step, in units of the largest update; torch.optim.Muon has another schedule and
+is compared with its own unsharded step.
 """
 
 from __future__ import annotations

@@ -47,6 +47,9 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
         p, lr=0.02, neuron_beta=0.9, cautious_weight_decay=True
     ),
     "muon-maximize-one-by-one": lambda p: Muon(p, lr=0.02, maximize=True, foreach=False),
+    "muon-split-lr-tensor": lambda p: Muon(
+        [{"params": p[:1], "split": (0, (3, 3, 2))}, {"params": p[1:]}], lr=torch.tensor(0.02)
+    ),
     "specgd": lambda p: SpecGD(p, lr=0.02),
     "specgd-momentum-l2": lambda p: SpecGD(
         p, lr=0.02, momentum=0.9, nesterov=True, l2=0.1, weight_decay=0.1, method="smoothed"
