@@ -1,0 +1,72 @@
+"""The experiments run, and the process behind the paper's theory keeps its ordering."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+
+import warm_bed
+import warm_chunks
+import warm_features
+
+
+def test_feature_process_ordering() -> None:
+    """Warm starts stop learning features; keeping features and forgetting noise does not."""
+    rows = warm_features.run(experiments=10, seeds=2)
+    warm_features.check(rows, seeds=2)
+    assert "experiment" in warm_features.table(rows)
+
+
+def test_feature_process_against_a_plain_loop() -> None:
+    """The incremental counts equal counting everything anew after each feature."""
+    rng = np.random.default_rng(0)
+    p = np.sort(rng.uniform(0, 0.2, (2, 50)), 1)
+    y = rng.integers(2, size=800)
+    x = rng.random((800, 50)) < p[y]
+    learned, active = np.zeros((2, 50), bool), np.ones(800, bool)
+    slow, on = learned.copy(), active.copy()
+    warm_features.train(x, y, learned, active)
+    while True:
+        counts = {(c, k): int((on & (y == c) & x[:, k]).sum()) for c in (0, 1) for k in range(50)}
+        best = max((q for q in counts if not slow[q]), key=lambda q: counts[q])
+        if counts[best] < warm_features.GAMMA:
+            break
+        slow[best] = True
+        on &= (x & slow[y]).sum(1) < warm_features.TAU
+    assert (learned == slow).all()
+    assert not active.any()
+
+
+def test_bed_is_the_same_every_time() -> None:
+    """A distortion drawn anew each time would be augmentation, and hide the gap."""
+    images = torch.randn(6, 28, 28, generator=torch.Generator().manual_seed(0))
+    a = warm_bed.distort(images, torch.Generator().manual_seed(1))
+    b = warm_bed.distort(images, torch.Generator().manual_seed(1))
+    assert a.shape == (6, 1, 14, 14)
+    assert torch.equal(a, b)
+    parameters = sum(p.numel() for p in warm_bed.conv_net(norm=True).parameters())
+    assert parameters == 20_278
+
+
+@pytest.mark.parametrize("method", warm_chunks.METHODS)
+def test_every_method_runs_on_random_data(method: str, tmp_path: Path) -> None:
+    """Two tiny chunks per method, appended and read back as the summary does."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(80, 1, 14, 14, generator=g), torch.randint(10, (80,), generator=g)
+    floor = 1.0 if method in warm_chunks.NO_FLOOR else 0.3
+    rows = list(
+        warm_chunks.run(
+            method, "norm4", 0.01, floor, 0, 2, (x, y, x, y), chunk_size=40, max_epochs=1
+        )
+    )
+    path = tmp_path / "runs.csv"
+    warm_chunks.append(path, rows, "grid")
+    read = warm_chunks.read(path)
+    assert [r["chunk"] for r in read] == ["1", "2"]
+    assert warm_chunks.key(read[0]) == ("grid", "norm4", "0.01", method, str(floor), "0")
+    warm_chunks.summary(path, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
