@@ -10,7 +10,7 @@ from .distributed.layout import Layout, local, local_like, rewrapped
 from .distributed.orthogonalize import orthogonalize_distributed
 from .learning_rate import AdjustLr, shape_scale
 from .optimizer import orthogonalize_all
-from .routing import MatrixView, input_dims, matrix_shape
+from .routing import MatrixView, as_matrices, input_dims, matrix_shape
 from .triton_kernels import orthogonalize
 from .triton_kernels.schedules import is_triple
 from .update_rules import cautious_decay_, neuron_normalize, stochastic_round
@@ -78,7 +78,7 @@ def muon(
         weights, b = [params[i] for i in chunk], [momentum_buffers[i] for i in chunk]
         seen = [MatrixView.of(views[i]) for i in chunk]
         g = [grads[i].to(x.dtype) for i, x in zip(chunk, b, strict=True)]
-        updates = torch._foreach_lerp(g, b, momentum) if nesterov else b
+        updates = look_ahead(g, b, momentum, seen) if nesterov else b
         updates = orthogonalize_distributed(
             updates,
             [Layout.of(p) for p in weights],
@@ -122,6 +122,30 @@ def update_momentum(
         matched = [g.to(b.dtype) for g, b in zip(grads, buffers, strict=True)]
         torch._foreach_lerp_(buffers, matched, 1 - momentum)
     return grads
+
+
+def look_ahead(
+    grads: list[Tensor], buffers: list[Tensor], momentum: float, views: Sequence[MatrixView]
+) -> Sequence[Tensor]:
+    """(1 - momentum) G + momentum B; all matrices of one shape lie side by side in one tensor.
+
+    ``orthogonalize_all`` then takes that tensor as its batch, where fresh tensors would be copied
+    together once more, and one large allocation replaces many small ones.
+    """
+    if torch.compiler.is_compiling():  # the compiler plans memory by itself
+        return torch._foreach_lerp(grads, buffers, momentum)
+    batches: dict[tuple[object, ...], list[int]] = {}
+    for i, (b, view) in enumerate(zip(buffers, views, strict=True)):
+        shape = as_matrices(b, view).shape if view.split is None else (i,)
+        batches.setdefault((*shape[-2:], b.dtype, b.device), []).append(i)
+    updates = list(buffers)
+    for members in batches.values():
+        memory = buffers[members[0]].new_empty(sum(buffers[i].numel() for i in members))
+        sizes = [buffers[i].numel() for i in members]
+        for i, place in zip(members, memory.split(sizes), strict=True):
+            updates[i] = place.view(buffers[i].shape)
+            torch.lerp(grads[i], buffers[i], momentum, out=updates[i])
+    return updates
 
 
 def chunks(params: Sequence[Tensor], max_bytes: int) -> list[list[int]]:

@@ -83,10 +83,28 @@ def _orthogonalize_whole(
     result: list[Tensor] = list(updates)
     for members in batches.values():
         parts = [matrices[i] for i in members]
-        done = orthogonalize(parts[0] if len(parts) == 1 else torch.cat(parts))
+        done = orthogonalize(_joined(parts))
         for i, o in zip(members, done.split([len(x) for x in parts]), strict=True):
             result[i] = o.reshape(updates[i].shape)
     return result
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One batch of all parts; without a copy where they lie side by side in memory."""
+    if len(parts) == 1:
+        return parts[0]
+    if torch.compiler.is_compiling():  # addresses are not known while tracing
+        return torch.cat(parts)
+    first, end = parts[0], parts[0].storage_offset()
+    memory = first.untyped_storage().data_ptr()
+    for x in parts:
+        if not x.is_contiguous() or x.storage_offset() != end:
+            return torch.cat(parts)
+        if x.untyped_storage().data_ptr() != memory:
+            return torch.cat(parts)
+        end += x.numel()
+    total = sum(len(x) for x in parts)
+    return first.as_strided((total, *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 class SpectralOptimizer(Optimizer):
