@@ -72,9 +72,7 @@ def lora_singular_values(lora_b: Tensor, lora_a: Tensor, scale: float = 1.0) -> 
             "lora_b must be (..., m, r) and lora_a (..., r, n), but they are "
             f"{tuple(lora_b.shape)} and {tuple(lora_a.shape)}"
         )
-    r_b = torch.linalg.qr(wide(lora_b), mode="r").R
-    r_a = torch.linalg.qr(wide(lora_a).mT, mode="r").R
-    return abs(scale) * torch.linalg.svdvals(r_b @ r_a.mT)
+    return abs(scale) * torch.linalg.svdvals(triangle(lora_b) @ triangle(lora_a.mT).mT)
 
 
 def lora_balance(lora_b: Tensor, lora_a: Tensor) -> Tensor:
@@ -94,7 +92,7 @@ def lora_balance(lora_b: Tensor, lora_a: Tensor) -> Tensor:
         >>> round(float(lora_balance(2 * torch.eye(2), torch.eye(2))), 4)
         1.4142
     """
-    return torch.linalg.matrix_norm(_gram_root(wide(lora_b)) - _gram_root(wide(lora_a).mT))
+    return torch.linalg.matrix_norm(_gram_root(lora_b) - _gram_root(lora_a.mT))
 
 
 def mode_projections(left: Tensor, right: Tensor, u: Tensor, vh: Tensor) -> Tensor:
@@ -118,6 +116,11 @@ def mode_projections(left: Tensor, right: Tensor, u: Tensor, vh: Tensor) -> Tens
     return ((u.mT @ left) * (vh @ right.mT)).sum(-1)
 
 
+def triangle(x: Tensor) -> Tensor:
+    """R of the thin X = Q R: it has X's singular values and X^T X, in r x r numbers."""
+    return torch.linalg.qr(wide(x), mode="r").R
+
+
 def wide(x: Tensor) -> Tensor:
     """Converts half precision to float32, which decompositions need; leaves the rest."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -130,5 +133,5 @@ def _relative(sigma: Tensor) -> Tensor:
 
 def _gram_root(x: Tensor) -> Tensor:
     # sqrt(X^T X) = V S V^T, from the r x r factor R of X = Q R.
-    _, s, vh = torch.linalg.svd(torch.linalg.qr(x, mode="r").R, full_matrices=False)
+    _, s, vh = torch.linalg.svd(triangle(x), full_matrices=False)
     return (vh.mT * s.unsqueeze(-2)) @ vh

@@ -17,6 +17,7 @@ from .spectrum import (
     lora_singular_values,
     mode_projections,
     stable_rank,
+    triangle,
     wide,
 )
 
@@ -119,8 +120,10 @@ class SpectrumTracker:
         for batch in _by_shape(self.pairs.values()):
             b = torch.stack([_local(p.lora_b).flatten(1) for p in batch])
             a = torch.stack([_local(p.lora_a).flatten(1) for p in batch])
-            sigma = lora_singular_values(b, a).cpu()
-            balance = lora_balance(b, a).cpu()
+            # Everything below depends on the factors through their triangles alone.
+            r_b, r_a = triangle(b), triangle(a.mT).mT
+            sigma = lora_singular_values(r_b, r_a).cpu()
+            balance = lora_balance(r_b, r_a).cpu()
             for i, pair in enumerate(batch):
                 modes = self._modes(pair.name, pair.scale * wide(b[i]), wide(a[i]))
                 self._append(
