@@ -63,6 +63,7 @@ def test_cautious_decay_touches_only_what_the_update_shrinks() -> None:
         ("original", math.sqrt(2)),
         ("match_rms_adamw", 0.2 * math.sqrt(8)),
         ("spectral", math.sqrt(2)),
+        ("spectral_unclamped", math.sqrt(2)),
         ("none", 1.0),
         (lambda m, n: m / n, 2.0),
     ],

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 AdjustLr = str | Callable[[int, int], float] | None
 
-LR_SCALES = ("none", "original", "match_rms_adamw", "spectral")
+LR_SCALES = ("none", "original", "match_rms_adamw", "spectral", "spectral_unclamped")
 
 
 def shape_scale(adjust_lr_fn: AdjustLr, m: int, n: int) -> float:
@@ -17,6 +17,7 @@ def shape_scale(adjust_lr_fn: AdjustLr, m: int, n: int) -> float:
     | "original" (None) | sqrt(max(1, m / n)) | spectral norm lr if wide, more if tall |
     | "match_rms_adamw" | 0.2 sqrt(max(m, n)) | the update's RMS is that of AdamW: keep its lr |
     | "spectral" | sqrt(m / n) | RMS-to-RMS operator norm lr: one lr for every width |
+    | "spectral_unclamped" | sqrt(m / n) | the same, by the name that torch 2.15 gives it |
 
     Args:
         adjust_lr_fn: One of the names above, or a function of (m, n).
@@ -42,6 +43,6 @@ def shape_scale(adjust_lr_fn: AdjustLr, m: int, n: int) -> float:
         return 1.0
     if adjust_lr_fn == "match_rms_adamw":
         return 0.2 * math.sqrt(max(m, n))
-    if adjust_lr_fn == "spectral":
+    if adjust_lr_fn in ("spectral", "spectral_unclamped"):
         return math.sqrt(m / n)
     return math.sqrt(max(1.0, m / n))
