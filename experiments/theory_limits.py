@@ -117,7 +117,7 @@ def main() -> None:
                            label=f"{run} start")  # fmt: skip
         axes[0].bar_label(bars, fmt="%.3f", fontsize=9)
     axes[0].set_xticks(range(2), ["depth 2", "depth 3"])
-    axes[0].set_ylabel("squared error on unseen entries")
+    axes[0].set(ylabel="squared error on unseen entries", ylim=(0, 0.6))
     axes[0].set_title("100 x 100, rank 5, median of 3 starts:\nthe deeper net loses more")
     axes[0].legend(fontsize=8)
     bars = axes[1].bar(range(4), [r["error"] for r in second], color=BARS)

@@ -1,6 +1,8 @@
 """LoRA mode: pairing, rates, zero factors, and PEFT with the Hugging Face trainer."""
 
 import math
+import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch_specgd import (
     lora_report,
 )
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 # transformers, peft and accelerate use names that the others deprecate: no business of ours.
 third_party = pytest.mark.filterwarnings("default")
 
@@ -322,3 +325,21 @@ def test_hf_trainer_with_rates_per_factor(tmp_path: Path) -> None:
     assert report[0].effective_rate == pytest.approx(math.sqrt(2.0 * 0.04 * 0.01))
     trainer.train()
     assert all(bool(p.lora_b.any()) for p in find_lora_pairs(model))
+
+
+def test_example_loop_arrives_when_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example by hand runs as it stands, and its forecast comes true."""
+    runpy.run_path(str(EXAMPLES / "lora_loop.py"))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    for line in lines[:5]:
+        predicted, reached = re.findall(r"step\s+(\d+)", line)
+        assert abs(int(predicted) - int(reached)) <= 3
+
+
+@third_party
+def test_example_of_the_trainer_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example for the Hugging Face trainer runs as it stands."""
+    runpy.run_path(str(EXAMPLES / "lora_trainer.py"))
+    printed = capsys.readouterr().out
+    assert printed.count("sigma_r / sigma_1 = 0.") == 4
