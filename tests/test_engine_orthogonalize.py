@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
-from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, resolve_schedule
 
 from reference.polar import polar, spectra, through_svd, with_spectrum
+from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, resolve_schedule
 
 METHODS = ("auto", "newton_schulz", "gram", "precise", "svd", "smoothed")
 ITERATIVE = METHODS[:4]

@@ -102,8 +102,8 @@ def minimax_step(k: int, lower: Decimal, upper: Decimal) -> tuple[Row, Decimal]:
 def _cushioned(k: int, lower: Decimal, upper: Decimal, cushion: Decimal) -> Row:
     """Return the step for [max(lower, cushion upper), upper], centred on the whole interval."""
     start = max(lower, cushion * upper)
-    if upper - start < Decimal(10) ** -6:
-        # Converged: minimax and Taylor agree to 1e-18 here, where the system is singular.
+    if (upper - start) ** (k + 1) < Decimal(10) ** -17:
+        # Converged: minimax and Taylor agree to the last digit, and the system is singular.
         return _taylor(k)
     step, _ = minimax_step(k, start, upper)
     if start > lower:

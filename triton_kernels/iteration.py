@@ -43,25 +43,35 @@ def step_polynomial(r: Tensor, step: Step, ops: Products, u: Tensor | None = Non
     return ops.symmetric(*ops.quadratics(r, step, u))
 
 
-def direct(start: Start, schedule: Schedule, ops: Products) -> Tensor:
+def direct(start: Start, schedule: Schedule, ops: Products, out: Tensor | None = None) -> Tensor:
     """Run the direct form: every step forms ``R = X X^T`` and sets ``X <- h(R) X``.
 
     Args:
         start: From `begin`, with the schedule's normalization.
         schedule: The steps.
         ops: The products.
+        out: Where the last product goes, default a new tensor.
 
     Returns:
-        (b, n, m), fresh.
+        (b, n, m), `out` or fresh.
     """
-    first, *rest = schedule.coefficients
-    x = ops.apply(step_polynomial(start.r, first, ops, start.u).mul_(start.factor), start.x)
-    for step in rest:
-        x = ops.apply(step_polynomial(ops.gram(x), step, ops), x)
+    steps, x = schedule.coefficients, start.x
+    for k, step in enumerate(steps):
+        if k == 0:
+            w = step_polynomial(start.r, step, ops, start.u).mul_(start.factor)
+        else:
+            w = step_polynomial(ops.gram(x), step, ops)
+        x = ops.apply(w, x, out if k == len(steps) - 1 else None)
     return x
 
 
-def gram(start: Start, schedule: Schedule, ops: Products, restarts: Sequence[int] = ()) -> Tensor:
+def gram(
+    start: Start,
+    schedule: Schedule,
+    ops: Products,
+    restarts: Sequence[int] = (),
+    out: Tensor | None = None,
+) -> Tensor:
     """Run the Gram form: carry R and the product Q of all step polynomials, apply Q once.
 
     Args:
@@ -70,9 +80,10 @@ def gram(start: Start, schedule: Schedule, ops: Products, restarts: Sequence[int
         ops: The products.
         restarts: Steps (0-based) before which Q is applied and R formed anew, which resets
             the drift between R and the true Gram matrix.
+        out: Where the last product goes, default a new tensor.
 
     Returns:
-        (b, n, m), fresh.
+        (b, n, m), `out` or fresh.
     """
     steps = schedule.coefficients
     ends = {*(k - 1 for k in restarts if 0 < k < len(steps)), len(steps) - 1}
@@ -87,7 +98,7 @@ def gram(start: Start, schedule: Schedule, ops: Products, restarts: Sequence[int
         if k == min(ends):
             # The factor of the normalization rides on the first Q, never on R.
             q = q.mul_(factor)
-        x, q = ops.apply(q, x), None
+        x, q = ops.apply(q, x, out if k == len(steps) - 1 else None), None
         if k < len(steps) - 1:
             r, u = ops.gram(x), None
     return x

@@ -12,7 +12,7 @@ from torch import Tensor
 from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
 from .normalize import Start, begin
-from .planning import Leg, Plan, arithmetic_dtype, plan
+from .planning import SMALL, Leg, Plan, arithmetic_dtype, plan
 from .products import Products, TorchProducts
 from .schedules import SCHEDULES, Schedule
 
@@ -35,10 +35,10 @@ def products_for(x: Tensor, dtype: torch.dtype) -> Products:
     return TritonProducts(x.device)
 
 
-def _go(start: Start, leg: Leg, ops: Products) -> Tensor:
+def _go(start: Start, leg: Leg, ops: Products, out: Tensor | None = None) -> Tensor:
     if leg.form == "direct":
-        return direct(start, leg.schedule, ops)
-    return gram(start, leg.schedule, ops, leg.restarts)
+        return direct(start, leg.schedule, ops, out)
+    return gram(start, leg.schedule, ops, leg.restarts, out)
 
 
 def _members(start: Start, index: Tensor) -> Start:
@@ -60,23 +60,27 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         orthogonalize_small(x, chosen.legs[-1].schedule, out)
         return
     ops = products_for(x, chosen.dtype) if ops is None else ops
-    if x.device.type != "cpu":
-        out.copy_(_run_legs(x, chosen, ops))
-        return
-    # A few matrices at a time: their products and the passes over them then stay in the cache.
-    size = max(1, _CHUNK // (x.shape[-2] * x.shape[-1]))
+    # Large matrices one or a few at a time on a CPU: their products and the passes over them
+    # then stay in the cache. Small ones all at once: there the calls are what costs.
+    small = x.shape[-2] <= SMALL or x.device.type != "cpu"
+    size = x.shape[0] if small else max(1, _CHUNK // (x.shape[-2] * x.shape[-1]))
     for part, place in zip(x.split(size), out.split(size), strict=True):
-        place.copy_(_run_legs(part, chosen, ops))
+        same = place.dtype == chosen.dtype
+        y = _run_legs(part, chosen, ops, place if same else None)
+        if y is not place:
+            place.copy_(y)
 
 
-def _run_legs(x: Tensor, chosen: Plan, ops: Products) -> Tensor:
+def _run_legs(x: Tensor, chosen: Plan, ops: Products, out: Tensor | None) -> Tensor:
+    """Return the result, in `out` if that is given and all matrices take the same leg."""
     first, last = chosen.legs[0], chosen.legs[-1]
-    start = begin(x, chosen.dtype, last.schedule.normalization, ops)
+    # The first leg's bound is the tighter one, and serves a schedule made for a looser one too.
+    start = begin(x, chosen.dtype, first.schedule.normalization, ops)
     flat = start.flatness >= first.flatness if len(chosen.legs) > 1 else None
     if flat is None or not bool(flat.any()):
-        return _go(start, last, ops)
+        return _go(start, last, ops, out)
     if bool(flat.all()):
-        return _go(start, first, ops)
+        return _go(start, first, ops, out)
     y = torch.empty_like(start.x)
     for leg, index in ((first, flat), (last, ~flat)):
         y[index] = _go(_members(start, index), leg, ops)

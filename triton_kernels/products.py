@@ -60,8 +60,8 @@ class Products(Protocol):
     def quadratics(self, r: Tensor, step: Step, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return both factors of the degree-4 ``h(R)``; `u` is R^2 where that is known."""
 
-    def apply(self, q: Tensor, x: Tensor) -> Tensor:
-        """Return ``Q X`` for Q (b, n, n) and X (b, n, m)."""
+    def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return ``Q X`` for Q (b, n, n) and X (b, n, m), in `out` if that is given."""
 
 
 def plus_identity(x: Tensor, value: float) -> Tensor:
@@ -133,6 +133,6 @@ class TorchProducts:
         w = scaled_sum(u, c4, r, c4 * a2)
         return plus_identity(v, b1), plus_identity(w, c4 * b2)
 
-    def apply(self, q: Tensor, x: Tensor) -> Tensor:
+    def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""
-        return torch.bmm(q, x)
+        return torch.bmm(q, x) if out is None else torch.bmm(q, x, out=out)

@@ -206,18 +206,18 @@ _DEGREE9_4 = (
     (5.241844507, -11.95687204, 10.4883283, -3.659642779, 0.4372377138),
     (2.78290961, -4.301226935, 3.986806071, -1.772327602, 0.2970979543),
 )
-# Two designs for the default: as far a reach as five Polar Express steps (slope 948), and the
-# cheaper one for matrices whose Schatten-8 norm is far below their Frobenius norm.
+# The default: as far a reach as five Polar Express steps at least (slope 1320 beside 948).
 _DEEP = (
-    (15.0202189112, -147.338870486, 490.557120711, -630.705249703, 274.445752665),
-    (7.00241455236, -17.0375878862, 14.3561156722, -4.69177625311, 0.519827642813),
-    (4.79446384594, -10.6228828333, 9.43711769837, -3.37297257968, 0.414719890423),
-    (2.02968850953, -1.41286533724, 0.391623382375),
+    (15.0760146686, -148.071776964, 493.178159511, -634.186870103, 275.989397021),
+    (7.20201706309, -17.6005609684, 14.775063611, -4.80202480176, 0.528740573762),
+    (5.57983253961, -12.9512421165, 11.2602976637, -3.86814698779, 0.45375897829),
+    (3.0623900697, -5.20683275675, 4.84899734437, -2.05010992908, 0.316047168023),
 )
+# For matrices whose Schatten-8 norm is far below their Frobenius norm, as random ones have.
 _FLAT = (
     (13.9100401443, -132.778177198, 438.519902136, -561.60876169, 243.818028941),
-    (4.85705704319, -10.8108517193, 9.58645694871, -3.41391657036, 0.417920061793),
-    (2.04258062019, -1.4257608123, 0.392965289882),
+    (4.98325749652, -11.1884772975, 9.88521697243, -3.49559943449, 0.424321039945),
+    (2.11889695045, -1.50042002356, 0.400797224598),
 )
 _QUINTIC_4 = (
     (8.298703491, -24.43049815, 18.09030419),
@@ -248,10 +248,12 @@ SCHEDULES: dict[str, Schedule] = {
             source="DeepSeek-V4, as published in its forks",
         ),
         Schedule("quintic_4", _QUINTIC_4, 1.02, 5e-3, "schatten4", _OWN_SOURCE),
-        Schedule("degree9_3", _DEGREE9_3, 1.02, 5e-3, "schatten4", _OWN_SOURCE),
-        Schedule("deep", _DEEP, 1.02, 1.4e-3, "schatten8", _OWN_SOURCE),
-        Schedule("flat", _FLAT, 1.02, 1e-2, "schatten8", _OWN_SOURCE),
-        Schedule("degree9_4", _DEGREE9_4, 1.02, 1e-3, "frobenius", _OWN_SOURCE),
+        # Degree 9 rounds coarser than degree 5: two singular vectors that share few entries
+        # lift a value by up to a tenth in bfloat16, so the safety factor is a tenth as well.
+        Schedule("degree9_3", _DEGREE9_3, 1.1, 5e-3, "schatten4", _OWN_SOURCE),
+        Schedule("degree9_4", _DEGREE9_4, 1.1, 1e-3, "schatten4", _OWN_SOURCE),
+        Schedule("deep", _DEEP, 1.12, 1e-3, "schatten4", _OWN_SOURCE),
+        Schedule("flat", _FLAT, 1.1, 1e-2, "schatten8", _OWN_SOURCE),
     )
 }
 """The published schedules by name; `print(SCHEDULES[name])` states what each one does."""

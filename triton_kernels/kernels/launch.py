@@ -242,10 +242,9 @@ class TritonProducts:
         assert other is not None
         return v, other
 
-    def apply(self, q: Tensor, x: Tensor) -> Tensor:
+    def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""
-        one = torch.ones(2, dtype=torch.float32, device=self._device)
-        return apply(q, x, one)
+        return apply(q, x, torch.ones(2, dtype=torch.float32, device=self._device), out=out)
 
 
 def _work_list(shapes: Sequence[tuple[int, int]], block: int) -> Tensor:

@@ -1,0 +1,127 @@
+"""The registered operator and the plan: fake tensors, compilation, legs, printing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, plan
+from torch_specgd.triton_kernels.operator import flatten, orthogonalize_op
+
+
+def _arguments(x: torch.Tensor, method: str = "auto", schedule: str | None = None) -> tuple:
+    own = None if schedule is None else SCHEDULES[schedule]
+    return (x, method, *flatten(own), "", "default", 1e-7, None, 1e-2, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [("auto", None), ("gram", "degree9_3"), ("svd", None), ("precise", None)],
+)
+@pytest.mark.parametrize("shape", [(2, 5, 9), (9, 5)])
+def test_opcheck(method: str, schedule: str | None, shape: tuple[int, ...]) -> None:
+    """Tracing, faking and schema would disagree with what runs."""
+    torch.library.opcheck(orthogonalize_op, _arguments(torch.randn(shape), method, schedule))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 7), (7, 4), (2, 0, 4), (1, 5)])
+def test_fake_tensors_agree(shape: tuple[int, ...]) -> None:
+    """A compiled optimizer would read the result with wrong strides."""
+    x = torch.randn(shape)
+    real = orthogonalize(x)
+    with FakeTensorMode() as mode:
+        fake = orthogonalize(mode.from_tensor(x))
+    assert fake.shape == real.shape
+    assert fake.stride() == real.stride()
+    assert fake.dtype == real.dtype
+
+
+def test_compiles_without_graph_breaks() -> None:
+    """A user's torch.compile of the step would fall apart at the orthogonalization."""
+
+    def step(w: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return w - 0.1 * orthogonalize(g)
+
+    w, g = torch.randn(6, 10), torch.randn(6, 10)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(w, g), step(w, g))
+
+
+def test_plan_follows_flatness() -> None:
+    """A matrix of slowly decaying spectrum would take the schedule that cannot reach its end."""
+    n = 80
+    chosen = plan((n, n), dtype=torch.float64)
+    assert [leg.schedule.name for leg in chosen.legs] == ["flat", "deep"]
+    low = torch.diag(torch.linspace(1, 0.2, n, dtype=torch.float64) ** 8)
+    x = torch.stack([low, torch.eye(n, dtype=torch.float64)])
+    both = orthogonalize(x)
+    alone = torch.stack([orthogonalize(one) for one in x])
+    assert torch.allclose(both, alone, atol=1e-9)
+    tight = replace(SCHEDULES["deep"], normalization="schatten8")
+    deep = orthogonalize(low, method="newton_schulz", schedule=tight)
+    assert torch.allclose(both[0], deep, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("shape", [(768, 3072), (768, 768), (16, 1024), (4096, 14336)])
+def test_plan_is_no_dearer_than_polar_express(device: str, shape: tuple[int, int]) -> None:
+    """The promise is at least its accuracy at fewer FLOPs."""
+    chosen = plan(shape, device=device)
+    usual = SCHEDULES["polar_express"]
+    if min(shape) > 64:
+        # Equal at exactly square, where only the first leg saves.
+        assert chosen.flops() <= usual.flops(*shape)
+    assert chosen.flops(0) <= chosen.flops(-1)
+    text = str(chosen)
+    assert "GFLOP" in text
+    assert chosen.legs[-1].schedule.name in text
+
+
+def test_plan_can_be_overridden_and_run() -> None:
+    """A user's own choice would be ignored."""
+    chosen = plan((40, 80), schedule="degree9_3", form="direct", arithmetic=torch.float64)
+    x = torch.randn(40, 80)
+    expected = orthogonalize(x, method="newton_schulz", schedule="degree9_3", dtype=torch.float64)
+    assert torch.equal(orthogonalize(x, plan=chosen), expected)
+    assert plan((40, 80), schedule="degree9_3", form="direct", arithmetic=torch.float64) is chosen
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"shape": (3,)}, "sides"),
+        ({"shape": (3, 3), "batch": 0}, "batch"),
+        ({"shape": (3, 3), "accuracy": "best"}, "default"),
+        ({"shape": (3, 3), "form": "dual"}, "direct"),
+    ],
+)
+def test_plan_refuses(options: dict, match: str) -> None:
+    """Bad values must be named."""
+    with pytest.raises(ValueError, match=match):
+        plan(**options)
+
+
+def test_unknown_accuracy() -> None:
+    """A typo must be answered with the accepted values."""
+    with pytest.raises(ValueError, match="fast"):
+        orthogonalize(torch.eye(3), accuracy="best")
+
+
+@pytest.mark.parametrize("accuracy", ["fast", "high"])
+def test_accuracies(accuracy: str) -> None:
+    """'high' would be no better than 'fast' promises."""
+    x = torch.randn(70, 200, dtype=torch.float64)
+    s = torch.linalg.svdvals(orthogonalize(x, accuracy=accuracy))
+    assert (s - 1).abs().max() < (1e-4 if accuracy == "high" else 0.06)
+
+
+def test_triangle_product_equals_the_full_one() -> None:
+    """Above 512 rows only the lower blocks are computed; odd sizes must not lose rows."""
+    from torch_specgd.triton_kernels.products import triangle_product
+
+    for n in (5, 18, 33):
+        x = torch.randn(2, n, 7, dtype=torch.float64)
+        found = triangle_product(x, x)
+        assert torch.allclose(found, x @ x.mT, atol=1e-12)
+        assert torch.allclose(found, found.mT, atol=1e-13)

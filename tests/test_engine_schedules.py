@@ -1,0 +1,177 @@
+"""Schedules: what their scalar maps do, and that the design reproduces the published tables."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torch_specgd.triton_kernels import SCHEDULES, Schedule, design_schedule, resolve_schedule
+
+# Name, interval of inputs, smallest and largest output (exact arithmetic, no safety factor).
+RANGES = [
+    ("jordan", 7e-3, 0.682, 1.134),
+    ("you", 7e-3, 0.978, 1.032),
+    ("polar_express", 1e-3, 0.876, 1.124),
+    ("polar_express_6", 1e-3, 0.9988, 1.0012),
+    ("polar_express_8", 1e-3, 0.9999, 1.0001),
+    ("cans", 1e-3, 0.884, 1.120),
+    ("deepseek", 1e-3, 1.000, 1.001),
+    ("quintic_4", 5e-3, 0.917, 1.083),
+    ("degree9_3", 5e-3, 0.9618, 1.0382),
+    ("degree9_4", 1e-3, 0.9902, 1.0098),
+]
+THRESHOLDS = [("jordan", 1.264), ("you", 1.325), ("convergent", 3**0.5)]
+# The table that modded-nanogpt, Dion and nanochat ship: safety factor and cushion baked in.
+MODDED = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+@pytest.mark.parametrize(("name", "lower", "low", "high"), RANGES)
+def test_published_intervals(name: str, lower: float, low: float, high: float) -> None:
+    """A digit lost in a table would change every update."""
+    raw = Schedule("raw", SCHEDULES[name].steps)
+    found = raw.range(lower)
+    # One unit of the last published digit; CANS prints its coefficients to four.
+    tolerance = 7e-3 if name == "cans" else 1e-3
+    assert found == pytest.approx((low, high), abs=tolerance)
+
+
+@pytest.mark.parametrize(("name", "threshold"), THRESHOLDS)
+def test_divergence_thresholds(name: str, threshold: float) -> None:
+    """The printed headroom would promise a safety that is not there."""
+    assert SCHEDULES[name].divergence_threshold == pytest.approx(threshold, abs=2e-3)
+
+
+def test_safety_factor_gives_headroom() -> None:
+    """Without it, rounding above one explodes; with it, about as much overshoot is harmless."""
+    raw = Schedule("raw", SCHEDULES["polar_express"].steps)
+    assert raw.divergence_threshold < 1.001
+    assert SCHEDULES["polar_express"].divergence_threshold > 1.02
+
+
+@pytest.mark.parametrize("name", ["polar_express", "deep", "flat", "degree9_3", "degree9_4"])
+def test_defaults_stay_below(name: str) -> None:
+    """A default that overshoots would amplify a direction instead of equalizing it."""
+    schedule = SCHEDULES[name]
+    assert schedule.divergence_threshold > 1.02
+    assert schedule.range(1e-9)[1] < (1.13 if name == "polar_express" else 1.1)
+
+
+def test_default_reaches_as_far_as_five_polar_express_steps() -> None:
+    """The default would treat small singular values worse than the field's usual choice."""
+    usual, ours = SCHEDULES["polar_express"], SCHEDULES["deep"]
+    s = np.geomspace(1e-5, 1, 4001)
+    assert ours.slope > usual.slope
+    assert np.abs(ours(s) - 1).max(where=s > 1e-3, initial=0.0) < 0.04
+    # Below, where neither has arrived, ours is ahead everywhere.
+    small = s < 5e-4
+    assert (ours(s)[small] >= 0.999 * usual(s)[small]).all()
+    assert ours.flops(768, 3072) < usual.flops(768, 3072)
+    assert ours.flops(768, 768) <= usual.flops(768, 768)
+
+
+@pytest.mark.parametrize(
+    ("published", "options", "tolerance"),
+    [
+        ("degree9_3", {"degree": 9, "steps": 3, "lower": 5e-3}, 1e-9),
+        ("degree9_4", {"degree": 9, "steps": 4, "lower": 1e-3}, 1e-9),
+        ("quintic_4", {"degree": 5, "steps": 4, "lower": 5e-3}, 1e-9),
+        ("deep", {"degree": 9, "steps": 4, "lower": 1e-3, "safety": 1.12}, 1e-11),
+        ("flat", {"degree": (9, 9, 5), "lower": 1e-2, "safety": 1.1}, 1e-11),
+        # Four printed decimals.
+        ("cans", {"degree": 5, "steps": 5, "lower": 1e-3}, 1e-4),
+    ],
+)
+def test_design_reproduces_tables(published: str, options: dict, tolerance: float) -> None:
+    """The design would make schedules that are not the best ones."""
+    found = design_schedule(**{"safety": 1.0, **options})
+    for ours, theirs in zip(found.steps, SCHEDULES[published].steps, strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+def test_design_reproduces_polar_express() -> None:
+    """Cushion and safety factor would not mean what Polar Express means by them."""
+    found = design_schedule(5, 8, 1e-3, safety=1.0, cushion=0.02407327424182761)
+    for ours, theirs in zip(found.steps, SCHEDULES["polar_express_8"].steps, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+    found = design_schedule(5, 5, 1e-3, safety=1.02, cushion=0.02)
+    for ours, theirs in zip(found.coefficients, MODDED, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-13)
+
+
+@settings(derandomize=True, deadline=None, max_examples=20)
+@given(
+    degree=st.sampled_from([3, 5, 7, 9]),
+    steps=st.integers(1, 4),
+    lower=st.floats(1e-3, 0.5),
+)
+def test_design_equioscillates(degree: int, steps: int, lower: float) -> None:
+    """A design that is not minimax would leave accuracy behind."""
+    schedule = design_schedule(degree, steps, lower, safety=1.0)
+    low, high = schedule.range(lower)
+    assert (1 - low) == pytest.approx(high - 1, abs=2e-6)
+    assert float(schedule(lower)) == pytest.approx(low, abs=1e-9)
+
+
+def test_flops_against_the_published_count() -> None:
+    """The plan would choose by wrong costs."""
+    n, m = 2048, 16384
+    quintic = SCHEDULES["jordan"]
+    # 20 n^2 m + 10 n^3 without symmetry; gram-newton-schulz publishes 1.460 and 0.790 TFLOP.
+    assert quintic.flops(n, m, symmetric=False) == 20 * n * n * m + 10 * n**3
+    gram = quintic.flops(n, m, form="gram", restarts=(2,), symmetric=False)
+    assert gram == 8 * n * n * m + 28 * n**3
+    assert gram / 1e12 == pytest.approx(0.790, abs=1e-3)
+    nine = SCHEDULES["degree9_3"]
+    assert nine.flops(n, m, form="gram", restarts=(2,)) == 6 * n * n * m + 9 * n**3
+    assert nine.flops(n, m) == 9 * n * n * m + 6 * n**3
+
+
+def test_resolve() -> None:
+    """What a caller passes would turn into something else."""
+    assert resolve_schedule(None).name == "polar_express"
+    assert len(resolve_schedule((1.5, -0.5, 0.0))) == 5
+    assert len(resolve_schedule("polar_express_8", 6)) == 6
+    assert resolve_schedule("polar_express", 7).steps[-1] == SCHEDULES["polar_express"].steps[-1]
+    assert resolve_schedule([(1.5, -0.5), (1.875, -1.25, 0.375)]).steps[0] == (1.5, -0.5)
+    schedule = SCHEDULES["flat"]
+    assert resolve_schedule(schedule) is schedule
+
+
+def test_prints_what_it_does() -> None:
+    """A user compares schedules by their printed line."""
+    line = str(SCHEDULES["flat"])
+    for part in ("degree 9,9,5", "safety 1.1", "slope 121.4", "1.0588"):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"degree": 4}, "degree"),
+        ({"degree": 5, "steps": 0}, "degree"),
+        ({"degree": (5, 5), "steps": 3}, "lists 2"),
+        ({"degree": 5, "lower": 0.0}, "lower"),
+        ({"degree": 5, "safety": 0.9}, "safety"),
+        ({"degree": 5, "cushion": 1.0}, "cushion"),
+    ],
+)
+def test_design_refuses(options: dict, match: str) -> None:
+    """Bad values must be named."""
+    with pytest.raises(ValueError, match=match):
+        design_schedule(**options)
+
+
+def test_schedule_refuses() -> None:
+    """A malformed table must not reach the iteration."""
+    with pytest.raises(ValueError, match="no steps"):
+        Schedule("x", ())
+    with pytest.raises(ValueError, match="safety"):
+        Schedule("x", ((1.5, -0.5),), safety=0.5)
+    with pytest.raises(ValueError, match="normalization"):
+        Schedule("x", ((1.5, -0.5),), normalization="spectral")
