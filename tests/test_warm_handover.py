@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from warmstart import dash_shrink, uniform_shrink
+from warmstart import GradientDirection, dash_shrink, uniform_shrink
 
 
 def trained(optimizer_class=torch.optim.SGD, **keywords) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -307,3 +307,7 @@ def test_auto_floor_looks_at_normalization() -> None:
     report = dash_shrink(normed, [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))], floor="auto")
     assert report.row("0.weight").floor == 0.3
     assert report.row("2.weight").floor == pytest.approx(0.1**0.5)
+    direction = GradientDirection(normed)
+    direction.update({"0.weight": torch.ones(4, 4)})
+    with pytest.raises(ValueError, match="give data, not a fed direction"):
+        dash_shrink(normed, direction, floor="auto")

@@ -256,6 +256,10 @@ def test_refuses_lazy_meta_complex_and_quantized() -> None:
         find_targets(nn.LazyLinear(3))
     with pytest.raises(ValueError, match=r"'weight' \(3, 2\) is on the meta device"):
         find_targets(nn.Linear(2, 3, device="meta"))
+    flat = nn.Linear(2, 3)
+    flat.weight._is_flat_param = True  # the mark that FullyShardedDataParallel sets
+    with pytest.raises(TypeError, match="'weight' is a flat parameter of FSDP1"):
+        find_targets(flat)
     with pytest.raises(TypeError, match="complex64; real"):
         find_targets(nn.Linear(2, 3, dtype=torch.complex64))
     eight = nn.Linear(2, 3).to(torch.float8_e4m3fn)

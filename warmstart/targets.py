@@ -407,6 +407,8 @@ def _refuse_unusable(target: Target) -> None:
         raise ValueError(f"{what} is lazy and has no shape yet; run one forward pass first")
     if p.is_meta:
         raise ValueError(f"{what} {tuple(p.shape)} is on the meta device; load its values first")
+    if getattr(p, "_is_flat_param", False):
+        raise TypeError(f"{what} is a flat parameter of FSDP1; use fully_shard (FSDP2)")
     if p.is_complex():
         raise TypeError(f"{what} is {p.dtype}; real floating-point weights are supported")
     if not p.is_floating_point() or p.dtype.itemsize < 2:
