@@ -88,6 +88,15 @@ def test_several_adapters_are_told_apart() -> None:
     assert [(p.rank, p.scale) for p in other] == [(2, 4.0)] * 2
 
 
+def test_torchtune_names_are_paired() -> None:
+    """Lower-case factors, and a scale given as alpha and rank."""
+    layer = nn.Module()
+    layer.lora_a, layer.lora_b = nn.Linear(4, 2, bias=False), nn.Linear(2, 6, bias=False)
+    layer.alpha, layer.rank = 16, 2
+    (pair,) = find_lora_pairs(nn.ModuleDict({"v_proj": layer}))
+    assert (pair.name, pair.shape, pair.scale) == ("v_proj", (6, 4), 8.0)
+
+
 @third_party
 def test_embeddings_and_convolutions_are_paired() -> None:
     """PEFT names embedding factors differently, and convolution factors have four dimensions."""

@@ -134,7 +134,9 @@ class SpecGD(SpectralOptimizer):
             within 1e-3 of one for condition numbers up to 1e4), "smoothed" (singular values s
             become s / sqrt(s^2 + smoothing^2)). On factorizations from tiny starts, and with l2,
             prefer "smoothed": exact factors can chatter around a saddle and leave a weak mode.
-        smoothing: The smoothed method's scale, in units of the gradient (default 1e-2).
+        smoothing: The smoothed method's scale, in units of the gradient (default 1e-2, which suits
+            factorizations of order one). About a hundredth of the gradient's spectral norm is
+            right; gradients far below it are merely divided by it, and steps stay tiny.
         ns_coefficients: The schedule of "newton_schulz": "auto" (the engine's own), a published
             one's name, a triple applied five times, or a sequence of tuples, one per step.
         adjust_lr_fn: Shape factor on lr: "none" (default), "original" (sqrt(max(1, m / n))),

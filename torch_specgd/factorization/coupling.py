@@ -43,7 +43,7 @@ def coupling_matrix(factors: Sequence[Tensor], mask: Tensor, *, max_entries: int
             f"{len(i)} observed entries would make a coupling matrix of {len(i)}^2 numbers; "
             f"max_entries is {max_entries}: pass a sample of the mask (sample_mask) or raise it"
         )
-    total = torch.zeros(factors[0].shape[0], len(i), len(i), dtype=factors[0].dtype)
+    total = factors[0].new_zeros(factors[0].shape[0], len(i), len(i))
     rows_equal, columns_equal = i[:, None] == i, j[:, None] == j
     for right, left in zip(*surroundings(factors), strict=True):
         # An empty product is the identity: its Gram matrix is Kronecker's delta.
@@ -75,8 +75,8 @@ def sample_mask(mask: Tensor, count: int, *, seed: int = 0) -> Tensor:
     if not 1 <= count <= len(entries):
         raise ValueError(f"count must be from 1 to {len(entries)}, but is {count}")
     order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(seed))
-    kept = torch.zeros(mask.numel(), dtype=torch.bool)
-    kept[entries[order[:count]]] = True
+    kept = mask.new_zeros(mask.numel())
+    kept[entries[order[:count].to(mask.device)]] = True
     return kept.reshape(mask.shape)
 
 
@@ -99,8 +99,8 @@ def connected_components(adjacency: Tensor) -> Tensor:
     if not bool((adjacency == adjacency.mT).all()):
         raise ValueError("adjacency must be symmetric")
     n = adjacency.shape[-1]
-    linked = adjacency | torch.eye(n, dtype=torch.bool)
-    nodes = torch.arange(n).expand(adjacency.shape[:-1])
+    linked = adjacency | torch.eye(n, dtype=torch.bool, device=adjacency.device)
+    nodes = torch.arange(n, device=adjacency.device).expand(adjacency.shape[:-1])
     label = nodes
     while True:
         # The smallest label among the neighbours, then a jump to that label's own label.
@@ -179,7 +179,7 @@ def bipartite_components(mask: Tensor) -> Tensor:
         tensor([0, 1, 2])
     """
     m, n = mask.shape
-    adjacency = torch.zeros(m + n, m + n, dtype=torch.bool)
+    adjacency = mask.new_zeros(m + n, m + n)
     adjacency[:m, m:] = mask
     labels = connected_components(adjacency | adjacency.mT)
     # Rows and columns without an observation are components of their own, and hold no entry.

@@ -127,7 +127,7 @@ def _flow(
         raise ValueError(
             f"the factors multiply to {whole}, but target is {tuple(problem.target.shape[-2:])}"
         )
-    at = torch.as_tensor(times, dtype=torch.float64)
+    at = torch.as_tensor(times, dtype=torch.float64, device=start[0].device)
     if at.ndim != 1 or len(at) < 2 or not bool((at.diff() > 0).all()):
         raise ValueError(f"times must be at least two ascending numbers, but are {times!r}")
     shapes = [w.shape[1:] for w in start]
@@ -184,7 +184,7 @@ def integrate(
     t = times[0].expand(len(y)).clone()
     # One percent of the time in which the start would change by its own size.
     h = (0.01 * (y.norm(dim=1) + atol) / (k1.norm(dim=1) + atol)).clamp(min=min_step)
-    steps = torch.zeros(len(y), dtype=torch.int64)
+    steps = torch.zeros(len(y), dtype=torch.int64, device=y.device)
     attempts = 0
     snapshots = [y]
     for end in times[1:]:
