@@ -96,7 +96,7 @@ def find_lora_pairs(model: nn.Module, *, adapter: str | None = None) -> list[Lor
         found.setdefault(key, {})[match["factor"].lower()] = parameter
     pairs = []
     for (path, adapter_name), factors in found.items():
-        label = f"{path}.{adapter_name}" if adapter_name else path
+        label = f"{path}.{adapter_name}".strip(".") or "lora"
         if set(factors) != {"a", "b"}:
             raise ValueError(f"{label!r} has only lora_{next(iter(factors))}: a pair needs both")
         module = model.get_submodule(path)
