@@ -241,7 +241,9 @@ def make_plan(
             )
             mu_d = MAX_ANCHOR
         if c_d == "auto":
-            counts = sum(source(lambda c: joint_counts(c["mean_prob"], c["score"])))
+            counts = np.sum(
+                list(source(lambda c: joint_counts(c["mean_prob"], c["score"]))), axis=0
+            )
             c_d_value = auto_c_d(counts, prune_ratio, mu_d, kept, C)
         else:
             c_d_value = resolve_c_d(c_d)

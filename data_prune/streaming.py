@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,8 @@ def select_parquet(
         destination: must not exist. With the local engine a file becomes a file and a folder a
             folder with the same names; Ray writes a folder.
         prune_ratio: fraction REMOVED, in [0, 1).
-        engine: "local" streams on this machine; "ray" runs the same passes on Ray Data.
+        engine: "local" streams on this machine; "ray" runs the same passes as Ray tasks, one for
+            each row group, over files that every worker can read.
         ignore_nonfinite: accept tables whose recording met NaN or infinite logits.
         **options: method, by, c_d, C, beta_sum, anchor, seed, per_class, cutoff, strata as for
             ``ScoreTable.select``.
@@ -142,12 +141,12 @@ def _check_metadata(files: list[Path], ignore_nonfinite: bool) -> None:
         )
 
 
-def _batches(file: Path) -> Iterator[Any]:
+def _batches(file: Path, group: int | None = None) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     # Without memory mapping and pre-buffering only one batch of rows is in memory at a time.
     with pq.ParquetFile(file, memory_map=False, pre_buffer=False) as reader:
-        yield from reader.iter_batches(BATCH)
+        yield from reader.iter_batches(BATCH, row_groups=None if group is None else [group])
 
 
 def _local(files: list[Path]) -> Read:
@@ -177,34 +176,51 @@ def _write_local(
     return rows
 
 
+def _ray_map(files: list[Path], f: Callable[[Path, int, int], Any]) -> Iterator[Any]:
+    """``f(file, row group, number)`` as one Ray task for each row group of all files."""
+    import pyarrow.parquet as pq
+
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("engine='ray' needs Ray: pip install 'torch-specgd[ray]'") from error
+    if not ray.is_initialized():
+        ray.init()
+    groups = [(file, g) for file in files for g in range(pq.read_metadata(file).num_row_groups)]
+    task, shared = ray.remote(lambda work, *unit: work(*unit)), ray.put(f)
+    waiting: list[Any] = []
+    # A few tasks ahead of every processor: results never pile up, workers never wait.
+    ahead = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    for number, (file, group) in enumerate(groups):
+        waiting.append(task.remote(shared, file, group, number))
+        if len(waiting) >= ahead:
+            finished, waiting = ray.wait(waiting)
+            yield from ray.get(finished)
+    yield from ray.get(waiting)
+
+
 def _ray(files: list[Path]) -> Read:
-    """Passes as Ray Data jobs: workers summarize their blocks, only summaries travel."""
+    """Passes as Ray tasks: workers summarize their row groups, only summaries travel."""
 
     def read(f: Callable[[Any], Any]) -> Iterator[Any]:
-        def summarize(batch: Any) -> Any:
-            import pyarrow as pa
+        def summarize(file: Path, group: int, number: int) -> list[Any]:
+            return [f(batch) for batch in _batches(file, group)]
 
-            return pa.table({"summary": pa.array([pickle.dumps(f(batch))], pa.large_binary())})
-
-        for row in _ray_dataset(files, summarize).iter_rows():
-            yield pickle.loads(row["summary"])
+        for summaries in _ray_map(files, summarize):
+            yield from summaries
 
     return read
 
 
-def _ray_dataset(files: list[Path], f: Callable[[Any], Any]) -> Any:
-    try:
-        import ray.data
-    except ImportError as error:
-        raise ImportError("engine='ray' needs Ray: pip install 'torch-specgd[ray]'") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own notices about its future defaults
-        data = ray.data.read_parquet([str(file) for file in files])
-        return data.map_batches(f, batch_size=BATCH, batch_format="pyarrow", zero_copy_batch=True)
-
-
 def _write_ray(files: list[Path], destination: Path, kept: Callable[[Any], Any]) -> int:
-    import pyarrow.parquet as pq
+    destination.mkdir(parents=True)
 
-    _ray_dataset(files, kept).write_parquet(str(destination))
-    return sum(pq.read_metadata(file).num_rows for file in destination.rglob("*.parquet"))
+    def write(file: Path, group: int, number: int) -> int:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        parts = pa.Table.from_batches([kept(batch) for batch in _batches(file, group)])
+        pq.write_table(parts, destination / f"part-{number:05d}.parquet", compression="zstd")
+        return int(parts.num_rows)
+
+    return sum(_ray_map(files, write))
