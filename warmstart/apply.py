@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .direction import GradientDirection
+from .entries import unwrap
 from .factors import accumulation_dtype
 from .handover import (
     Along,
@@ -27,7 +28,7 @@ from .handover import (
 )
 from .ranks import local, local_factor
 from .report import ShrinkReport
-from .targets import Target, unwrap
+from .targets import Target
 
 
 @contextmanager

@@ -13,22 +13,15 @@ import torch
 from torch import Tensor
 
 from .apply import products
-from .dash import shrink_target
 from .direction import GradientDirection
+from .entries import memory_key
 from .factors import check_floor, check_zero_gradient
 from .fire import default_parts, isometry
-from .peers import add_value, check_strengths, constant, factor_row, whole
+from .norms import NormMap
+from .peers import check_strengths, constant
 from .report import ParameterRow, ShrinkReport, unpack
-from .targets import (
-    UNIT_NAMES,
-    Patterns,
-    Skipped,
-    Target,
-    as_list,
-    check_patterns,
-    matches,
-    memory_key,
-)
+from .rows import add_value, factor_row, shrink_target, whole
+from .targets import UNIT_NAMES, Patterns, Skipped, Target, as_list, check_patterns, matches
 
 StateDict = dict[str, Any]
 StateUnits = str | Callable[[str, Tensor], str | Sequence[int] | None]
@@ -273,8 +266,6 @@ class _Saved(GradientDirection):
     """Directions from a file, with the lookups that ``shrink_target`` uses."""
 
     def __init__(self, average: Mapping[str, Tensor]) -> None:
-        from .norms import NormMap
-
         self._average = dict(average)
         self.norms = NormMap()
 

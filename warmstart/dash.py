@@ -12,16 +12,14 @@ from torch.nn.functional import cross_entropy
 
 from .apply import commit
 from .batches import Loss, default_loss
-from .direction import GradientDirection, check_alpha, measure_direction
+from .direction import GradientDirection, check_alpha
+from .entries import unwrap
 from .factors import (
     check_zero_gradient,
-    factors_from_cosine,
-    magnitude_cosine,
-    sum_over,
-    unit_cosine,
 )
 from .floors import check_floor_rule, choose_floors
 from .handover import Along
+from .measure import measure_direction
 from .norms import reestimated_statistics
 from .notes import (
     direction_notes,
@@ -32,9 +30,9 @@ from .notes import (
     window_note,
 )
 from .quiet import GRAD_MODES
-from .ranks import full, is_dtensor
 from .report import ParameterRow, ShrinkReport
-from .targets import Patterns, Target, UnitRule, find_targets, unwrap
+from .rows import shrink_target
+from .targets import Patterns, Target, UnitRule, find_targets
 
 
 def dash_shrink(
@@ -197,86 +195,6 @@ def dash_shrink(
     if not dry_run:
         remember(model, targets)
     return report
-
-
-def target_cosine(t: Target, direction: GradientDirection, shuffle: bool = False) -> Tensor:
-    """Cosine of every unit of one target with its direction (or with a shuffled direction)."""
-    g = combined(t, direction)
-    if shuffle:
-        g = shuffled(g)
-    if t.direction_of is not None:
-        name, v = t.direction_of
-        d_v = direction[name]
-        return full(magnitude_cosine(t.parameter, v, g, shuffled(d_v) if shuffle else d_v))
-    return full(unit_cosine(t.view(t.parameter), t.view(g), t.dims))
-
-
-def combined(t: Target, direction: GradientDirection) -> Tensor:
-    """A target's direction; gradients that reached the same memory under other names are added."""
-    g = direction[t.name]
-    for name, _ in t.tied:
-        g = g + direction[name]
-    return g
-
-
-def shuffled(g: Tensor, seed: int = 0) -> Tensor:
-    """``g`` with its entries in another order, by its own generator: what chance looks like."""
-    if is_dtensor(g):
-        from torch.distributed.tensor import DTensor
-
-        return DTensor.from_local(
-            shuffled(g.to_local(), seed),  # type: ignore[attr-defined]
-            g.device_mesh,  # type: ignore[attr-defined]
-            g.placements,  # type: ignore[attr-defined]
-            run_check=False,
-            shape=g.shape,
-            stride=g.stride(),
-        )
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(g.numel(), generator=generator).to(g.device)
-    return g.reshape(-1)[order].reshape(g.shape)
-
-
-def shrink_target(
-    t: Target, direction: GradientDirection, floor: float, zero_gradient: str
-) -> tuple[Tensor, ParameterRow]:
-    """Factors of one target, and what the report says about them."""
-    cosine, null = target_cosine(t, direction), target_cosine(t, direction, shuffle=True)
-    g, w = t.view(combined(t, direction)), t.view(t.parameter.detach())
-    silent = full(sum_over(g.abs(), t.dims)) == 0
-    if t.direction_of is not None:
-        silent = cosine == 0
-    no_signal = silent if zero_gradient == "keep" else None
-    s = factors_from_cosine(cosine, floor, no_signal=no_signal)
-    s_null = factors_from_cosine(null, floor, no_signal=no_signal)
-    square = full(sum_over(w.to(s.dtype) ** 2, t.dims))
-    before, after = float(square.sum().sqrt()), float((square * s * s).sum().sqrt())
-    norm = direction.norms.follows.get(t.module) if t.kind.endswith("weight") else None
-    row = ParameterRow(
-        name=t.name,
-        aliases=t.aliases,
-        kind=t.kind,
-        shape=tuple(t.parameter.shape),
-        unit=t.unit,
-        units=s.numel(),
-        unit_size=t.parameter.numel() // s.numel(),
-        floor=floor,
-        share_at_floor=float((s == floor).float().mean()),
-        mean_factor=float(s.mean()),
-        mean_cosine=float(cosine.mean()),
-        mean_abs_cosine=float(cosine.abs().mean()),
-        null_share_at_floor=float((s_null == floor).float().mean()),
-        null_mean_factor=float(s_null.mean()),
-        null_mean_cosine=float(null.mean()),
-        null_mean_abs_cosine=float(null.abs().mean()),
-        norm_before=before,
-        norm_after=after,
-        norm_follows=norm,
-        effective_lr=(before / after) ** 2 if norm is not None and after > 0 else None,
-        zero_gradient=int(silent.sum()),
-        zero_weight=int((square == 0).sum()),
-    )
-    return s, row
 
 
 def _check_fed(direction: GradientDirection, targets: Sequence[Target]) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .entries import unwrap
 from .ranks import full
-from .targets import Patterns, find_targets, matches, unwrap
+from .targets import Patterns, find_targets, matches
 
 ACTIVATIONS = (
     nn.ReLU,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .apply import commit
-from .peers import add_value, whole
 from .report import ShrinkReport
+from .rows import add_value, whole
 from .targets import Patterns, Skipped, Target, find_targets
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .targets import unwrap
+from .entries import unwrap
 
 Fresh = nn.Module | Mapping[str, Tensor] | Callable[[], nn.Module] | None
 

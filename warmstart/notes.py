@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from .entries import unwrap
 from .norms import batch_norms
 from .report import ParameterRow
-from .targets import Target, unwrap
+from .targets import Target
 
 # Below this mean |cosine| a gradient is orthogonal to its weight up to float32 rounding.
 ORTHOGONAL = 1e-3

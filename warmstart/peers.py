@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .apply import commit
+from .entries import unwrap
 from .factors import accumulation_dtype, check_floor
 from .fresh import Fresh, fresh_values
-from .ranks import full, local_factor
-from .report import ParameterRow, ShrinkReport
-from .targets import Patterns, Skipped, Target, find_targets, unwrap
+from .report import ShrinkReport
+from .rows import add_value, factor_row, whole
+from .targets import Patterns, Skipped, Target, find_targets
 
 
 @dataclass(frozen=True)
@@ -228,54 +229,6 @@ def head_reset(
     report = ShrinkReport("head_reset", {"layers": sorted(chosen), "seed": seed}, rows, skipped)
     return commit(
         model, targets, report, values=values, inplace=inplace, dry_run=dry_run, **handover
-    )
-
-
-def factor_row(t: Target, s: Tensor, floor: float) -> ParameterRow:
-    """Report row of a target that was multiplied by factors ``s`` (broadcast against its view)."""
-    w = t.view(whole(t.parameter))
-    return ParameterRow(
-        name=t.name,
-        aliases=t.aliases,
-        kind=t.kind,
-        shape=tuple(t.parameter.shape),
-        unit=t.unit,
-        units=s.numel(),
-        unit_size=t.parameter.numel() // s.numel(),
-        floor=floor,
-        share_at_floor=float((s <= floor).float().mean()),
-        mean_factor=float(s.mean()),
-        norm_before=float(w.norm()),
-        norm_after=float((w * s).norm()),
-    )
-
-
-def whole(x: Tensor) -> Tensor:
-    """A copy of all of ``x`` (gathered if it is distributed) in the accumulation precision."""
-    x = full(x.detach())
-    return x.to(accumulation_dtype(x), copy=True)
-
-
-def add_value(t: Target, new: Tensor, values: dict[str, Tensor]) -> ParameterRow:
-    """Note this rank's part of a new value; return the report row (the factor is a ratio of norms).
-
-    One parameter at a time is whole; what is kept is only this rank's part.
-    """
-    before, after = float(whole(t.parameter).norm()), float(new.norm())
-    values[t.name] = local_factor(t.parameter, new).contiguous()
-    return ParameterRow(
-        name=t.name,
-        aliases=t.aliases,
-        kind=t.kind,
-        shape=tuple(t.parameter.shape),
-        unit="tensor",
-        units=1,
-        unit_size=t.parameter.numel(),
-        floor=0.0,
-        share_at_floor=0.0,
-        mean_factor=after / before if before else 1.0,
-        norm_before=before,
-        norm_after=after,
     )
 
 

@@ -7,11 +7,12 @@ reason come out. Nothing here looks at data or changes anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from .entries import Entry, list_entries, unwrap
 from .ranks import is_dtensor
 
 Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
@@ -73,32 +74,6 @@ class Skipped:
 
     name: str
     reason: str
-
-
-@dataclass
-class _Entry:
-    """A parameter with where it lives, before anything is decided."""
-
-    name: str
-    parameter: Tensor
-    owner: nn.Module
-    owner_name: str
-    attribute: str
-    aliases: list[str] = field(default_factory=list)
-    tied: list[tuple[str, Tensor]] = field(default_factory=list)
-    partner: tuple[str, Tensor] | None = None
-    reason: str = ""
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
 
 
 def matches(patterns: Patterns, name: str, parameter: Tensor) -> bool:
@@ -168,7 +143,7 @@ def find_targets(
         raise ValueError(f"units must be one of {UNIT_NAMES} or a callable, got {units!r}")
     model = unwrap(model)
     _refuse_packed_modules(model)
-    entries = _entries(model)
+    entries = list_entries(model)
     names = [n for e in entries for n in (e.name, *e.aliases)]
     check_patterns(names, include=include, exclude=exclude)
     targets: list[Target] = []
@@ -187,65 +162,7 @@ def find_targets(
     return targets, skipped
 
 
-def _entries(model: nn.Module) -> list[_Entry]:
-    """Every parameter once, with its owner and with all its names."""
-    by_memory: dict[object, _Entry] = {}
-    entries: list[_Entry] = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner_name, _, attribute = name.rpartition(".")
-        entry = _Entry(name, parameter, model.get_submodule(owner_name), owner_name, attribute)
-        first = by_memory.setdefault(memory_key(parameter), entry)
-        if first is entry:
-            _look_through_parametrization(model, entry)
-            entries.append(entry)
-            continue
-        first.aliases.append(name)
-        if parameter is not first.parameter and all(parameter is not p for _, p in first.tied):
-            first.tied.append((name, parameter))
-    return entries
-
-
-def memory_key(p: Tensor) -> object:
-    """Equal for two tensors that are the same view of the same memory."""
-    if isinstance(p, nn.parameter.UninitializedParameter) or p.is_meta or p.numel() == 0:
-        return id(p)
-    try:
-        return (p.data_ptr(), tuple(p.shape), p.stride(), p.dtype)
-    except (RuntimeError, NotImplementedError):
-        # Tensor subclasses (DTensor, quantized wrappers) may have no single address.
-        return id(p)
-
-
-def _look_through_parametrization(model: nn.Module, entry: _Entry) -> None:
-    """Give an original tensor the owner and attribute of the weight that is computed from it."""
-    owner = entry.owner
-    if isinstance(owner, nn.utils.parametrize.ParametrizationList):
-        parent_name = entry.owner_name.rpartition("parametrizations.")[0].rstrip(".")
-        attribute = entry.owner_name.rpartition(".")[2]
-        prefix, slot = entry.owner_name, entry.attribute
-        entry.owner, entry.owner_name = model.get_submodule(parent_name), parent_name
-        entry.attribute = attribute
-        if any(type(q).__name__ == "_WeightNorm" for q in owner):
-            _weight_norm_roles(entry, slot == "original0", f"{prefix}.original1", owner)
-        elif slot != "original":
-            entry.reason = "parametrization with several originals"
-    elif entry.attribute.endswith(("_g", "_v")) and hasattr(owner, entry.attribute[:-2] + "_v"):
-        base, is_g = entry.attribute[:-2], entry.attribute.endswith("_g")
-        if isinstance(getattr(owner, base + "_g", None), nn.Parameter):
-            prefix = f"{entry.owner_name}.{base}_v".lstrip(".")
-            entry.attribute = base
-            _weight_norm_roles(entry, is_g, prefix, owner)
-
-
-def _weight_norm_roles(entry: _Entry, is_g: bool, v_name: str, holder: nn.Module) -> None:
-    """Weight normalization: w = g v / |v|, so g carries the length and v must stay."""
-    if is_g:
-        entry.partner = (v_name, getattr(holder, v_name.rpartition(".")[2]))
-    else:
-        entry.reason = "direction of weight normalization (its magnitude is shrunk instead)"
-
-
-def _skip_reason(entry: _Entry, include: Patterns, exclude: Patterns, bias: str) -> str:
+def _skip_reason(entry: Entry, include: Patterns, exclude: Patterns, bias: str) -> str:
     """Why a parameter is left alone, or the empty string."""
     names = [entry.name, *entry.aliases]
     if any(matches(exclude, n, entry.parameter) for n in names):
@@ -265,7 +182,7 @@ def _skip_reason(entry: _Entry, include: Patterns, exclude: Patterns, bias: str)
     return "not included"
 
 
-def _default_skip_reason(entry: _Entry, bias: str) -> str:
+def _default_skip_reason(entry: Entry, bias: str) -> str:
     """Why the default choice leaves a parameter alone, or the empty string."""
     parts = f"{entry.name}".lower().split(".")
     if any(p in ("lora_a", "lora_embedding_a", "lora_down") for p in parts):
@@ -284,7 +201,7 @@ def _default_skip_reason(entry: _Entry, bias: str) -> str:
     return ""
 
 
-def _role(entry: _Entry) -> str:
+def _role(entry: Entry) -> str:
     """What a parameter is: conv, conv_transpose, matrix, transposed, bias or raw."""
     owner, attribute = entry.owner, entry.attribute
     if isinstance(owner, nn.MultiheadAttention):
@@ -308,7 +225,7 @@ def _role(entry: _Entry) -> str:
     return "conv" if isinstance(owner, _CONV) else "matrix"
 
 
-def _target(entry: _Entry, units: UnitRule) -> Target | None:
+def _target(entry: Entry, units: UnitRule) -> Target | None:
     """Decide the units of a selected parameter; None when a callable leaves it out."""
     p = entry.parameter
     if not isinstance(p, nn.parameter.UninitializedParameter):
@@ -341,7 +258,7 @@ def _target(entry: _Entry, units: UnitRule) -> Target | None:
 
 
 def _default_dims(
-    entry: _Entry, units: str
+    entry: Entry, units: str
 ) -> tuple[str, tuple[int, ...], tuple[int, tuple[int, ...]] | None]:
     """Unit name, dimensions of one unit, and the split that they count on."""
     p, role = entry.parameter, _role(entry)
@@ -370,7 +287,7 @@ def _default_dims(
     return "filter", (1, *range(3, p.ndim + 1)), split
 
 
-def _checked_dims(entry: _Entry, dims: Sequence[int]) -> tuple[int, ...]:
+def _checked_dims(entry: Entry, dims: Sequence[int]) -> tuple[int, ...]:
     n = entry.parameter.ndim
     if any(not isinstance(d, int) or not -n <= d < n for d in dims):
         raise ValueError(f"units returned {dims!r} for {entry.name} with {n} dimensions")

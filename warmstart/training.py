@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from .batches import to_device
+from .entries import unwrap
 from .fresh import Fresh, fresh_values
 from .norms import watch_norms
 from .quiet import quiet
-from .targets import Patterns, find_targets, unwrap
+from .targets import Patterns, find_targets
 
 
 def l2_init_penalty(
