@@ -71,8 +71,9 @@ def as_matrices(x: Tensor, view: str | MatrixView) -> Tensor:
         (B, m, n), a view where the strides allow it.
     """
     if _is_flat(x, MatrixView.of(view).kind):
-        return x.reshape(1, x.shape[0], -1)
-    return x.reshape(-1, x.shape[-2], x.shape[-1])
+        return x.reshape(1, x.shape[0], x.shape[1:].numel())
+    # Spelled out: a rank's piece may be empty, and then -1 could be anything.
+    return x.reshape(x.shape[:-2].numel(), x.shape[-2], x.shape[-1])
 
 
 def matrix_shape(x: Tensor, view: str | MatrixView) -> tuple[int, int]:
