@@ -98,3 +98,29 @@ def test_unknown_architecture() -> None:
     """The message must name the accepted ones."""
     with pytest.raises(ValueError, match="sm_90"):
         load_table("sm_1")
+
+
+def test_tuning_keeps_the_fastest_of_each_tile(tmp_path: Path) -> None:
+    """A tuned table would hold slow tiles, or ones that do not fit."""
+    from torch_specgd.triton_kernels.kernels.tuning import tune
+
+    def measure(kind: str, config: dict, shape: tuple[int, int, int]) -> float:
+        return float("inf") if config["BLOCK_N"] == 256 else abs(config["num_stages"] - 3) + 1.0
+
+    path = tmp_path / "table.json"
+    table = tune(path, measure)
+    assert json.loads(path.read_text()) == table
+    listed = table["symmetric"]["pointer16"]
+    assert [c["BLOCK_N"] for c in listed] == [128, 128, 64]
+    assert all(c["num_stages"] == 3 for c in listed)
+
+
+def test_long_strides_are_refused() -> None:
+    """Offsets inside a tile would wrap around silently."""
+    import torch
+
+    from torch_specgd.triton_kernels.kernels.launch import symmetric
+
+    x = torch.empty_strided((1, 2, 2), (0, 2**23, 1), device="meta")
+    with pytest.raises(ValueError, match="contiguous copy"):
+        symmetric(x, x)

@@ -89,11 +89,8 @@ class Plan:
         chosen = self.legs[leg]
         if self.one_launch:
             return self.batch * 3 * n * m * size, 1
-        segments = len(chosen.schedule)
-        if chosen.form == "gram":
-            segments = 1 + len(chosen.restarts)
+        segments, small = chosen.schedule.products(chosen.form, chosen.restarts)
         big = segments * (n * m + n * n) + segments * (2 * n * m + n * n)
-        small = chosen.schedule.flops(n, 0, form=chosen.form, restarts=chosen.restarts) // n**3
         return self.batch * size * (big + small * 3 * n * n), 2 * segments + small
 
     def __str__(self) -> str:

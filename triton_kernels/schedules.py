@@ -143,13 +143,17 @@ class Schedule:
         """
         short, long = min(m, n), max(m, n)
         half = 1 if symmetric else 2
-        big, small = short * short * long, short**3
+        segments, small = self.products(form, restarts)
+        return segments * (half + 2) * short * short * long + half * small * short**3
+
+    def products(self, form: str = "direct", restarts: Sequence[int] = ()) -> tuple[int, int]:
+        """Return how often X is touched (a Gram matrix and a product each) and the n^3 products."""
         own = sum(_SMALL_PRODUCTS[len(step)] for step in self.steps)
         if form == "direct":
-            return len(self) * (half + 2) * big + half * own * small
+            return len(self), own
         segments = 1 + len(set(restarts) - {0})
-        inner = len(self) - segments
-        return segments * (half + 2) * big + half * (own + 3 * inner) * small
+        # Every step but a segment's last carries R along (two products) and Q (one).
+        return segments, own + 3 * (len(self) - segments)
 
     def __str__(self) -> str:
         low, high = self.range()

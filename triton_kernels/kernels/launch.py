@@ -44,12 +44,23 @@ def _describable(*tensors: Tensor) -> bool:
     )
 
 
+def _refuse_long_strides(*tensors: Tensor) -> None:
+    """Offsets inside a tile of at most 256 rows are 32-bit; everything beyond is 64-bit."""
+    for t in tensors:
+        if max(t.stride()[-2:]) >= 2**23:
+            raise ValueError(
+                f"the kernels take row and column strides below 2^23 elements, got strides "
+                f"{t.stride()} for shape {tuple(t.shape)}; pass a contiguous copy"
+            )
+
+
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def _settle(table: dict, kind: str, m: int, first: Tensor, second: Tensor) -> dict:
     """Choose a configuration, and give tensor descriptors their memory where they are used."""
+    _refuse_long_strides(first, second)
     batch, n, _ = first.shape
     describable = _describable(first, second)
     config = choose(table, kind, first.element_size(), batch, n, m, describable)
@@ -75,6 +86,7 @@ def symmetric(
     scalars: tuple[float, float, float] = (1.0, 0.0, 0.0),
     second: tuple[float, float, float] | None = None,
     out_dtype: torch.dtype | None = None,
+    config: dict | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return ``alpha A B^T + beta C + gamma I``, and the same with the second scalars.
 
@@ -85,10 +97,11 @@ def symmetric(
         scalars: alpha, beta, gamma.
         second: The same of the second output, or None for none.
         out_dtype: Default a's.
+        config: Default from the architecture's table.
     """
     batch, n, k = a.shape
     table = load_table(architecture(a.device))
-    config = _settle(table, "symmetric", n, a, b)
+    config = _settle(table, "symmetric", n, a, b) if config is None else config
     d = torch.empty(batch, n, n, dtype=out_dtype or a.dtype, device=a.device)
     e = torch.empty_like(d) if second is not None else None
     tiles = symmetric_tiles(n, config["BLOCK_M"], config["BLOCK_N"])
@@ -133,6 +146,7 @@ def apply(
     c: Tensor | None = None,
     out: Tensor | None = None,
     addresses: Tensor | None = None,
+    config: dict | None = None,
 ) -> Tensor:
     """Return ``alpha Q X + beta C``; with C = out = a weight this is its whole update.
 
@@ -144,10 +158,11 @@ def apply(
         out: Where to write, default a new tensor. May be `c`.
         addresses: Instead of `c` and `out`: a table of unstacked matrices, updated in place;
             `out` (n, m) then is one of them.
+        config: Default from the architecture's table.
     """
     batch, n, m = x.shape
     table = load_table(architecture(x.device))
-    config = _settle(table, "apply", m, q, x)
+    config = _settle(table, "apply", m, q, x) if config is None else config
     if out is None:
         out = torch.empty_like(x)
     old = out if c is None else c

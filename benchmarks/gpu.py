@@ -1,0 +1,108 @@
+"""Orthogonalization on a GPU against its peers: products, whole orthogonalizations, updates.
+
+    python benchmarks/gpu.py [--trials 30] [--json FILE]
+
+Times are medians of CUDA events over interleaved trials, after a warm-up that compiles. Peers:
+cuBLAS/hipBLASLt through torch, and a loop over torch.optim.Muon's function. Needs a GPU; says
+so and exits with 2 without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz
+
+from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, plan
+
+JORDAN = (3.4445, -4.7750, 2.0315)
+PRODUCTS = ((1, 1024, 1024), (8, 1024, 4096), (1, 4096, 4096), (1, 8192, 8192))
+WHOLE = ((12, 768, 768), (12, 768, 3072), (8, 4096, 4096), (2, 4096, 14336), (192, 16, 1024))
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def medians(methods: dict[str, Callable[[], object]], trials: int) -> dict[str, float]:
+    for work in methods.values():
+        for _ in range(3):
+            work()
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(trials):
+        for name, work in methods.items():
+            times[name].append(milliseconds(work))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def products(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+    from torch_specgd.triton_kernels.kernels import launch
+
+    x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    q = launch.symmetric(x, x)[0]
+    one = torch.ones(2, device="cuda")
+    return {
+        "gram torch": lambda: torch.bmm(x, x.mT),
+        "gram triton": lambda: launch.symmetric(x, x),
+        "apply torch": lambda: torch.bmm(q, x),
+        "apply triton": lambda: launch.apply(q, x, one),
+    }
+
+
+def loop(x: Tensor) -> list[Tensor]:
+    return [_zeropower_via_newtonschulz(one, JORDAN, 5, 1e-7) for one in x]
+
+
+def whole(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+    x = torch.randn(shape, device="cuda")
+    graph, static = torch.cuda.CUDAGraph(), x.clone()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        orthogonalize(static)
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        orthogonalize(static)
+    return {
+        "torch loop": lambda: loop(x),
+        "ours": lambda: orthogonalize(x),
+        "ours, CUDA graph": graph.replay,
+        "ours, Polar Express": lambda: orthogonalize(x, schedule=SCHEDULES["polar_express"]),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("benchmarks/gpu.py needs a CUDA or ROCm device", file=sys.stderr)
+        return 2
+    rows = []
+    for kind, shapes, make in (("products", PRODUCTS, products), ("whole", WHOLE, whole)):
+        for shape in shapes:
+            for name, time in medians(make(shape), options.trials).items():
+                rows.append({"kind": kind, "shape": shape, "method": name, "ms": round(time, 4)})
+                print(f"{kind:>8} {'x'.join(map(str, shape)):>16} {name:>20} {time:10.4f} ms")
+            if kind == "whole":
+                print(plan(shape[1:], batch=shape[0], device="cuda"))
+    where = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    if options.json:
+        options.json.write_text(json.dumps({"where": where, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
