@@ -19,7 +19,7 @@ from torch_specgd.distributed.layout import Division, Layout
 from torch_specgd.distributed.orthogonalize import orthogonalize_distributed
 from torch_specgd.distributed.owners import balanced_owners, buckets, cost
 from torch_specgd.distributed.pipeline import _run
-from torch_specgd.routing import MatrixView
+from torch_specgd.routing import MatrixView, as_matrices
 
 careful = settings(derandomize=True, deadline=None, max_examples=50)
 
@@ -265,3 +265,20 @@ def test_share_work_without_a_process_group_computes_everything() -> None:
         [x], [Layout.of(x)], ["auto"], lambda xs, _: [2 * y for y in xs], share_work=True
     )
     assert torch.equal(outcome[0], 2 * x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "view", "matrices"),
+    [
+        ((0, 5), "auto", (1, 0, 5)),
+        ((0, 3, 2, 2), "auto", (1, 0, 12)),
+        ((0, 3, 4), "auto", (0, 3, 4)),
+        ((2, 0, 4), "auto", (2, 0, 4)),
+        ((2, 0, 3, 4), "batch", (0, 3, 4)),
+    ],
+)
+def test_empty_pieces_are_matrices_too(
+    shape: tuple[int, ...], view: str, matrices: tuple[int, ...]
+) -> None:
+    """An error on the rank that holds no row leaves the others waiting for it."""
+    assert tuple(as_matrices(torch.empty(shape), view).shape) == matrices
