@@ -232,7 +232,7 @@ def groups(rows: list[dict[str, str]]) -> dict[tuple[str, str, str], Group]:
 
 
 def at(runs: dict[str, dict[int, dict[str, str]]], chunk: int, column: str) -> np.ndarray:
-    return np.array([float(run[chunk][column]) for run in runs.values()])
+    return np.array([float(runs[seed][chunk][column]) for seed in sorted(runs, key=int)])
 
 
 def lines_of(group: Group, chunk: int) -> list[str]:
