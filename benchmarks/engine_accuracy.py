@@ -147,7 +147,7 @@ def main() -> None:
             "",
             *schedule_table(),
             "",
-            "`reach`: the smallest normalized singular value from which on the output is 0.7 or more.",
+            "`reach`: the smallest normalized input from which on the output is 0.7 or more.",
             "",
             "## Polar error, mean |sigma - 1| over nonzero directions",
             "",

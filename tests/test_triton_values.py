@@ -89,13 +89,15 @@ def test_small_rank_kernel_keeps_nan_apart(cases: Cases) -> None:
     assert y[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["degree9_3", "jordan"])
+@pytest.mark.parametrize("name", ["deep", "flat", "jordan"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_whole_orthogonalization(cases: Cases, dtype: str, name: str) -> None:
     """The kernels, put together as the iteration does, would not give the polar factor."""
     case = cases[f"whole-{dtype}-{name}"]
     truth = orthogonalize(case["x"].double(), method="newton_schulz", schedule=SCHEDULES[name])
-    limit = 1e-4 if dtype == "float32" else 5e-3
+    # A step of degree 9 turns a rounding of R (2^-11) into up to forty times as much: its
+    # slope at one in R is 39, that of Jordan's step 5.
+    limit = 1e-4 if dtype == "float32" else (5e-3 if name == "jordan" else 40 * 2**-11)
     for form in ("direct", "gram"):
         assert (case[form].double() - truth).abs().max() < limit, form
 

@@ -78,13 +78,15 @@ def whole() -> Iterator[Case]:
     from torch_specgd.triton_kernels import SCHEDULES
     from torch_specgd.triton_kernels.iteration import direct, gram
     from torch_specgd.triton_kernels.kernels.launch import TritonProducts
+    from torch_specgd.triton_kernels.normalize import begin
 
     x = torch.randn(2, 33, 70)
     ops = TritonProducts(x.device)
     for dtype in (torch.float32, torch.float16):
-        for name in ("degree9_3", "jordan"):
-            y = direct(x, SCHEDULES[name], ops, dtype)
-            z = gram(x, SCHEDULES[name], ops, dtype, restarts=(2,))
+        for name in ("deep", "flat", "jordan"):
+            schedule = SCHEDULES[name]
+            y = direct(begin(x, dtype, schedule.normalization, ops), schedule, ops)
+            z = gram(begin(x, dtype, schedule.normalization, ops), schedule, ops, (1, 2))
             yield f"whole-{dtype}-{name}".replace("torch.", ""), dict(x=x, direct=y, gram=z)
 
 

@@ -160,7 +160,7 @@ def design_schedule(
 
     Example:
         >>> print([round(c, 4) for c in design_schedule(5, 2, safety=1.0).steps[0]])
-        [8.4704, -25.1081, 18.6293]
+        [8.4703, -25.1081, 18.6293]
     """
     degrees = (degree,) * (1 if steps is None else steps) if isinstance(degree, int) else degree
     if not degrees or any(d not in (3, 5, 7, 9) for d in degrees):

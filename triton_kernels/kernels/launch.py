@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -202,6 +203,13 @@ def small_steps(schedule: Schedule) -> tuple[bool, list[list[float]]]:
     )
 
 
+@lru_cache(maxsize=64)
+def _steps_table(schedule: Schedule, device: torch.device) -> tuple[bool, Tensor]:
+    """Return `small_steps` on the device; kept, because a graph capture may not copy to it."""
+    degree9, steps = small_steps(schedule)
+    return degree9, torch.tensor(steps, dtype=torch.float32, device=device)
+
+
 def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None) -> Tensor:
     """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
 
@@ -215,15 +223,14 @@ def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None
     table = load_table(architecture(x.device))
     if str(size) not in table["small"]:
         raise ValueError(f"the one-launch kernel takes at most {small_limit(table)} rows, got {n}")
-    degree9, steps = small_steps(schedule)
+    degree9, table_of_steps = _steps_table(schedule, x.device)
     y = torch.empty_like(x) if out is None else out
-    table_of_steps = torch.tensor(steps, dtype=torch.float32, device=x.device)
     scratch = table_of_steps
     if size > REGISTER_LIMIT:
         scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=x.device)
     kernel = small_kernel if size <= REGISTER_LIMIT else small_scratch_kernel
     kernel[(batch,)](
-        x, y, scratch, x, table_of_steps, n, m, len(steps), *x.stride(), *y.stride(),
+        x, y, scratch, x, table_of_steps, n, m, len(schedule), *x.stride(), *y.stride(),
         N=size, DEGREE9=degree9, SCHATTEN4=schedule.normalization == "schatten4", TABLE=False,
         PRECISION=table["float32_precision"], enable_fp_fusion=True, **table["small"][str(size)],
     )  # fmt: skip
