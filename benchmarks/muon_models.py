@@ -8,8 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Singular values of every gradient fall geometrically over this range.
-SMALLEST = 1e-2
+
+def spectrum(k: int) -> Tensor:
+    """Singular values like those of momentum in training, largest first.
+
+    ``i^-0.8 10^(-1.5 i / k)`` lies within the quantiles that experiments/muon_transformer.py
+    measured (docs/data/muon_spectra.csv). Gaussian matrices would flatter every method.
+    """
+    i = torch.arange(1.0, k + 1)
+    return i**-0.8 * 10 ** (-1.5 * i / k)
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,11 @@ def as_2d(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def spectrum_matrix(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """A matrix with random singular vectors and geometric singular values 1 ... SMALLEST."""
+    """A matrix with random singular vectors and the singular values of `spectrum`."""
     m, n = shape
     k = min(m, n)
     u, v = (torch.linalg.qr(torch.randn(d, k, generator=generator))[0] for d in (m, n))
-    return (u * torch.logspace(0, torch.tensor(SMALLEST).log10().item(), k)) @ v.T
+    return (u * spectrum(k)) @ v.T
 
 
 def polar_error(model: Model, params: list[Tensor]) -> float:

@@ -1,0 +1,115 @@
+"""Draws docs/figures/muon_*.png and prints the tables of docs/muon_training.md from the CSVs.
+
+python experiments/muon_figures.py
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from muon_bed import SETTINGS
+from muon_transformer import DATA, QUANTILES, RUNS, SPECTRA, TUNING_SEED, read
+
+FIGURES = DATA.parent / "figures"
+LABELS = {"adamw": "AdamW", "torch-muon": "torch.optim.Muon", "auto": "Muon (ours, auto)"}
+Curves = dict[tuple[str, str, str], dict[str, dict[int, tuple[float, float]]]]
+
+
+def curves() -> Curves:
+    """(setting, optimizer, lr) -> seed -> step -> (held-out loss, training loss)."""
+    found: Curves = defaultdict(lambda: defaultdict(dict))
+    for row in read(RUNS):
+        losses = (float(row["held_out_loss"]), float(row["train_loss"]))
+        key = (row["setting"], row["optimizer"], row["lr"])
+        found[key][row["seed"]][int(row["step"])] = losses
+    return found
+
+
+def summary(values: list[float]) -> str:
+    """Mean and sample standard deviation."""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def tuning_table(found: Curves) -> None:
+    print(
+        "\nTuning, seed 0, held-out loss at the end\n\n| optimizer | lr | loss |\n|---|---:|---:|"
+    )
+    for (setting, name, lr), seeds in sorted(
+        found.items(), key=lambda x: (x[0][1], float(x[0][2]))
+    ):
+        if setting == "plain" and str(TUNING_SEED) in seeds:
+            print(f"| {name} | {lr} | {seeds[str(TUNING_SEED)][SETTINGS[setting].steps][0]:.4f} |")
+
+
+def comparison_table(found: Curves, setting: str) -> None:
+    """Final losses over the test seeds, and differences to torch.optim.Muon seed by seed."""
+    print(f"\n{setting}\n\n| method | lr | held-out | training | gap to torch | seeds |")
+    print("|---|---:|---:|---:|---:|---:|")
+    last = SETTINGS[setting].steps
+    ends = {
+        key: {s: c[last] for s, c in seeds.items() if s != str(TUNING_SEED)}
+        for key, seeds in found.items()
+        if key[0] == setting
+    }
+    base = next((e for k, e in ends.items() if k[1] == "torch-muon" and e), {})
+    for (_, name, lr), end in sorted(ends.items(), key=lambda x: x[0][1]):
+        if not end:
+            continue
+        held, trained = ([e[i] for e in end.values()] for i in (0, 1))
+        paired = [end[s][0] - base[s][0] for s in end if s in base]
+        gap = summary(paired) if paired else "-"
+        print(f"| {name} | {lr} | {summary(held)} | {summary(trained)} | {gap} | {len(end)} |")
+
+
+def spectra_table() -> None:
+    values = defaultdict(list)
+    for row in read(SPECTRA):
+        key = (row["setting"], int(row["step"]), float(row["quantile"]))
+        values[key].append(float(row["singular_value"]))
+    order = sorted(QUANTILES, reverse=True)
+    print("\n| setting, step | " + " | ".join(f"q{q:g}" for q in order) + " |")
+    print("|---|" + "---:|" * len(order))
+    for setting, step in sorted({k[:2] for k in values}):
+        medians = (statistics.median(values[setting, step, q]) for q in order)
+        print(f"| {setting}, {step} | " + " | ".join(f"{m:.1e}" for m in medians) + " |")
+
+
+def loss_figure(found: Curves) -> None:
+    """Held-out loss over steps, mean and range over the test seeds."""
+    fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (setting, name, lr), seeds in found.items():
+        tested = [c for s, c in seeds.items() if s != str(TUNING_SEED)]
+        if setting != "plain" or name not in LABELS or not tested:
+            continue
+        steps = sorted(tested[0])
+        losses = [[c[s][0] for c in tested] for s in steps]
+        line = ax.plot(
+            steps, [statistics.mean(v) for v in losses], label=f"{LABELS[name]}, lr {lr}"
+        )
+        low, high = ([f(v) for v in losses] for f in (min, max))
+        ax.fill_between(steps, low, high, alpha=0.25, color=line[0].get_color(), linewidth=0)
+    ax.set(xlabel="step", ylabel="held-out loss (nats per byte)", ylim=(None, 3.4))
+    ax.set_title("Two-layer transformer on Python's manual, tuned learning rates", fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    fig.savefig(FIGURES / "muon_curves.png", dpi=150)
+
+
+def main() -> None:
+    found = curves()
+    tuning_table(found)
+    for setting in SETTINGS:
+        comparison_table(found, setting)
+    spectra_table()
+    loss_figure(found)
+
+
+if __name__ == "__main__":
+    main()
