@@ -218,7 +218,7 @@ start3 = fz.family_init(3, 2, alpha=0.1, m=2.0)
         (lambda: fz.family_init(3, 2, alpha=0.1, m=0.5), ValueError, "m must be from 1"),
         (lambda: fz.family_init(3, 2, alpha=0.0, m=2.0), ValueError, "alpha must be positive"),
         (lambda: fz.gaussian_init([3, 3, 3], std=[1.0]), ValueError, "2 numbers"),
-        (lambda: fz.gradient_flow(start3, fz.Problem(torch.ones(4, 4)), [0, 1]), ValueError, "target"),
+        (lambda: fz.gradient_flow(start3, fz.Problem(ones[:2]), [0, 1]), ValueError, "target"),
         (lambda: fz.gradient_flow(start3, fz.Problem(ones), [1, 0]), ValueError, "ascending"),
         (lambda: fz.gradient_flow(start3[:1], fz.Problem(ones), [0, 1]), ValueError, "2 factors"),
         (
