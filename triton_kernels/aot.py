@@ -241,7 +241,8 @@ def main() -> int:
     if options.write:
         options.write.write_text(text + "\n")
     if options.check:
-        committed = json.loads(options.check.read_text())
+        everything = json.loads(options.check.read_text())
+        committed = {k: v for k, v in everything.items() if k.split()[0] in options.arch}
         changed = [k for k in {*found, *committed} if found.get(k) != committed.get(k)]
         for name in sorted(changed):
             print(f"{name}: committed {committed.get(name)}, found {found.get(name)}")

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from torch import Tensor
+
 from torch_specgd.triton_kernels import Schedule
 
 
