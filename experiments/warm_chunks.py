@@ -301,7 +301,9 @@ def plot(everything: dict[tuple[str, str, str], Group], path: Path) -> None:
             axis.set(xlabel="examples seen", ylabel=quantity.replace("_", " "),
                      title=f"{purpose}: {net}, lr {lr}" if row == 0 else "")  # fmt: skip
             axis.grid(alpha=0.3)
-        axes[0][column].legend(fontsize=7, frameon=False)
+        axes[1][column].legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize=8, frameon=False
+        )
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -34,7 +34,7 @@ def choose_floors(
     rule gives each such weight ``max(0.3, 0.1^(1 / n))``, and 0.3 wherever a normalization follows.
 
     Where every weight is normalized it is the official 0.3. On a plain six-layer net a floor of
-    0.7 took about 0.6 of a cold start's steps, for an accuracy between warm and cold
+    0.7 took 0.56 of a cold start's steps for its accuracy within the spread of three seeds
     (docs/warmstart.md has the runs). Not confirmed on other nets: compare before you rely on it.
 
     Args:
