@@ -67,6 +67,7 @@ def muon_inputs(device: str, dtype: torch.dtype | None = None) -> list[Optimizer
         "NorMuon": {"neuron_beta": 0.95},
         "bfloat16 state": {"state_dtype": "bfloat16"},
         "small batches": {"max_batch_bytes": 64},
+        "float32 iteration": {"compute_dtype": "float32"},
         "shared among one rank": {"share_work": True},
     }
     inherited = TORCH_ROW.optim_inputs_func(device=device, dtype=dtype)

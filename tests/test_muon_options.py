@@ -136,6 +136,18 @@ def test_float32_state_of_bfloat16_weights() -> None:
     assert p.dtype == torch.bfloat16
 
 
+def test_compute_dtype_decides_the_precision_of_the_polar_factor() -> None:
+    """A rank-1 gradient in bfloat16 becomes noise of full size; float32 keeps the null space."""
+    grad = torch.randn(96, 1) @ torch.randn(1, 128)
+    noise = {}
+    for dtype in ("float32", "bfloat16"):
+        step = step_of(grad, compute_dtype=dtype, ns_coefficients=(3.4445, -4.775, 2.0315))
+        noise[dtype] = float(torch.linalg.svdvals(step)[1])
+    assert noise["float32"] < 1e-4 < noise["bfloat16"]
+    with pytest.raises(ValueError, match="compute_dtype must be None or one of"):
+        step_of(grad, compute_dtype="float16")
+
+
 @pytest.mark.parametrize("limit", [1, 200, 1 << 29])
 def test_memory_limit_changes_no_value(limit: int) -> None:
     """max_batch_bytes is about memory alone; foreach=False is its extreme."""

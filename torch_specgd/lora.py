@@ -152,6 +152,9 @@ def lora_param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for SpecGD or Muon: each factor has its own rate and shape factor.
 
+    Both optimizers orthogonalize in float32 then, whatever the weights' type (SpecGD always does,
+    for Muon the groups say ``compute_dtype="float32"``).
+
     The optimizer orthogonalizes each factor by itself, all factors of one shape in one batch.
     Nothing about the rates is left implicit: torch.optim.Muon's default would multiply lr_b by
     sqrt(m / r) and lr_a by 1.
@@ -211,6 +214,7 @@ def lora_param_groups(
             "factor": key,
             "lr": rates[key][0],
             "adjust_lr_fn": rates[key][1],
+            "compute_dtype": "float32",
             **options,
         }
         for key, found in factors.items()

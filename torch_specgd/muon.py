@@ -15,7 +15,7 @@ from .optimizer import SpectralOptimizer, check_non_negative
 from .routing import MATRIX_VIEWS, MatrixView, check_split, describe, input_dims, uses_muon
 from .triton_kernels import resolve_schedule
 
-STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Muon(SpectralOptimizer):
@@ -63,6 +63,9 @@ class Muon(SpectralOptimizer):
             paper; None switches it off (default).
         state_dtype: dtype of the momentum buffers: None is the parameter's, "float32", or
             "bfloat16" with stochastic rounding, which keeps small gradients in the mean.
+        compute_dtype: dtype of the orthogonalization: "float32", "bfloat16", or None: the engine's
+            rule, which takes bfloat16 only where it is fast and the short side exceeds 64. Low-rank
+            gradients (adapters) want float32: rounding noise has no small singular values.
         max_batch_bytes: Bound on the bytes of updates that exist at one time; like shapes are
             orthogonalized together up to it (default 512 MiB). A larger matrix goes by itself.
         foreach: False steps one matrix at a time; None and True batch (default None).
@@ -112,6 +115,7 @@ class Muon(SpectralOptimizer):
         cautious_weight_decay: bool = False,
         neuron_beta: float | None = None,
         state_dtype: str | None = None,
+        compute_dtype: str | None = None,
         max_batch_bytes: int = MAX_BATCH_BYTES,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -133,6 +137,7 @@ class Muon(SpectralOptimizer):
             "cautious_weight_decay": cautious_weight_decay,
             "neuron_beta": neuron_beta,
             "state_dtype": state_dtype,
+            "compute_dtype": compute_dtype,
             "max_batch_bytes": max_batch_bytes,
             "foreach": foreach,
             "capturable": capturable,
@@ -164,11 +169,11 @@ class Muon(SpectralOptimizer):
             raise ValueError(
                 f"neuron_beta must be None or in [0, 1), but is {group['neuron_beta']!r}"
             )
-        if group["state_dtype"] not in (None, *STATE_DTYPES):
-            raise ValueError(
-                f"state_dtype must be None or one of {tuple(STATE_DTYPES)}, "
-                f"but is {group['state_dtype']!r}"
-            )
+        for key in ("state_dtype", "compute_dtype"):
+            if group[key] not in (None, *DTYPES):
+                raise ValueError(
+                    f"{key} must be None or one of {tuple(DTYPES)}, but is {group[key]!r}"
+                )
         if not isinstance(group["max_batch_bytes"], int) or group["max_batch_bytes"] < 1:
             raise ValueError(
                 f"max_batch_bytes must be a positive integer, but is {group['max_batch_bytes']!r}"
@@ -230,6 +235,7 @@ class Muon(SpectralOptimizer):
             ),
             neuron_beta=group["neuron_beta"] or 0.0,
             rounding=self._random_bits(group, matrices),
+            compute_dtype=DTYPES.get(group["compute_dtype"]),
             max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
             share_work=group["share_work"],
         )
@@ -239,7 +245,7 @@ class Muon(SpectralOptimizer):
         # Also for parameters without a gradient in this step: the same keys exist on every rank.
         state = self.state[p]
         if is_matrix and "momentum_buffer" not in state:
-            dtype = STATE_DTYPES.get(group["state_dtype"], p.dtype)
+            dtype = DTYPES.get(group["state_dtype"], p.dtype)
             state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype)
         if is_matrix and group["neuron_beta"] is not None and "neuron_second_moment" not in state:
             dims = input_dims(p, MatrixView(group["matrix_view"]))

@@ -39,6 +39,7 @@ def muon(
     neuron_beta: float = 0.95,
     rounding: torch.Generator | None = None,
     max_batch_bytes: int = MAX_BATCH_BYTES,
+    compute_dtype: torch.dtype | None = None,
     share_work: bool = False,
 ) -> None:
     """One Muon step on matrices, in place; the equation stands at :class:`Muon`.
@@ -63,6 +64,7 @@ def muon(
         neuron_beta: Averaging coefficient of ``second_moments``.
         rounding: Source of random bits for buffers that are rounded to bfloat16.
         max_batch_bytes: Bound on the bytes of updates that exist at one time.
+        compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
     """
     views = ["auto"] * len(params) if views is None else views
@@ -72,7 +74,7 @@ def muon(
     if maximize:
         grads = list(torch._foreach_neg(grads)) if grads else grads
     grads = update_momentum(momentum_buffers, grads, momentum, rounding)
-    engine = _engine(ns_coefficients, ns_steps, eps)
+    engine = _engine(ns_coefficients, ns_steps, eps, compute_dtype)
     scale = partial(shape_scale, adjust_lr_fn)
     for chunk in chunks(params, max_batch_bytes):
         weights, b = [params[i] for i in chunk], [momentum_buffers[i] for i in chunk]
@@ -194,11 +196,18 @@ def _apply(
         p.add_(o, alpha=-lr * s)
 
 
-def _engine(coefficients: Coefficients, steps: int, eps: float) -> Callable[[Tensor], Tensor]:
+def _engine(
+    coefficients: Coefficients, steps: int, eps: float, dtype: torch.dtype | None
+) -> Callable[[Tensor], Tensor]:
     if isinstance(coefficients, str) and coefficients == "auto":
-        return partial(orthogonalize, method="auto", eps=eps)
+        return partial(orthogonalize, method="auto", eps=eps, dtype=dtype)
     # A named schedule and a list of steps have a length of their own.
     repeat = steps if is_triple(coefficients) else None
     return partial(
-        orthogonalize, method="newton_schulz", schedule=coefficients, steps=repeat, eps=eps
+        orthogonalize,
+        method="newton_schulz",
+        schedule=coefficients,
+        steps=repeat,
+        eps=eps,
+        dtype=dtype,
     )
