@@ -261,11 +261,17 @@ def quick(arrays: tuple[Tensor, ...]) -> None:
     accuracy = {name: float(row["accuracy"]) for name, row in rows.items()}
     noisy = prepare((x, clean, x_test, y_test), 0.2, 0)
     table = score(x, noisy["y"], **settings)
-    wrong = {}
-    for name in ("random", "EL2N", "DUAL top-k", "DUAL + Beta"):
-        kept = table.select(0.7, **METHODS[name])
-        wrong[name] = float((noisy["y"][kept] != clean[kept]).float().mean())
-        print(f"{name:12s} wrong labels kept at 0.7: {wrong[name]:.3f}", flush=True)
+    shares = {
+        name: [
+            float((noisy["y"][kept] != clean[kept]).float().mean())
+            for kept in (table.select(r, **options) for r in RATIOS)
+        ]
+        for name, options in METHODS.items()
+    }
+    print("\nWrong labels kept, %, 20 % redrawn; prune ratio", *RATIOS)
+    for name, values in shares.items():
+        print(f"{name:30s}", *(f"{100 * v:5.1f}" for v in values), flush=True)
+    wrong = {name: values[RATIOS.index(0.7)] for name, values in shares.items()}
     claims = {
         "EL2N collects wrong labels": wrong["EL2N"] > 2 * wrong["random"],
         "Beta keeps few wrong labels": wrong["DUAL + Beta"] < wrong["random"] / 3,
