@@ -31,6 +31,8 @@ from torch.nn.functional import cross_entropy
 from data_prune import DualTracker, ScoreTable
 
 HERE = Path(__file__).parent
+MARKS = ("<!-- tables of the CSV -->", "<!-- end of the tables -->")
+PAGE = HERE.parent / "docs" / "pruning_results.md"
 FIGURE = HERE.parent / "docs" / "figures" / "prune_fashion_mnist.png"
 PACKAGED = Path("/usr/share/datasets/fashion-mnist")
 RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3)
@@ -327,6 +329,21 @@ def markdown(rows: list[dict[str, str]], noise: float, column: str = "accuracy")
     return "\n".join(lines)
 
 
+def write_tables(rows: list[dict[str, str]], page: Path) -> None:
+    """Put the tables of the CSV between the two marks of the page, and print them."""
+    parts = []
+    for noise in sorted({float(r["noise"]) for r in rows}):
+        title = f"Accuracy in percent, {noise:.0%} of the labels redrawn, by prune ratio"
+        parts.append(f"{title}:\n\n{markdown(rows, noise)}")
+        if noise:
+            parts.append(f"Wrong labels kept, percent:\n\n{markdown(rows, noise, 'wrong_labels')}")
+    tables = "\n\n".join(parts)
+    print(tables)
+    before, rest = page.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    page.write_text(f"{before}{MARKS[0]}\n\n{tables}\n\n{MARKS[1]}{after}")
+
+
 def figure(rows: list[dict[str, str]], path: Path) -> None:
     """Accuracy against prune ratio, one panel without and one with wrong labels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -379,10 +396,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.report is not None:
         rows = rows_of(args.csv)
-        for noise in sorted({float(r["noise"]) for r in rows}):
-            print(f"\nAccuracy, {noise:.0%} of the labels redrawn\n\n{markdown(rows, noise)}")
-            if noise:
-                print(f"\nWrong labels kept, %\n\n{markdown(rows, noise, 'wrong_labels')}")
+        write_tables(rows, PAGE)
         figure(rows, args.report)
         return
     if args.quick:
