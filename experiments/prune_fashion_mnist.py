@@ -351,7 +351,7 @@ def figure(rows: list[dict[str, str]], path: Path) -> None:
 
     cells = summary(rows)
     noises = sorted({noise for noise, _, _ in cells})
-    fig = Figure(figsize=(5.6 * len(noises), 4.2), dpi=150, layout="constrained")
+    fig = Figure(figsize=(2.4 + 5.0 * len(noises), 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(fig)
     colours = ("#000000", "#8a8a8a", "#CC79A7", "#999933", "#56B4E9", "#009E73", "#E69F00")
     colours += ("#0072B2", "#D55E00")
@@ -369,7 +369,9 @@ def figure(rows: list[dict[str, str]], path: Path) -> None:
         axes.set(xlabel="prune ratio (fraction removed)", ylabel="test accuracy, last step, %")
         axes.set_title("clean labels" if not noise else f"{noise:.0%} of the labels redrawn")
         axes.grid(alpha=0.25)
-    axes.legend(fontsize=7.5, frameon=False, loc="lower left")
+        axes.set_xticks(sorted(RATIOS))
+    handles, labels = axes.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     fig.savefig(path)
 
 
