@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Comparison:
         )
 
 
+@functools.cache
 def student_quantile(probability: float, freedom: int) -> float:
     """Two-sided quantile t of Student's distribution: P(|T| <= t) = probability.
 
