@@ -37,11 +37,11 @@ def test_state_dict_deterministic(case: Any, named_0: bool, named_1: bool) -> No
     """A loaded twin takes bit-identical steps and has the same state dict."""
     a = Problem()
     first = make(case, a.named if named_0 else a.params)
-    a.run(first, 10)
+    a.run(first, 4)
     b = a.twin()
     second = make(case, b.named if named_1 else b.params)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    for _ in range(10):
+    for _ in range(4):
         a.run(first, 1)
         b.run(second, 1)
         assert_close(b.params, a.params, rtol=0, atol=0)
