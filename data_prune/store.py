@@ -252,8 +252,7 @@ class Store:
         for part in self._chunks():
             missing += int(np.isnan(self.rows()["prob"][part]).sum())
             self._close_chunk(part, old, new)
-            for name in self._maps:
-                self._release(name)
+            self.release()
         self.missing.append(missing)
         self.epoch += 1
         self.updates = 0
@@ -319,6 +318,11 @@ class Store:
             yield slice(start, min(start + CHUNK, self.num_examples))
 
     # -- files ----------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Give the pages of all mapped files back; without files this does nothing."""
+        for name in self._maps:
+            self._release(name)
 
     def _release(self, name: str) -> None:
         """Let the kernel drop the pages of a mapped file; dirty ones stay in the page cache."""

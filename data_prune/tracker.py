@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -294,14 +295,13 @@ class DualTracker:
             min_epochs: as for ``table``.
         """
         self._check_epochs(min_epochs)
-        size = 1 << 20
-        write_tables(
-            (
-                self._table(slice(start, min(start + size, self.num_examples)))
-                for start in range(0, self.num_examples, size)
-            ),
-            path,
-        )
+        write_tables(self._pieces(1 << 20), path)
+
+    def _pieces(self, size: int) -> Iterator[ScoreTable]:
+        """The table piece by piece; mapped pages that have been read are given back."""
+        for start in range(0, self.num_examples, size):
+            yield self._table(slice(start, min(start + size, self.num_examples)))
+            self._store.release()
 
     def _check_epochs(self, min_epochs: int | None) -> None:
         needed = self.epochs if min_epochs is None else max(min_epochs, self.window)
