@@ -2,10 +2,12 @@
 
     python experiments/muon_transformer.py            # every run that docs/data does not hold yet
     python experiments/muon_transformer.py --again auto    # forget and redo one optimizer's runs
+    python experiments/muon_transformer.py --except auto   # all others
 
 Learning rates are tuned on seed 0 alone, over a grid in steps of a factor of two (AdamW: three)
-that is widened until its best point is not at an edge. The comparison uses other seeds. Each
-finished run is appended to the CSV at once, so an interrupted program goes on where it stopped.
+that is widened until its best point is not at an edge; torch.optim.Muon's and ours at batch 1 as
+well as in the plain setting. The comparison uses other seeds. Each finished run is appended to the
+CSV at once, so an interrupted program goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -31,12 +33,18 @@ KEY_FIELDS = {"setting", "optimizer", "lr", "adamw_lr", "seed", "step"}
 SPECTRA_FIELDS = ("setting", "step", "matrix", "quantile", "singular_value")
 
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
+MORE_SEEDS = (4, 5, 6)  # where differences are as small as the spread: the methods in question
+CLOSE = ("torch-muon", "auto", "jordan", "triple")
 BETAS, DECAY = (0.9, 0.95), 0.1
 GRIDS = {"adamw": (1e-3, 3e-3, 9e-3), "torch-muon": (0.01, 0.02, 0.04), "auto": (0.01, 0.02, 0.04)}
-# Besides the three, at torch.optim.Muon's own best learning rate.
-SCHEDULES = ("auto", "svd", "polar_express", "degree9_4", "degree9_3", "precise", "jordan")
-# Where spectra decay the question is only whether more slope, or less, does better.
-DECAYING = ("auto", "torch-muon", "svd", "polar_express", "degree9_3")
+# The coefficients of torch.optim.Muon: its arithmetic ("triple"), and the engine's ("jordan").
+JORDAN = {"triple": (3.4445, -4.7750, 2.0315)}
+# What runs at torch.optim.Muon's own best learning rate of the setting.
+METHODS = {
+    "plain": ("torch-muon", "auto", "svd", "polar_express", "degree9_3", "jordan", "triple"),
+    "small-batch": ("torch-muon", "auto", "svd", "polar_express", "degree9_3", "jordan", "triple"),
+    "late": ("torch-muon", "auto"),
+}
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -44,7 +52,8 @@ def optimizers(name: str, lr: float, adamw_lr: float) -> Optimizers:
     """Returns what makes a model's optimizers.
 
     Args:
-        name: "adamw", "torch-muon", "precise", "svd", or what our Muon's ns_coefficients takes.
+        name: "adamw", "torch-muon", "precise", "svd", "triple" (torch's own, in our Muon), or a
+            name that our Muon's ns_coefficients takes.
         lr: Learning rate of the hidden matrices.
         adamw_lr: Learning rate of embeddings, head and norms.
     """
@@ -59,7 +68,8 @@ def optimizers(name: str, lr: float, adamw_lr: float) -> Optimizers:
         if name in ("precise", "svd"):
             options = {"momentum": 0.95, "nesterov": True, "adjust_lr_fn": "original"}
             return [SpecGD(matrices, lr=lr, weight_decay=DECAY, method=name, **options), rest]
-        hidden = {"params": matrices, "use_muon": True, "lr": lr, "ns_coefficients": name}
+        schedule = JORDAN.get(name, name)
+        hidden = {"params": matrices, "use_muon": True, "lr": lr, "ns_coefficients": schedule}
         aside = {"params": others, "use_muon": False, "lr": adamw_lr, "weight_decay": 0.0}
         return [Muon([hidden, aside], weight_decay=DECAY, adamw_betas=BETAS)]
 
@@ -135,12 +145,12 @@ def run(setting: str, name: str, lr: float, adamw_lr: float, seed: int) -> float
     return curve[-1].held_out
 
 
-def tune(name: str, adamw_lr: float | None = None) -> float:
+def tune(name: str, adamw_lr: float | None = None, setting: str = "plain") -> float:
     """Returns the best learning rate of a grid that is widened until the best is inside."""
     grid = list(GRIDS[name])
     ratio = grid[1] / grid[0]
     while True:
-        losses = [run("plain", name, lr, adamw_lr or lr, TUNING_SEED) for lr in grid]
+        losses = [run(setting, name, lr, adamw_lr or lr, TUNING_SEED) for lr in grid]
         best = losses.index(min(losses))
         if 0 < best < len(grid) - 1:
             return grid[best]
@@ -157,6 +167,7 @@ def forget(name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--again", action="append", default=[], metavar="OPTIMIZER")
+    parser.add_argument("--except", action="append", default=[], metavar="OPTIMIZER", dest="left")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -165,16 +176,22 @@ def main() -> None:
         forget(name)
 
     adamw_lr = tune("adamw")
-    muon_lr = tune("torch-muon", adamw_lr)
-    if "plain" in arguments.settings:
-        best = {"adamw": adamw_lr, "torch-muon": muon_lr, "auto": tune("auto", adamw_lr)}
-        for name, lr in best.items():
-            for seed in SEEDS:
-                run("plain", name, lr, adamw_lr, seed)
+    for seed in SEEDS:
+        run("plain", "adamw", adamw_lr, adamw_lr, seed)
     for setting in arguments.settings:
-        for name in SCHEDULES if setting == "plain" else DECAYING:
-            for seed in SEEDS:
-                run(setting, name, muon_lr, adamw_lr, seed)
+        # "late" takes the plain setting's rate: its held-out loss only shows overfitting.
+        tuned = "plain" if setting == "late" else setting
+        muon_lr = tune("torch-muon", adamw_lr, tuned)
+        for name in METHODS[setting]:
+            if name in arguments.left:
+                continue
+            rates = {muon_lr}
+            if name == "auto" and setting == tuned:
+                rates.add(tune(name, adamw_lr, setting))
+            many = setting == "small-batch" and name in CLOSE
+            for lr in sorted(rates):
+                for seed in (*SEEDS, *MORE_SEEDS) if many else SEEDS:
+                    run(setting, name, lr, adamw_lr, seed)
 
 
 if __name__ == "__main__":
