@@ -6,14 +6,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .distributed.layout import Layout, local, local_like, rewrapped
+from .distributed.layout import Layout, is_dtensor, local, local_like, rewrapped
 from .distributed.orthogonalize import orthogonalize_distributed
+from .elementwise import apply_updates, next_updates
 from .learning_rate import AdjustLr, shape_scale
 from .optimizer import orthogonalize_all
-from .routing import MatrixView, as_matrices, input_dims, matrix_shape
-from .triton_kernels import orthogonalize
+from .routing import MatrixView, input_dims, matrix_shape, piece_shapes
+from .stacks import in_order, orthogonalize_stacks, stack_updates
+from .triton_kernels import orthogonalize, plan
 from .triton_kernels.schedules import is_triple
-from .update_rules import cautious_decay_, neuron_normalize, stochastic_round
+from .update_rules import neuron_normalize
 
 Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
 MAX_BATCH_BYTES = 1 << 29
@@ -26,7 +28,7 @@ def muon(
     *,
     lr: float | Tensor,
     weight_decay: float,
-    momentum: float,
+    momentum: float | Tensor,
     nesterov: bool,
     ns_coefficients: Coefficients,
     eps: float,
@@ -67,39 +69,50 @@ def muon(
         compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
     """
-    views = ["auto"] * len(params) if views is None else views
+    views = [MatrixView.of(v) for v in views or ["auto"] * len(params)]
     # All but the orthogonalization is elementwise: it runs on this rank's pieces.
     grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
     momentum_buffers = [local(b) for b in momentum_buffers]
-    if maximize:
-        grads = list(torch._foreach_neg(grads)) if grads else grads
-    grads = update_momentum(momentum_buffers, grads, momentum, rounding)
     engine = _engine(ns_coefficients, ns_steps, eps, compute_dtype)
+    dtype_of = partial(update_dtype, ns_coefficients, compute_dtype)
     scale = partial(shape_scale, adjust_lr_fn)
+    # The usual case: whole matrices, one a parameter, that stay where they are.
+    simple = not share_work and not any(is_dtensor(p) for p in params)
+    simple = simple and all(v.split is None for v in views) and not torch.compiler.is_compiling()
     for chunk in chunks(params, max_batch_bytes):
-        weights, b = [params[i] for i in chunk], [momentum_buffers[i] for i in chunk]
-        seen = [MatrixView.of(views[i]) for i in chunk]
-        g = [grads[i].to(x.dtype) for i, x in zip(chunk, b, strict=True)]
-        updates = look_ahead(g, b, momentum, seen) if nesterov else b
-        updates = orthogonalize_distributed(
-            updates,
-            [Layout.of(p) for p in weights],
-            seen,
-            partial(_orthogonalize_some, views=seen, engine=engine, scale=scale),
-            share_work=share_work,
+        weights, b, g, seen = (
+            [xs[i] for i in chunk] for xs in (params, momentum_buffers, grads, views)
         )
+        stacks = None  # the compiler plans memory by itself
+        if not torch.compiler.is_compiling():
+            stacks = stack_updates(b, [p.shape for p in weights], seen, dtype_of)
+        updates = next_updates(
+            b,
+            g,
+            None if stacks is None else in_order(stacks),
+            momentum,
+            nesterov=nesterov,
+            maximize=maximize,
+            rounding=rounding,
+        )
+        if simple and stacks is not None:
+            updates = orthogonalize_stacks(stacks, engine)
+        else:
+            updates = orthogonalize_distributed(
+                updates,
+                [Layout.of(p) for p in weights],
+                seen,
+                partial(_orthogonalize_some, views=seen, engine=engine, scale=scale),
+                share_work=share_work,
+            )
         if second_moments is not None:
             for k, (i, p, v) in enumerate(zip(chunk, weights, seen, strict=True)):
                 # Means over neurons and norms of matrices: DTensor knows what to sum over ranks.
-                o = rewrapped(updates[k], p)
+                o = rewrapped(updates[k].to(b[k].dtype), p)
                 o = neuron_normalize(o, second_moments[i], neuron_beta, input_dims(p, v))
                 updates[k] = local_like(o, p)
-        # A split parameter's pieces have been scaled one by one.
-        scales = [
-            scale(*matrix_shape(p, v)) if v.split is None else 1.0
-            for p, v in zip(weights, seen, strict=True)
-        ]
-        _apply([local(p) for p in weights], updates, scales, lr, weight_decay, cautious)
+        scales = shape_scales(weights, seen, scale)
+        apply_updates([local(p) for p in weights], updates, scales, lr, weight_decay, cautious)
 
 
 def _orthogonalize_some(
@@ -113,41 +126,47 @@ def _orthogonalize_some(
     return orthogonalize_all(updates, [views[i] for i in members], engine, scale)
 
 
-def update_momentum(
-    buffers: list[Tensor], grads: list[Tensor], momentum: float, rounding: torch.Generator | None
-) -> list[Tensor]:
-    """B <- momentum B + (1 - momentum) G in place; returns the gradients, never changed."""
-    if rounding is not None:
-        for b, g in zip(buffers, grads, strict=True):
-            b.copy_(stochastic_round(torch.lerp(b.float(), g.float(), 1 - momentum), rounding))
-    elif buffers:
-        matched = [g.to(b.dtype) for g, b in zip(grads, buffers, strict=True)]
-        torch._foreach_lerp_(buffers, matched, 1 - momentum)
-    return grads
+def shape_scales(
+    params: Sequence[Tensor], views: Sequence[MatrixView], scale: Callable[[int, int], float]
+) -> list[float]:
+    """The factor of each parameter's shape; 1 for a split one, whose pieces had their own."""
+    known: dict[tuple[object, ...], float] = {}
+    result = []
+    for p, view in zip(params, views, strict=True):
+        key = (tuple(p.shape), view)
+        if key not in known:
+            known[key] = scale(*matrix_shape(p, view)) if view.split is None else 1.0
+        result.append(known[key])
+    return result
 
 
-def look_ahead(
-    grads: list[Tensor], buffers: list[Tensor], momentum: float, views: Sequence[MatrixView]
-) -> Sequence[Tensor]:
-    """(1 - momentum) G + momentum B; all matrices of one shape lie side by side in one tensor.
+def update_dtype(
+    coefficients: Coefficients,
+    compute_dtype: torch.dtype | None,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+    view: MatrixView,
+) -> torch.dtype:
+    """bfloat16 for float32 updates that the engine would round to it first thing; else ``dtype``.
 
-    ``orthogonalize_all`` then takes that tensor as its batch, where fresh tensors would be copied
-    together once more, and one large allocation replaces many small ones.
+    The results are the same bits, and two passes over the memory less. A GPU's engine divides by
+    the norm before it rounds, so there the updates stay as they are.
     """
-    if torch.compiler.is_compiling():  # the compiler plans memory by itself
-        return torch._foreach_lerp(grads, buffers, momentum)
-    batches: dict[tuple[object, ...], list[int]] = {}
-    for i, (b, view) in enumerate(zip(buffers, views, strict=True)):
-        shape = as_matrices(b, view).shape if view.split is None else (i,)
-        batches.setdefault((*shape[-2:], b.dtype, b.device), []).append(i)
-    updates = list(buffers)
-    for members in batches.values():
-        memory = buffers[members[0]].new_empty(sum(buffers[i].numel() for i in members))
-        sizes = [buffers[i].numel() for i in members]
-        for i, place in zip(members, memory.split(sizes), strict=True):
-            updates[i] = place.view(buffers[i].shape)
-            torch.lerp(grads[i], buffers[i], momentum, out=updates[i])
-    return updates
+    if device.type != "cpu" or dtype != torch.float32:
+        return dtype
+    if compute_dtype is None and is_triple(coefficients):
+        compute_dtype = torch.bfloat16
+    if compute_dtype is not None:
+        return torch.bfloat16 if compute_dtype == torch.bfloat16 else dtype
+    auto = isinstance(coefficients, str) and coefficients == "auto"
+    options = {} if auto else {"schedule": coefficients, "form": "direct"}
+    rounded = {
+        plan(piece, 1, dtype, device, **options).dtype == torch.bfloat16
+        for piece in piece_shapes(shape, view)
+        if 0 not in piece
+    }
+    return torch.bfloat16 if rounded == {True} else dtype
 
 
 def chunks(params: Sequence[Tensor], max_bytes: int) -> list[list[int]]:
@@ -172,28 +191,6 @@ def chunks(params: Sequence[Tensor], max_bytes: int) -> list[list[int]]:
         result[-1].append(i)
         room -= size
     return result
-
-
-def _apply(
-    params: list[Tensor],
-    updates: Sequence[Tensor],
-    scales: list[float],
-    lr: float | Tensor,
-    weight_decay: float,
-    cautious: bool,
-) -> None:
-    if cautious:
-        for p, o in zip(params, updates, strict=True):
-            cautious_decay_(p, o, lr * weight_decay)
-    elif weight_decay:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-    if isinstance(lr, Tensor):
-        # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
-        scaled = torch._foreach_mul(torch._foreach_mul(list(updates), scales), lr)
-        torch._foreach_sub_(params, scaled)
-        return
-    for p, o, s in zip(params, updates, scales, strict=True):
-        p.add_(o, alpha=-lr * s)
 
 
 def _engine(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Size, Tensor
 
 MATRIX_VIEWS = ("auto", "flatten", "batch", "transposed")
 
@@ -70,16 +70,21 @@ def as_matrices(x: Tensor, view: str | MatrixView) -> Tensor:
     Returns:
         (B, m, n), a view where the strides allow it.
     """
-    if _is_flat(x, MatrixView.of(view).kind):
-        return x.reshape(1, x.shape[0], x.shape[1:].numel())
+    return x.reshape(batch_shape(x.shape, view))
+
+
+def batch_shape(shape: Size, view: str | MatrixView) -> tuple[int, int, int]:
+    """(B, m, n) of a tensor's matrices, see ``as_matrices``."""
+    if _is_flat(len(shape), MatrixView.of(view).kind):
+        return 1, shape[0], shape[1:].numel()
     # Spelled out: a rank's piece may be empty, and then -1 could be anything.
-    return x.reshape(x.shape[:-2].numel(), x.shape[-2], x.shape[-1])
+    return shape[:-2].numel(), shape[-2], shape[-1]
 
 
 def matrix_shape(x: Tensor, view: str | MatrixView) -> tuple[int, int]:
     """(outputs, inputs) of the logical matrix, which learning-rate scales are computed from."""
     kind = MatrixView.of(view).kind
-    if _is_flat(x, kind):
+    if _is_flat(x.ndim, kind):
         return x.shape[0], x.numel() // max(x.shape[0], 1)
     m, n = x.shape[-2:]
     return (n, m) if kind == "transposed" else (m, n)
@@ -88,7 +93,7 @@ def matrix_shape(x: Tensor, view: str | MatrixView) -> tuple[int, int]:
 def input_dims(x: Tensor, view: str | MatrixView) -> tuple[int, ...]:
     """Dimensions over which one output neuron's inputs extend."""
     kind = MatrixView.of(view).kind
-    if _is_flat(x, kind):
+    if _is_flat(x.ndim, kind):
         return tuple(range(1, x.ndim))
     return (x.ndim - 2,) if kind == "transposed" else (x.ndim - 1,)
 
@@ -101,8 +106,22 @@ def batch_dims(ndim: int, view: str | MatrixView) -> int:
     return ndim - 2 if split is None or split[0] % ndim >= ndim - 2 else 0
 
 
-def _is_flat(x: Tensor, kind: str) -> bool:
-    return kind == "flatten" or (kind == "auto" and x.ndim != 3)
+def piece_shapes(shape: Size, view: MatrixView) -> list[tuple[int, int]]:
+    """(m, n) of the matrices that a parameter of this full shape consists of, as stored.
+
+    Example:
+        >>> piece_shapes(Size((12, 4)), MatrixView(split=(0, (8, 4))))
+        [(8, 4), (4, 4)]
+    """
+    pieces = [shape]
+    if view.split is not None:
+        dim, sizes = view.split[0] % len(shape), view.split[1]
+        pieces = [Size((*shape[:dim], n, *shape[dim + 1 :])) for n in sizes]
+    return [batch_shape(piece, view)[1:] for piece in pieces]
+
+
+def _is_flat(ndim: int, kind: str) -> bool:
+    return kind == "flatten" or (kind == "auto" and ndim != 3)
 
 
 def check_split(split: Any, name: str = "split") -> None:

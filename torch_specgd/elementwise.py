@@ -1,0 +1,194 @@
+"""The elementwise parts of a step: every tensor's memory is passed over as rarely as possible.
+
+On a CPU the operations of a step follow each other on one block that stays in the cache; on a GPU
+and under the compiler they are written over all tensors at once, for `torch._foreach` or Inductor
+to fuse.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from .update_rules import cautious_decay_, stochastic_round
+
+# Elements: three float32 blocks fit in the second cache of a core, and both threads of a pair
+# still find enough in one.
+BLOCK = 1 << 17
+
+
+def in_blocks(tensors: Sequence[Tensor]) -> bool:
+    """Whether a step goes through these tensors block by block: on a CPU, outside the compiler."""
+    return not torch.compiler.is_compiling() and all(x.device.type == "cpu" for x in tensors)
+
+
+def blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Cuts tensors of one shape into corresponding pieces of at most ``BLOCK`` elements.
+
+    Example:
+        >>> [x.numel() for (x,) in blocks(torch.zeros(2, BLOCK))]
+        [131072, 131072]
+    """
+    if tensors[0].numel() <= BLOCK or not all(x.is_contiguous() for x in tensors):
+        return (tensors,)
+    return zip(*(x.view(-1).split(BLOCK) for x in tensors), strict=True)
+
+
+def next_updates(
+    buffers: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    places: Sequence[Tensor] | None,
+    momentum: float | Tensor,
+    *,
+    nesterov: bool,
+    maximize: bool = False,
+    rounding: torch.Generator | None = None,
+) -> list[Tensor]:
+    """Moves the momentum buffers on, and makes from them what is to be orthogonalized.
+
+    ::
+
+        B <- momentum B + (1 - momentum) G
+        U  = (1 - momentum) G + momentum B   if nesterov, else B
+
+    Args:
+        buffers: Momentum buffers B.
+        grads: Gradients G of the same shapes, any floating dtypes; never changed.
+        places: Where each U goes, of the same shapes, any floating dtype; None: new tensors.
+        momentum: Weight of the old buffer.
+        nesterov: Whether to look ahead.
+        maximize: Takes -G for G.
+        rounding: Source of random bits for buffers that are rounded to bfloat16.
+
+    Returns:
+        The updates U; those without ``nesterov`` and ``places`` are the buffers themselves.
+    """
+    if places is not None and in_blocks(buffers):
+        # On a CPU this is no wait for a device.
+        beta = float(momentum)
+        for b, g, u in zip(buffers, grads, places, strict=True):
+            for block in blocks(b, g, u):
+                _next_update(*block, beta, nesterov, maximize, rounding)
+        return list(places)
+    g = [x.neg() if maximize else x for x in grads]
+    if rounding is not None:
+        for b, x in zip(buffers, g, strict=True):
+            b.copy_(_rounded_mean(b, x, momentum, rounding))
+    g = [x.to(b.dtype) for x, b in zip(g, buffers, strict=True)]
+    if rounding is None:
+        _foreach_mean_(buffers, g, momentum)
+    updates = _foreach_look_ahead(g, buffers, momentum) if nesterov else list(buffers)
+    if places is None:
+        return updates
+    torch._foreach_copy_(list(places), updates)
+    return list(places)
+
+
+def _next_update(
+    b: Tensor,
+    g: Tensor,
+    u: Tensor,
+    momentum: float,
+    nesterov: bool,
+    maximize: bool,
+    rounding: torch.Generator | None,
+) -> None:
+    if maximize:
+        g = g.neg()
+    if rounding is not None:
+        b.copy_(_rounded_mean(b, g, momentum, rounding))
+    if g.dtype != b.dtype:
+        g = g.to(b.dtype)
+    if rounding is None:
+        b.lerp_(g, 1 - momentum)
+    if not nesterov:
+        u.copy_(b)
+    elif u.dtype == b.dtype:
+        torch.lerp(g, b, momentum, out=u)
+    else:
+        u.copy_(torch.lerp(g, b, momentum))
+
+
+def _rounded_mean(
+    b: Tensor, g: Tensor, momentum: float | Tensor, rounding: torch.Generator
+) -> Tensor:
+    return stochastic_round(torch.lerp(b.float(), g.float(), 1 - momentum), rounding)
+
+
+def _foreach_mean_(
+    buffers: Sequence[Tensor], grads: Sequence[Tensor], momentum: float | Tensor
+) -> None:
+    if not buffers:
+        return
+    if not isinstance(momentum, Tensor):
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        return
+    # lerp wants a weight of the tensors' own dtype; a product takes one of any.
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, torch._foreach_mul(grads, 1 - momentum))
+
+
+def _foreach_look_ahead(
+    grads: Sequence[Tensor], buffers: Sequence[Tensor], momentum: float | Tensor
+) -> list[Tensor]:
+    if not buffers:
+        return []
+    if not isinstance(momentum, Tensor):
+        return list(torch._foreach_lerp(grads, buffers, momentum))
+    ahead = torch._foreach_mul(buffers, momentum)
+    torch._foreach_add_(ahead, torch._foreach_mul(grads, 1 - momentum))
+    return list(ahead)
+
+
+def apply_updates(
+    params: Sequence[Tensor],
+    updates: Sequence[Tensor],
+    scales: Sequence[float],
+    lr: float | Tensor,
+    weight_decay: float,
+    cautious: bool,
+) -> None:
+    """W <- (1 - lr weight_decay) W - lr s O in place.
+
+    Args:
+        params: Weights W.
+        updates: Orthogonalized updates O of the same shapes, any floating dtype and strides.
+        scales: Factor s of each.
+        lr: Learning rate; a tensor is used without reading its value on the host.
+        weight_decay: Decoupled weight decay per unit of ``lr``.
+        cautious: Decay only where the update shrinks the weight too.
+    """
+    decay = lr * weight_decay if weight_decay else 0.0
+    if in_blocks(params):
+        rates = {s: -lr * s for s in set(scales)}
+        for p, o, s in zip(params, updates, scales, strict=True):
+            for block in blocks(p, o):
+                _apply_update(*block, rates[s], decay, cautious)
+        return
+    if cautious:
+        for p, o in zip(params, updates, strict=True):
+            cautious_decay_(p, o, decay)
+    elif weight_decay:
+        torch._foreach_mul_(params, 1 - decay)
+    if isinstance(lr, Tensor):
+        # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
+        scaled = torch._foreach_mul(torch._foreach_mul(list(updates), list(scales)), lr)
+        torch._foreach_sub_(params, scaled)
+        return
+    for p, o, s in zip(params, updates, scales, strict=True):
+        p.add_(o, alpha=-lr * s)
+
+
+def _apply_update(
+    p: Tensor, o: Tensor, rate: float | Tensor, decay: float | Tensor, cautious: bool
+) -> None:
+    if o.dtype.itemsize < p.dtype.itemsize:
+        o = o.to(p.dtype)  # by itself: an addition of two dtypes takes longer than both passes
+    if cautious:
+        cautious_decay_(p, o, decay)
+    elif isinstance(decay, Tensor) or decay:
+        p.mul_(1 - decay)
+    if isinstance(rate, Tensor):
+        p.add_(o * rate)
+    else:
+        p.add_(o, alpha=rate)

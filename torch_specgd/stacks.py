@@ -1,0 +1,99 @@
+"""Where the updates of a step lie: matrices of one shape side by side, one batch."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .routing import MatrixView, batch_shape
+
+# dtype of the updates of a parameter by (full shape, buffer's dtype, device, view).
+UpdateDtype = Callable[[torch.Size, torch.dtype, torch.device, MatrixView], torch.dtype]
+
+
+class Stack(NamedTuple):
+    """Updates that share one piece of memory.
+
+    Attributes:
+        members: Their positions among all updates.
+        places: The updates, in the order of ``members``: views of ``batch``.
+        batch: (B, m, n): all their matrices; a flat tensor if they are split.
+    """
+
+    members: list[int]
+    places: list[Tensor]
+    batch: Tensor
+
+
+def stack_updates(
+    buffers: Sequence[Tensor],
+    shapes: Sequence[torch.Size],
+    views: Sequence[MatrixView],
+    dtype_of: UpdateDtype,
+) -> list[Stack]:
+    """Makes room for one update of each buffer's shape, uninitialized.
+
+    Args:
+        buffers: Momentum buffers, of a DTensor this rank's piece.
+        shapes: Full shapes of the parameters.
+        views: How each is seen as matrices.
+        dtype_of: The updates' dtype.
+
+    Returns:
+        Stacks that contain every position once.
+    """
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, (b, shape, view) in enumerate(zip(buffers, shapes, views, strict=True)):
+        alike.setdefault((b.shape, shape, b.dtype, b.device, view), []).append(i)
+    together: dict[tuple[object, ...], list[int]] = {}
+    for members in alike.values():
+        i = members[0]
+        b, view = buffers[i], views[i]
+        kind = batch_shape(b.shape, view)[1:] if view.split is None else (b.shape, view.split)
+        dtype = dtype_of(shapes[i], b.dtype, b.device, view)
+        together.setdefault((kind, dtype, b.device), []).extend(members)
+    return [
+        _stack(members, [buffers[i].shape for i in members], views[members[0]], dtype, device)
+        for (_, dtype, device), members in together.items()
+    ]
+
+
+def _stack(
+    members: list[int],
+    shapes: list[torch.Size],
+    view: MatrixView,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Stack:
+    sizes = [shape.numel() for shape in shapes]
+    memory = torch.empty(sum(sizes), dtype=dtype, device=device)
+    places = [x.view(shape) for x, shape in zip(memory.split(sizes), shapes, strict=True)]
+    if view.split is not None:
+        return Stack(members, places, memory)
+    m, n = batch_shape(shapes[0], view)[1:]
+    return Stack(members, places, memory.view(-1, m, n) if len(memory) else memory)
+
+
+def in_order(stacks: Sequence[Stack]) -> list[Tensor]:
+    """All places by position."""
+    found = {i: x for s in stacks for i, x in zip(s.members, s.places, strict=True)}
+    return [found[i] for i in range(len(found))]
+
+
+def orthogonalize_stacks(
+    stacks: Sequence[Stack], orthogonalize: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Orthogonalizes the batch of every stack, none of them split.
+
+    Returns:
+        The results by position, row-major, of the places' shapes and dtypes.
+    """
+    result: dict[int, Tensor] = {}
+    for members, places, batch in stacks:
+        # Tall results come transposed: one pass over all beats strided reads later.
+        done = orthogonalize(batch).contiguous().view(-1)
+        parts = done.split([x.numel() for x in places])
+        for i, o, x in zip(members, parts, places, strict=True):
+            result[i] = o.view(x.shape)
+    return [result[i] for i in range(len(result))]
