@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 from .update_rules import cautious_decay_, stochastic_round
 
@@ -160,10 +161,18 @@ def apply_updates(
     """
     decay = lr * weight_decay if weight_decay else 0.0
     if in_blocks(params):
-        rates = {s: -lr * s for s in set(scales)}
-        for p, o, s in zip(params, updates, scales, strict=True):
-            for block in blocks(p, o):
-                _apply_update(*block, rates[s], decay, cautious)
+        alike: dict[tuple[float, bool], list[int]] = {}
+        for i, (p, o, s) in enumerate(zip(params, updates, scales, strict=True)):
+            same = p.dtype == o.dtype and p.is_contiguous() and o.is_contiguous()
+            alike.setdefault((s, same and s > 0 and not cautious), []).append(i)
+        for (s, fusible), members in alike.items():
+            p_, o_ = [params[i] for i in members], [updates[i] for i in members]
+            if fusible:
+                _fused_apply(p_, o_, lr * s, weight_decay / s)
+                continue
+            for pair in zip(p_, o_, strict=True):
+                for block in blocks(*pair):
+                    _apply_update(*block, -lr * s, decay, cautious)
         return
     if cautious:
         for p, o in zip(params, updates, strict=True):
@@ -177,6 +186,24 @@ def apply_updates(
         return
     for p, o, s in zip(params, updates, scales, strict=True):
         p.add_(o, alpha=-lr * s)
+
+
+def _fused_apply(
+    params: list[Tensor], updates: list[Tensor], rate: float | Tensor, decay: float
+) -> None:
+    """W <- W - rate (O + decay W): a step of SGD, for which torch has one pass over memory."""
+    sgd(
+        params,
+        updates,
+        [None] * len(params),
+        fused=True,
+        lr=rate,  # type: ignore[arg-type]
+        weight_decay=decay,
+        momentum=0.0,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )
 
 
 def _apply_update(

@@ -176,15 +176,15 @@ class SpectralOptimizer(Optimizer):
 
     def _check_gradients(self) -> None:
         for group in self.param_groups:
-            for p, name in zip(group["params"], names_of(group), strict=True):
-                if p.grad is None:
+            for i, p in enumerate(group["params"]):
+                g = p.grad
+                if g is None or (g.layout == torch.strided and not g.is_complex()):
                     continue
-                kind = "sparse" if p.grad.layout != torch.strided else "complex"
-                if kind == "sparse" or p.grad.is_complex():
-                    raise RuntimeError(
-                        f"{type(self).__name__} does not support {kind} gradients, "
-                        f"but {describe(p, name)} has one"
-                    )
+                kind = "sparse" if g.layout != torch.strided else "complex"
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support {kind} gradients, "
+                    f"but {describe(p, names_of(group)[i])} has one"
+                )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Fills what an older checkpoint, or one of torch.optim.Muon, does not have.

@@ -66,13 +66,21 @@ def _stack(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Stack:
-    sizes = [shape.numel() for shape in shapes]
-    memory = torch.empty(sum(sizes), dtype=dtype, device=device)
-    places = [x.view(shape) for x, shape in zip(memory.split(sizes), shapes, strict=True)]
+    total = sum(shape.numel() for shape in shapes)
+    memory = torch.empty(total, dtype=dtype, device=device)
+    places = _cut(memory, shapes)
     if view.split is not None:
         return Stack(members, places, memory)
     m, n = batch_shape(shapes[0], view)[1:]
     return Stack(members, places, memory.view(-1, m, n) if len(memory) else memory)
+
+
+def _cut(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Views of the given shapes, one after the other."""
+    if all(shape == shapes[0] for shape in shapes):
+        return list(memory.view(len(shapes), *shapes[0]).unbind())
+    parts = memory.split([shape.numel() for shape in shapes])
+    return [x.view(shape) for x, shape in zip(parts, shapes, strict=True)]
 
 
 def in_order(stacks: Sequence[Stack]) -> list[Tensor]:
@@ -92,8 +100,6 @@ def orthogonalize_stacks(
     result: dict[int, Tensor] = {}
     for members, places, batch in stacks:
         # Tall results come transposed: one pass over all beats strided reads later.
-        done = orthogonalize(batch).contiguous().view(-1)
-        parts = done.split([x.numel() for x in places])
-        for i, o, x in zip(members, parts, places, strict=True):
-            result[i] = o.view(x.shape)
+        done = orthogonalize(batch).contiguous()
+        result.update(zip(members, _cut(done.view(-1), [x.shape for x in places]), strict=True))
     return [result[i] for i in range(len(result))]
