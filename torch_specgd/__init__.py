@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from .lora import LoraPair, find_lora_pairs, lora_param_groups, lora_report
+from .momentum_warmup import MomentumWarmup
 from .muon import Muon
 from .muon_step import muon
 from .param_groups import ParamGroups, param_groups
@@ -22,6 +23,7 @@ __all__ = [
     "ConstantThenGeometric",
     "ConstantThenLinear",
     "LoraPair",
+    "MomentumWarmup",
     "Muon",
     "ParamGroups",
     "SpecGD",

@@ -9,7 +9,7 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
 from .distributed.layout import local, local_like, without_partial_sums
-from .elementwise import in_blocks
+from .elementwise import fused_is_exact, in_blocks
 from .learning_rate import LR_SCALES, AdjustLr
 from .muon_step import MAX_BATCH_BYTES, Coefficients, muon
 from .optimizer import SpectralOptimizer, check_non_negative
@@ -42,7 +42,8 @@ class Muon(SpectralOptimizer):
             ``param_groups(model)`` makes such groups from names and module types.
         lr: Learning rate, a float or one-element tensor (default 1e-3).
         weight_decay: Decoupled decay per unit of lr, of both parts (default 0.1).
-        momentum: Weight of the old momentum (default 0.95).
+        momentum: Weight of the old momentum, a float or one-element tensor (default 0.95);
+            ``MomentumWarmup`` schedules it.
         nesterov: Nesterov's look-ahead (default True).
         ns_coefficients: "auto": the engine plans, at least as accurate as five Polar Express
             steps. A name picks a published schedule. One triple (a, b, c), applied ``ns_steps``
@@ -102,7 +103,7 @@ class Muon(SpectralOptimizer):
         params: ParamsT,
         lr: float | Tensor = 1e-3,
         weight_decay: float = 0.1,
-        momentum: float = 0.95,
+        momentum: float | Tensor = 0.95,
         nesterov: bool = True,
         ns_coefficients: Coefficients = "auto",
         eps: float = 1e-7,
@@ -281,6 +282,7 @@ class Muon(SpectralOptimizer):
         foreach = group["foreach"]
         # On a CPU torch's fused form is the fastest of its three by far.
         fused = foreach is None and in_blocks(weights) and not group["capturable"]
+        fused = fused and all(fused_is_exact(w.dtype) for w in wide)
         # torch's AdamW refuses foreach=True with a tensor lr outside of capturable.
         choosy = isinstance(lr, Tensor) and not group["capturable"]
         adamw(

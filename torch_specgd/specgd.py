@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from .distributed.layout import Layout, local, local_like
 from .distributed.orthogonalize import orthogonalize_distributed
+from .elementwise import next_updates
 from .learning_rate import LR_SCALES, AdjustLr, shape_scale
 from .optimizer import SpectralOptimizer, check_non_negative, orthogonalize_all
 from .routing import MATRIX_VIEWS, matrix_shape
@@ -79,9 +80,7 @@ def specgd(
         wide = [p.to(x.dtype) for p, x in zip(params, g, strict=True)]
         g = list(torch._foreach_add(g, wide, alpha=l2))
     if momentum:
-        torch._foreach_lerp_(momentum_buffers, g, 1 - momentum)
-        ahead = torch._foreach_lerp(g, momentum_buffers, momentum) if nesterov else momentum_buffers
-        g = list(ahead)
+        g = next_updates(momentum_buffers, g, None, momentum, nesterov=nesterov)
     columns = [x if x.ndim >= 2 else x.reshape(-1, 1) for x in g]
     options: dict[str, Any] = {"method": method, "smoothing": smoothing}
     if method == "newton_schulz" and ns_coefficients != "auto":
