@@ -186,6 +186,7 @@ def apply_updates(
                 for block in blocks(*pair):
                     _apply_update(*block, -lr * s, decay, cautious)
         return
+    updates = [_as_wide(o, p) for p, o in zip(params, updates, strict=True)]
     if cautious:
         for p, o in zip(params, updates, strict=True):
             cautious_decay_(p, o, decay)
@@ -193,11 +194,16 @@ def apply_updates(
         torch._foreach_mul_(params, 1 - decay)
     if isinstance(lr, Tensor):
         # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
-        scaled = torch._foreach_mul(torch._foreach_mul(list(updates), list(scales)), lr)
+        scaled = torch._foreach_mul(torch._foreach_mul(updates, list(scales)), lr)
         torch._foreach_sub_(params, scaled)
         return
     for p, o, s in zip(params, updates, scales, strict=True):
         p.add_(o, alpha=-lr * s)
+
+
+def _as_wide(o: Tensor, p: Tensor) -> Tensor:
+    """Returns o in p's dtype if that holds more, so that its scale is not rounded to o's."""
+    return o.to(p.dtype) if o.dtype.itemsize < p.dtype.itemsize else o
 
 
 def _fused_apply(
@@ -221,8 +227,8 @@ def _fused_apply(
 def _apply_update(
     p: Tensor, o: Tensor, rate: float | Tensor, decay: float | Tensor, cautious: bool
 ) -> None:
-    if o.dtype.itemsize < p.dtype.itemsize:
-        o = o.to(p.dtype)  # by itself: an addition of two dtypes takes longer than both passes
+    # By itself: an addition of two dtypes takes longer than both passes.
+    o = _as_wide(o, p)
     if cautious:
         cautious_decay_(p, o, decay)
     elif isinstance(decay, Tensor) or decay:

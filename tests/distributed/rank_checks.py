@@ -33,6 +33,7 @@ from torch.distributed.tensor import (
 from torch_specgd import Muon, SpecGD, muon_step
 from torch_specgd.distributed import exchange
 from torch_specgd.distributed.layout import local_like
+from torch_specgd.stacks import Stack
 
 # Uneven, fewer rows than ranks (empty pieces), single rows and columns, a convolution, an expert
 # stack, a vector, and two of one shape that must share a batch.
@@ -130,13 +131,18 @@ def matrices_seen(place: Callable[[Tensor], Tensor], **options: Any) -> list[int
     weights, gradients = weights_and_gradients(1)
     keep = [i for i, s in enumerate(SHAPES) if len(s) in (2, 4)]
     calls: list[list[Tensor]] = []
-    with counted(muon_step, "orthogonalize_all", calls):
+    stacks: list[list[Stack]] = []
+    with (
+        counted(muon_step, "orthogonalize_all", calls),
+        counted(muon_step, "orthogonalize_stacks", stacks),
+    ):
         run(
             lambda p: Muon(p, **options),
             place,
             [weights[i] for i in keep],
             [[g[i] for i in keep] for g in gradients],
         )
+    calls += [list(stack.places) for call in stacks for stack in call]
     shapes = [tuple(x.shape) for call in calls for x in call]
     assert set(shapes) <= set(SHAPES), "an orthogonalized tensor is no whole matrix"
     counts: list[Any] = [None] * dist.get_world_size()

@@ -1,0 +1,163 @@
+"""What a step does with memory: blocks, stacks and dtypes must not change what it computes."""
+
+import sys
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch_specgd import Muon, elementwise, stacks
+from torch_specgd.elementwise import BLOCK, apply_updates, blocks, next_updates
+from torch_specgd.routing import MatrixView
+from torch_specgd.triton_kernels import plan
+
+# Below one block, of several with a rest, not contiguous, empty.
+SHAPES = ((5, 7), (3, BLOCK // 2 + 5), (0, 4))
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn(s).to(dtype) for s in SHAPES] + [torch.randn(9, 600, 40).to(dtype).mT]
+
+
+def test_blocks_cover_every_element_once_and_share_its_memory() -> None:
+    x, y = torch.zeros(3, BLOCK // 2 + 5), torch.zeros(3, BLOCK // 2 + 5)
+    pieces = list(blocks(x, y))
+    assert len(pieces) == 2
+    for a, b in pieces:
+        assert len(a) == len(b) <= BLOCK
+        a.add_(1)
+    assert x.eq(1).all()
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize("place", [torch.float32, torch.bfloat16])
+def test_blocks_make_the_same_updates_as_whole_tensors(
+    nesterov: bool, maximize: bool, place: torch.dtype
+) -> None:
+    """The way of CPUs and the way of GPUs and compilers: the same bits."""
+    grads, start = tensors(torch.bfloat16), tensors()
+    results = []
+    for by_blocks in (True, False):
+        buffers = [b.clone() for b in start]
+        places = [torch.empty_like(b, dtype=place) for b in start]
+        with mock.patch.object(elementwise, "in_blocks", lambda _, way=by_blocks: way):
+            updates = next_updates(
+                buffers, grads, places, 0.9, nesterov=nesterov, maximize=maximize
+            )
+        results.append([*buffers, *updates])
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)])
+@pytest.mark.parametrize(("decay", "cautious"), [(0.0, False), (0.5, False), (0.5, True)])
+@pytest.mark.parametrize(
+    ("weight", "update"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_updates_are_applied_by_their_rule(
+    lr: Any, decay: float, cautious: bool, weight: torch.dtype, update: torch.dtype
+) -> None:
+    """Fused, in blocks, over lists: W - lr decay W - lr s O, entry by entry in float64."""
+    start, o = tensors(weight), tensors(update)
+    scales = [2.0, 0.5, 1.0, 0.5]
+    # 1 - lr decay is computed in the dtype of a tensor lr, as everywhere in torch.
+    coarse = torch.float32 if isinstance(lr, Tensor) and weight == torch.float64 else weight
+    eps = torch.finfo(coarse).eps
+    for by_blocks in (True, False):
+        params = [p.clone() for p in start]
+        with mock.patch.object(elementwise, "in_blocks", lambda _, way=by_blocks: way):
+            apply_updates(params, o, scales, lr, decay, cautious)
+        for p, w, x, s in zip(params, start, o, scales, strict=True):
+            w64, x64 = w.double(), x.double()
+            where = (x64 * w64 > 0).double() if cautious else 1.0
+            shrunk = w64 * (1 - float(lr) * decay * where)
+            torch.testing.assert_close(
+                p.double(), shrunk - float(lr) * s * x64, rtol=4 * eps, atol=8 * eps
+            )
+
+
+def test_bfloat16_batches_take_the_same_step() -> None:
+    """Handed to the engine in bfloat16, updates give the results that float32 ones give."""
+    shapes = ((96, 200), (200, 96), (300, 80), (16, 200), (4, 70, 90), (70, 9, 3, 3))
+    module = sys.modules["torch_specgd.muon_step"]
+    for coefficients in ("auto", (3.4445, -4.7750, 2.0315), "polar_express"):
+        results = []
+        for narrow in (True, False):
+            torch.manual_seed(1)
+            params = [nn.Parameter(torch.randn(s)) for s in shapes]
+            optimizer = Muon(params, lr=0.1, ns_coefficients=coefficients)
+            for _ in range(3):
+                for p in params:
+                    p.grad = torch.randn_like(p)
+                if narrow:
+                    optimizer.step()
+                else:
+                    with mock.patch.object(module, "update_dtype", lambda *a: a[3]):
+                        optimizer.step()
+            results.append(params)
+        for a, b in zip(*results, strict=True):
+            # Only the additions to the weights may differ, by float32's rounding.
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_only_what_the_engine_would_round_is_rounded() -> None:
+    """A matrix whose iteration runs in float32 must not lose its digits on the way there."""
+    module = sys.modules["torch_specgd.muon_step"]
+    cpu, view = torch.device("cpu"), MatrixView()
+
+    def dtype(shape: tuple[int, ...], coefficients: Any = "auto", own: Any = None, **kw: Any):
+        given = {"dtype": torch.float32, "device": cpu, "view": view, **kw}
+        return module.update_dtype(coefficients, own, torch.Size(shape), **given)
+
+    large, small = (512, 300), (16, 512)
+    engine = plan(large, 1, torch.float32, "cpu").dtype
+    assert dtype(large) == engine
+    assert dtype(small) == plan(small, 1, torch.float32, "cpu").dtype == torch.float32
+    assert dtype(large, own=torch.float32) == torch.float32
+    assert dtype(small, own=torch.bfloat16) == torch.bfloat16
+    assert dtype(small, coefficients=(3.4445, -4.7750, 2.0315)) == torch.bfloat16
+    assert dtype(large, dtype=torch.float64) == torch.float64
+    assert dtype(large, device=torch.device("cuda")) == torch.float32
+    fused = MatrixView(split=(0, (16, 496)))  # one piece of 16 rows: both stay as they are
+    assert dtype(large, view=fused) == torch.float32
+    assert dtype(large, view=MatrixView(split=(0, (256, 256)))) == engine
+
+
+def test_matrices_of_one_shape_are_one_batch_whatever_they_belong_to() -> None:
+    """A convolution, a stack and a matrix of one logical shape: one call, without a copy."""
+    shapes = ((8, 4, 3, 3), (2, 8, 36), (8, 36), (8, 5))
+    params = [nn.Parameter(torch.randn(s)) for s in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    seen = []
+    module = sys.modules["torch_specgd.muon_step"]
+
+    def recording(x: Tensor, **options: Any) -> Tensor:
+        seen.append(tuple(x.shape))
+        return stacks_engine(x, **options)
+
+    stacks_engine = module.orthogonalize
+    with mock.patch.object(module, "orthogonalize", recording):
+        Muon(params).step()
+    assert seen == [(4, 8, 36), (1, 8, 5)]
+
+
+def test_stacks_hold_every_update_in_its_shape() -> None:
+    buffers = [torch.zeros(s) for s in ((3, 4), (2, 3, 4), (3, 2, 2), (6, 4))]
+    views = [MatrixView(), MatrixView(), MatrixView("flatten"), MatrixView(split=(0, (2, 4)))]
+    made = stacks.stack_updates(buffers, [b.shape for b in buffers], views, lambda *a: a[1])
+    for x, b in zip(stacks.in_order(made), buffers, strict=True):
+        assert x.shape == b.shape
+        x.fill_(1)
+    assert [tuple(s.batch.shape) for s in made] == [(4, 3, 4), (24,)]
+    assert all(s.batch.eq(1).all() for s in made)
