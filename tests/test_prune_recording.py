@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from data_prune import DualTracker, KeyedTracker, ScoreTable
+from ranks import leave
 from reference import dual as naive
 
 
@@ -133,8 +134,7 @@ def _rank(rank, folder):
     if rank == 0:
         table.to_parquet(f"{folder}/table.parquet")
         Path(f"{folder}/coverage.json").write_text(json.dumps(tracker.coverage()))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_ranks_agree_and_equal_one_process(tmp_path):

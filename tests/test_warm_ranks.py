@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from ranks import leave
 from warmstart import (
     GradientDirection,
     dash_shrink,
@@ -244,7 +245,7 @@ def worker(rank: int, folder: str) -> None:
         except BaseException:
             outcome = traceback.format_exc()
         Path(folder, f"{name}.{rank}").write_text(outcome)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
-from .lora import LoraPair, find_lora_pairs, lora_param_groups, lora_report
+from .lora import LoraPair, find_lora_pairs, lora_param_groups
+from .lora_report import lora_report
 from .momentum_warmup import MomentumWarmup
 from .muon import Muon
 from .muon_step import muon

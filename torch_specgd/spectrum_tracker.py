@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .lora import LoraPair, find_lora_pairs, lora_report
+from .lora import LoraPair, find_lora_pairs
+from .lora_report import lora_report
 from .routing import as_matrices
 from .spectrum import (
     effective_rank,
@@ -238,31 +239,9 @@ class SpectrumTracker:
             Columns step, name, kind, index, singular_value, mode, stable_rank, effective_rank,
             sigma_ratio, balance, scale, rate; what does not apply is null.
         """
-        import pyarrow as pa
+        from .spectrum_table import spectrum_table
 
-        rows = [
-            {
-                **{k: v for k, v in record.items() if k not in ("singular_values", "modes")},
-                "index": i,
-                "singular_value": sigma,
-                "mode": record["modes"][i]
-                if record["modes"] and i < len(record["modes"])
-                else None,
-            }
-            for record in self.records
-            for i, sigma in enumerate(record["singular_values"])
-        ]
-        floats = "singular_value mode stable_rank effective_rank sigma_ratio balance scale rate"
-        schema = pa.schema(
-            [
-                ("step", pa.int64()),
-                ("name", pa.string()),
-                ("kind", pa.string()),
-                ("index", pa.int64()),
-            ]
-            + [(name, pa.float64()) for name in floats.split()]
-        )
-        return pa.Table.from_pylist(rows, schema=schema)
+        return spectrum_table(self.records)
 
     def to_csv(self, path: str | Path) -> None:
         """Writes :meth:`table` as CSV."""

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .distributed.layout import placed_like
+
 
 def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> Tensor:
     """NorMuon: divides every output neuron's update by its running root mean square.
@@ -27,7 +29,9 @@ def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> 
         NorMuon, arXiv 2510.05491, without its Adam-matching constant: ``adjust_lr_fn`` sets that.
     """
     wide = o.to(v.dtype)
-    v.lerp_(wide.square().mean(dim=tuple(dims), keepdim=True), 1 - beta)
+    mean = wide.square().mean(dim=tuple(dims), keepdim=True)
+    # torch 2.14 refuses an operation in place on DTensors that lie differently.
+    v.lerp_(placed_like(mean, v), 1 - beta)
     tiny = torch.finfo(v.dtype).tiny
     normed = wide / v.clamp(min=tiny).sqrt()
     size = torch.linalg.vector_norm(normed).clamp(min=tiny)

@@ -30,6 +30,7 @@ from torch.distributed.tensor import (
     distribute_tensor,
 )
 
+from ranks import leave
 from torch_specgd import Muon, SpecGD, muon_step
 from torch_specgd.distributed import exchange
 from torch_specgd.distributed.layout import local_like
@@ -602,4 +603,4 @@ def work(rank: int, world: int, folder: str) -> None:
         except Exception:
             results[name] = traceback.format_exc()
         torch.save(results, f"{folder}/results-{world}-{rank}")
-    dist.destroy_process_group()
+    leave()

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "torchrun_fsdp2.py"
+LAUNCHER = Path(__file__).parents[1] / "ranks.py"
 
 
 def losses(ranks: int, *arguments: str) -> list[float]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*command, "--nproc_per_node", str(ranks), str(EXAMPLE), *arguments],
+        [*command, "--nproc_per_node", str(ranks), str(LAUNCHER), str(EXAMPLE), *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "muon_ddp.py"
+LAUNCHER = Path(__file__).parents[1] / "ranks.py"
 
 
 def test_example_trains_and_ranks_agree() -> None:
     """Two processes, started as a user starts them: loss falls, weights stay equal bit by bit."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*command, "--nproc_per_node", "2", str(EXAMPLE)],
+        [*command, "--nproc_per_node", "2", str(LAUNCHER), str(EXAMPLE)],
         capture_output=True,
         text=True,
         check=False,

@@ -46,9 +46,14 @@ def local_like(x: Tensor, p: Tensor) -> Tensor:
             f"{describe(p)} is {_kind(p)}, but its gradient is {_kind(x)}; "
             f"either both are DTensors or none is"
         )
+    return local(placed_like(x, p))
+
+
+def placed_like(x: Tensor, p: Tensor) -> Tensor:
+    """x, divided among the ranks as p is; plain tensors stay what they are."""
     if is_dtensor(x) and is_dtensor(p) and tuple(x.placements) != tuple(p.placements):
-        x = x.redistribute(p.device_mesh, p.placements)
-    return local(x)
+        return x.redistribute(p.device_mesh, p.placements)
+    return x
 
 
 def _kind(x: Tensor) -> str:

@@ -1,0 +1,39 @@
+"""A tracker's records as an Arrow table, for CSV, Parquet and data frames."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+_FLOATS = (
+    "singular_value", "mode", "stable_rank", "effective_rank", "sigma_ratio", "balance", "scale",
+    "rate",
+)  # fmt: skip
+
+
+def spectrum_table(records: Sequence[dict[str, Any]]) -> pa.Table:
+    """One row per singular value of each record; what does not apply is null.
+
+    Args:
+        records: Of a :class:`SpectrumTracker`.
+
+    Returns:
+        Columns step, name, kind, index, singular_value, mode, stable_rank, effective_rank,
+        sigma_ratio, balance, scale, rate.
+    """
+    rows = [
+        {
+            **{k: v for k, v in record.items() if k not in ("singular_values", "modes")},
+            "index": i,
+            "singular_value": sigma,
+            "mode": record["modes"][i] if record["modes"] and i < len(record["modes"]) else None,
+        }
+        for record in records
+        for i, sigma in enumerate(record["singular_values"])
+    ]
+    columns = [
+        ("step", pa.int64()), ("name", pa.string()), ("kind", pa.string()), ("index", pa.int64()),
+    ]  # fmt: skip
+    return pa.Table.from_pylist(
+        rows, schema=pa.schema(columns + [(name, pa.float64()) for name in _FLOATS])
+    )
