@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rank_checkpoints
 import rank_checks
+import rank_models
+import rank_runs
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -95,7 +98,7 @@ def test_tensor_parallelism_inside_fsdp(results: Read) -> None:
 @pytest.mark.parametrize(("check", "world"), [("each_matrix_once", 2), ("hsdp_owners", 4)])
 def test_every_matrix_has_one_owner(results: Read, check: str, world: int) -> None:
     """Work done twice, or by one rank for all, is what the scheme exists to avoid."""
-    matrices = sum(len(s) in (2, 4) for s in rank_checks.SHAPES)
+    matrices = sum(len(s) in (2, 4) for s in rank_runs.SHAPES)
     for counts in results(check):
         assert sum(counts) == matrices
         assert len(counts) == world
@@ -178,12 +181,12 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 def resume_here(model: torch.nn.Module, folder: Path, flat: bool) -> float:
     """Loads what two ranks saved, goes on for three steps, and compares."""
-    optimizer = rank_checks.muon_of(model)
+    optimizer = rank_models.muon_of(model)
     path = folder / f"two-ranks-flat-{flat}"
-    rank_checks.load(model, optimizer, path, flat)
-    rank_checks.train(model, optimizer, range(3, 6))
+    rank_checkpoints.load(model, optimizer, path, flat)
+    rank_models.train(model, optimizer, range(3, 6))
     straight = torch.load(folder / f"straight-{flat}-0")
-    return rank_checks.largest_difference(model.parameters(), straight)
+    return rank_runs.largest_difference(model.parameters(), straight)
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -192,7 +195,7 @@ def test_checkpoint_of_two_ranks_resumes_on_one(
 ) -> None:
     """A checkpoint is not tied to the number of ranks that wrote it."""
     results("checkpoint")
-    model = rank_checks.sharded_net(init_device_mesh("cpu", (1,)))
+    model = rank_models.sharded_net(init_device_mesh("cpu", (1,)))
     assert resume_here(model, folder, flat) <= TOLERANCE
 
 
@@ -202,4 +205,4 @@ def test_checkpoint_of_two_ranks_resumes_on_one(
 def test_checkpoint_of_two_ranks_resumes_unsharded(results: Read, folder: Path, flat: bool) -> None:
     """What a cluster has trained is continued on a laptop, without a process group."""
     results("checkpoint")
-    assert resume_here(rank_checks.net(), folder, flat) <= TOLERANCE
+    assert resume_here(rank_models.net(), folder, flat) <= TOLERANCE

@@ -1,0 +1,99 @@
+"""Checks in the spawned processes: models that train under FSDP2, HSDP, DDP and the compiler."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rank_models import muon_of, my_share, net, sharded_net, train, trained
+from rank_runs import (
+    OPTIMIZERS,
+    everywhere_equal,
+    full,
+    largest_difference,
+    matrices_seen,
+    run,
+    weights_and_gradients,
+)
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import (
+    Shard,
+    distribute_tensor,
+)
+
+from torch_specgd import Muon, SpecGD
+
+
+def check_unused_parameter(mesh: DeviceMesh, folder: Path) -> Any:
+    """A parameter without a gradient stays, and the others' exchanges still match."""
+    weights, gradients = weights_and_gradients(1)
+    params = [nn.Parameter(distribute_tensor(w, mesh, [Shard(0)])) for w in weights]
+    for p, g in zip(params[1:], gradients[0][1:], strict=True):
+        p.grad = distribute_tensor(g, mesh, [Shard(0)])
+    optimizer = Muon(params, lr=0.02)
+    optimizer.step()
+    plain, _ = run(OPTIMIZERS["muon"], lambda x: x, weights[1:], [gradients[0][1:]])
+    untouched = torch.equal(full(params[0]), weights[0])
+    return untouched, largest_difference(params[1:], plain)
+
+
+def check_fsdp_training(mesh: DeviceMesh, folder: Path) -> Any:
+    plain, _ = trained(net(), 5)
+    model, _ = trained(sharded_net(mesh), 5, my_share())
+    # The default schedule, on gradients that are the same to the last bit: the same batch
+    # everywhere.
+    same, other = net(), sharded_net(mesh)
+    for m in (same, other):
+        train(m, muon_of(m), range(5))
+    return {
+        "shares": largest_difference(model.parameters(), plain.parameters()),
+        "same batch, default schedule": largest_difference(other.parameters(), same.parameters()),
+    }
+
+
+def check_ddp_share_work(mesh: DeviceMesh, folder: Path) -> Any:
+    plain, _ = trained(net(), 5)
+    model = nn.parallel.DistributedDataParallel(net())
+    optimizer = muon_of(model.module, share_work=True, ns_coefficients=[(1.5, -0.5)] * 3)
+    train(model, optimizer, range(5), my_share())
+    return {
+        "difference": largest_difference(model.parameters(), plain.parameters()),
+        "same bits": everywhere_equal(model.parameters()),
+        "matrices": matrices_seen(lambda x: x, share_work=True),
+        "without": matrices_seen(lambda x: x),
+        "whole optimizers": compare_shared(),
+    }
+
+
+def compare_shared() -> dict[str, float]:
+    weights, gradients = weights_and_gradients()
+    result = {}
+    for name, kind in {"muon": Muon, "specgd": partial(SpecGD, momentum=0.9)}.items():
+        plain, _ = run(kind, lambda x: x, weights, gradients)
+        shared, _ = run(partial(kind, share_work=True), lambda x: x, weights, gradients)
+        result[name] = largest_difference(shared, plain)
+    return result
+
+
+def check_compiled_step(mesh: DeviceMesh, folder: Path) -> Any:
+    """torch.compile of the step runs, cut at the exchange."""
+    weights, gradients = weights_and_gradients(2)
+    keep = [0, 2, 8]
+    weights = [weights[i] for i in keep]
+    gradients = [[g[i] for i in keep] for g in gradients]
+    plain, _ = run(OPTIMIZERS["muon"], lambda x: x, weights, gradients)
+    params = [nn.Parameter(distribute_tensor(w, mesh, [Shard(0)])) for w in weights]
+    optimizer = OPTIMIZERS["muon"](params)
+    step = torch.compile(optimizer.step, backend="eager")
+    for grads in gradients:
+        for p, g in zip(params, grads, strict=True):
+            p.grad = distribute_tensor(g, mesh, [Shard(0)])
+        step()
+    return largest_difference(params, plain)
+
+
+def check_hsdp_training(mesh: DeviceMesh, folder: Path) -> Any:
+    plain, _ = trained(net(), 4)
+    model, _ = trained(sharded_net(mesh), 4, my_share())
+    return largest_difference(model.parameters(), plain.parameters())
