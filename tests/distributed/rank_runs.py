@@ -20,8 +20,21 @@ from torch_specgd import Muon, SpecGD, muon_step
 from torch_specgd.stacks import Stack
 
 # Uneven, fewer rows than ranks (empty pieces), single rows and columns, a convolution, an expert
-# stack, a vector, and two of one shape that must share a batch.
-SHAPES = [(8, 6), (3, 7), (1, 9), (9, 1), (12, 5), (8, 6), (5, 3, 2, 2), (6, 4, 5), (7,), (65, 33)]
+# stack, a vector, two of one shape that must share a batch, and one that is iterated in bfloat16
+# where the processor can.
+SHAPES = [
+    (8, 6),
+    (3, 7),
+    (1, 9),
+    (9, 1),
+    (12, 5),
+    (8, 6),
+    (5, 3, 2, 2),
+    (6, 4, 5),
+    (7,),
+    (65, 33),
+    (70, 66),
+]
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
