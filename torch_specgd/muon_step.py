@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -76,26 +77,25 @@ def muon(
     engine = _engine(ns_coefficients, ns_steps, eps, compute_dtype)
     dtype_of = partial(update_dtype, ns_coefficients, compute_dtype)
     scale = partial(shape_scale, adjust_lr_fn)
-    # The usual case: whole matrices, one a parameter, that stay where they are.
-    simple = not share_work and not any(is_dtensor(p) for p in params)
-    simple = simple and all(v.split is None for v in views) and not torch.compiler.is_compiling()
+    traced = torch.compiler.is_compiling()  # the compiler plans memory by itself
+    # Nearly always: whole matrices that stay where they are.
+    whole = not traced and not share_work and all(v.split is None for v in views)
+    whole = whole and not any(is_dtensor(p) for p in params)
     for chunk in chunks(params, max_batch_bytes):
         weights, b, g, seen = (
             [xs[i] for i in chunk] for xs in (params, momentum_buffers, grads, views)
         )
-        stacks = None  # the compiler plans memory by itself
-        if not torch.compiler.is_compiling():
-            stacks = stack_updates(b, [p.shape for p in weights], seen, dtype_of)
+        stacks = [] if traced else stack_updates(b, [p.shape for p in weights], seen, dtype_of)
         updates = next_updates(
             b,
             g,
-            None if stacks is None else in_order(stacks),
+            None if traced else in_order(stacks),
             momentum,
             nesterov=nesterov,
             maximize=maximize,
             rounding=rounding,
         )
-        if simple and stacks is not None:
+        if whole:
             updates = orthogonalize_stacks(stacks, engine)
         else:
             updates = orthogonalize_distributed(
@@ -177,13 +177,12 @@ def chunks(params: Sequence[Tensor], max_bytes: int) -> list[list[int]]:
         >>> chunks([a, b, a], max_bytes=32)
         [[0, 2], [1]]
     """
-    first: dict[tuple[int, ...], int] = {}
+    alike: dict[tuple[int, ...], list[int]] = {}
     for i, p in enumerate(params):
-        first.setdefault(tuple(p.shape), i)
-    order = sorted(range(len(params)), key=lambda i: (first[tuple(params[i].shape)], i))
+        alike.setdefault(tuple(p.shape), []).append(i)
     result: list[list[int]] = []
     room = -1
-    for i in order:
+    for i in chain.from_iterable(alike.values()):
         size = params[i].numel() * params[i].element_size()
         if size > room:
             result.append([])

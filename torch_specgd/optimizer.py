@@ -83,7 +83,8 @@ def _orthogonalize_whole(
     result: list[Tensor] = list(updates)
     for members in batches.values():
         parts = [matrices[i] for i in members]
-        done = orthogonalize(_joined(parts))
+        # Tall results come transposed: one pass over all beats strided reads later.
+        done = orthogonalize(_joined(parts)).contiguous()
         for i, o in zip(members, done.split([len(x) for x in parts]), strict=True):
             result[i] = o.reshape(updates[i].shape)
     return result
