@@ -29,7 +29,8 @@ def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> 
         NorMuon, arXiv 2510.05491, without its Adam-matching constant: ``adjust_lr_fn`` sets that.
     """
     wide = o.to(v.dtype)
-    mean = wide.square().mean(dim=tuple(dims), keepdim=True)
+    # Of uneven shards, a sum and not a mean: torch 2.9 averages the ranks' means alike.
+    mean = wide.square().sum(dim=tuple(dims), keepdim=True) / (wide.numel() // v.numel())
     # torch 2.14 refuses an operation in place on DTensors that lie differently.
     v.lerp_(placed_like(mean, v), 1 - beta)
     tiny = torch.finfo(v.dtype).tiny

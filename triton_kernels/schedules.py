@@ -273,7 +273,8 @@ def is_triple(schedule: ScheduleLike) -> bool:
         isinstance(schedule, Sequence)
         and not isinstance(schedule, str)
         and len(schedule) == 3
-        and all(isinstance(c, int | float) and not isinstance(c, bool) for c in schedule)
+        # A tuple of types: Dynamo of torch 2.9 knows no unions.
+        and all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in schedule)
     )
 
 

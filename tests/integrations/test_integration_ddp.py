@@ -19,7 +19,8 @@ def test_example_trains_and_ranks_agree() -> None:
         timeout=900,
     )
     assert done.returncode == 0, done.stderr
-    loss, difference = done.stdout.splitlines()
+    # torch 2.9 lets gloo speak on the same channel.
+    loss, difference = (x for x in done.stdout.splitlines() if not x.startswith("[Gloo]"))
     first, last = map(float, loss.removeprefix("loss: ").split(" -> "))
     assert last < first / 2
     assert float(difference.removeprefix("largest difference between ranks: ")) == 0.0
