@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .normalize import Start
-from .products import Products, plus_identity, scaled_sum
+from .products import Products, plus_identity, scale_members, scaled_sum
 from .schedules import Schedule, Step
 
 __all__ = ["direct", "gram", "step_polynomial"]
@@ -40,7 +40,8 @@ def step_polynomial(r: Tensor, step: Step, ops: Products, u: Tensor | None = Non
     if len(step) == 4 or step[4] == 0.0:
         v = ops.symmetric(r, r, r, alpha=step[3], beta=step[2], gamma=step[1])
         return ops.symmetric(r, v, gamma=step[0])
-    return ops.symmetric(*ops.quadratics(r, step, u))
+    v, w, scale = ops.quadratics(r, step, u)
+    return ops.symmetric(v, w, alpha=scale)
 
 
 def direct(start: Start, schedule: Schedule, ops: Products, out: Tensor | None = None) -> Tensor:
@@ -58,7 +59,7 @@ def direct(start: Start, schedule: Schedule, ops: Products, out: Tensor | None =
     steps, x = schedule.coefficients, start.x
     for k, step in enumerate(steps):
         if k == 0:
-            w = step_polynomial(start.r, step, ops, start.u).mul_(start.factor)
+            w = scale_members(step_polynomial(start.r, step, ops, start.u), start.factor)
         else:
             w = step_polynomial(ops.gram(x), step, ops)
         x = ops.apply(w, x, out if k == len(steps) - 1 else None)
@@ -97,7 +98,7 @@ def gram(
             continue
         if k == min(ends):
             # The factor of the normalization rides on the first Q, never on R.
-            q = q.mul_(factor)
+            q = scale_members(q, factor)
         x, q = ops.apply(q, x, out if k == len(steps) - 1 else None), None
         if k < len(steps) - 1:
             r, u = ops.gram(x), None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .products import Products
+from .products import Products, scale_members
 
 __all__ = ["Start", "begin", "largest_entry", "prescale"]
 
@@ -104,20 +104,18 @@ def begin(x: Tensor, dtype: torch.dtype, normalization: str, ops: Products) -> S
         r[lost] = ops.gram(y[lost])
         bound[lost] = _bound(r[lost], normalization)
     trace = _trace(r)
-    # Rounded once, so that R and the factor that X takes later are of the same scale.
-    scale = _reciprocal(bound).to(dtype)
-    r.mul_(scale)
+    scale = _reciprocal(bound)
+    scale_members(r, scale)
     u = None
     if normalization == "schatten8":
-        # R is divided by its Frobenius norm already; that of U = R^2 bounds it tighter still.
+        # R is divided by its trace or Frobenius norm already; that of U = R^2 bounds it tighter.
         u = ops.symmetric(r, r)
-        tighter = _reciprocal(_bound(u, "schatten4").sqrt()).to(dtype)
-        r.mul_(tighter)
+        tighter = _reciprocal(_bound(u, "schatten4").sqrt())
+        scale_members(r, tighter)
         # The square in full precision: U that is 2^-9 off R^2 as a whole, not entry by entry,
         # shifts the near-cancelling factor of a degree-9 step and sends sigma = 1 beyond 1.02.
-        u.mul_(tighter.to(bound.dtype).square())
-        scale = scale.to(bound.dtype) * tighter.to(bound.dtype)
-    scale = scale.to(bound.dtype)
+        scale_members(u, tighter.square())
+        scale = scale * tighter
     return Start(y, r, u, scale.sqrt(), (trace * scale).sqrt().flatten())
 
 

@@ -13,13 +13,15 @@ from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
 from .normalize import Start, begin
 from .planning import SMALL, Leg, Plan, arithmetic_dtype, plan
-from .products import Products, TorchProducts
+from .products import Products, TorchProducts, cpu_has_amx
 from .schedules import SCHEDULES, Schedule
 
 __all__ = ["orthogonalize_op", "run_plan"]
 
 _PRECISE_STEPS = 12
+_ALL = 2**31
 _CHUNK = 2**20  # elements worked on at a time on a CPU
+_WORKSPACE = 2**26  # elements at most where every thread has its own matrix
 
 
 def products_for(x: Tensor, dtype: torch.dtype) -> Products:
@@ -45,6 +47,23 @@ def _members(start: Start, index: Tensor) -> Start:
     return Start(*(None if part is None else part[index] for part in start))  # type: ignore[arg-type]
 
 
+def _together(n: int, m: int, dtype: torch.dtype) -> int:
+    """Return how many (n, m) matrices a CPU works on at a time.
+
+    Small ones all at once: there the calls are what costs. Large ones a few at a time: their
+    products and the passes over them then stay in the cache.
+    """
+    if n <= SMALL:
+        return _ALL
+    size = max(1, _CHUNK // (n * m))
+    if dtype == torch.bfloat16 and cpu_has_amx():
+        # A matrix for each thread: oneDNN runs two products of 768 rows on two threads in the
+        # time of one, since it splits a single one so small badly.
+        threads = min(torch.get_num_threads(), max(1, _WORKSPACE // (n * m)))
+        size = -(-size // threads) * threads
+    return size
+
+
 def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) -> None:
     """Run a plan on (b, n, m), n <= m: a matrix takes the first leg that reaches far enough.
 
@@ -60,10 +79,7 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         orthogonalize_small(x, chosen.legs[-1].schedule, out)
         return
     ops = products_for(x, chosen.dtype) if ops is None else ops
-    # Large matrices one or a few at a time on a CPU: their products and the passes over them
-    # then stay in the cache. Small ones all at once: there the calls are what costs.
-    small = x.shape[-2] <= SMALL or x.device.type != "cpu"
-    size = x.shape[0] if small else max(1, _CHUNK // (x.shape[-2] * x.shape[-1]))
+    size = x.shape[0] if x.device.type != "cpu" else _together(*x.shape[-2:], chosen.dtype)
     for part, place in zip(x.split(size), out.split(size), strict=True):
         same = place.dtype == chosen.dtype
         y = _run_legs(part, chosen, ops, place if same else None)

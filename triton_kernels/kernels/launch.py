@@ -254,15 +254,17 @@ class TritonProducts:
         """Return ``alpha A B + beta C + gamma I``."""
         return symmetric(a, b, c, (alpha, beta, gamma))[0]
 
-    def quadratics(self, r: Tensor, step: Step, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def quadratics(
+        self, r: Tensor, step: Step, u: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, float]:
         """Return both factors of a degree-9 step, from one product's accumulator."""
         c4, (a1, b1), (a2, b2) = quadratic_factors(step)
         if u is not None:
             v = plus_identity(scaled_sum(u, 1.0, r, a1), b1)
-            return v, plus_identity(scaled_sum(u, c4, r, c4 * a2), c4 * b2)
-        v, other = symmetric(r, r, r, (1.0, a1, b1), (c4, c4 * a2, c4 * b2))
-        assert other is not None
-        return v, other
+            return v, plus_identity(scaled_sum(u, 1.0, r, a2), b2), c4
+        v, w = symmetric(r, r, r, (1.0, a1, b1), (1.0, a2, b2))
+        assert w is not None
+        return v, w, c4
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""
