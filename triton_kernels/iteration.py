@@ -44,7 +44,13 @@ def step_polynomial(r: Tensor, step: Step, ops: Products, u: Tensor | None = Non
     return ops.symmetric(v, w, alpha=scale)
 
 
-def direct(start: Start, schedule: Schedule, ops: Products, out: Tensor | None = None) -> Tensor:
+def direct(
+    start: Start,
+    schedule: Schedule,
+    ops: Products,
+    out: Tensor | None = None,
+    spare: Sequence[Tensor] = (),
+) -> Tensor:
     """Run the direct form: every step forms ``R = X X^T`` and sets ``X <- h(R) X``.
 
     Args:
@@ -52,9 +58,10 @@ def direct(start: Start, schedule: Schedule, ops: Products, out: Tensor | None =
         schedule: The steps.
         ops: The products.
         out: Where the last product goes, default a new tensor.
+        spare: Two tensors like X to work in, of which `start.x` may be one; default new ones.
 
     Returns:
-        (b, n, m), `out` or fresh.
+        (b, n, m), `out`, one of `spare`, or fresh.
     """
     steps, x = schedule.coefficients, start.x
     for k, step in enumerate(steps):
@@ -62,7 +69,9 @@ def direct(start: Start, schedule: Schedule, ops: Products, out: Tensor | None =
             w = scale_members(step_polynomial(start.r, step, ops, start.u), start.factor)
         else:
             w = step_polynomial(ops.gram(x), step, ops)
-        x = ops.apply(w, x, out if k == len(steps) - 1 else None)
+        place = next((s for s in spare if s is not x), None)
+        last = k == len(steps) - 1 and out is not None
+        x = ops.apply(w, x, out if last else place)
     return x
 
 

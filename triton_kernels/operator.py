@@ -6,6 +6,8 @@ call, and because only so does it run, fake and compile the same way with and wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,11 @@ def products_for(x: Tensor, dtype: torch.dtype) -> Products:
     return TritonProducts(x.device)
 
 
-def _go(start: Start, leg: Leg, ops: Products, out: Tensor | None = None) -> Tensor:
+def _go(
+    start: Start, leg: Leg, ops: Products, out: Tensor | None = None, spare: Sequence[Tensor] = ()
+) -> Tensor:
     if leg.form == "direct":
-        return direct(start, leg.schedule, ops, out)
+        return direct(start, leg.schedule, ops, out, spare)
     return gram(start, leg.schedule, ops, leg.restarts, out)
 
 
@@ -80,23 +84,34 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         return
     ops = products_for(x, chosen.dtype) if ops is None else ops
     size = x.shape[0] if x.device.type != "cpu" else _together(*x.shape[-2:], chosen.dtype)
+    # Fresh memory costs more than a pass over it: the allocator gives blocks of this size back
+    # to the system, and the first touch of each page then is a fault. A tall X is read as it
+    # lies, a transposing copy would cost more.
+    buffers: Sequence[Tensor] = ()
+    if x.device.type == "cpu" and x.shape[0] > size and x.stride(-1) == 1:
+        buffers = x.new_empty(2, size, *x.shape[-2:], dtype=chosen.dtype).unbind()
     for part, place in zip(x.split(size), out.split(size), strict=True):
         same = place.dtype == chosen.dtype
-        y = _run_legs(part, chosen, ops, place if same else None)
+        spare = [buffer[: part.shape[0]] for buffer in buffers]
+        y = _run_legs(part, chosen, ops, place if same else None, spare)
         if y is not place:
             place.copy_(y)
 
 
-def _run_legs(x: Tensor, chosen: Plan, ops: Products, out: Tensor | None) -> Tensor:
+def _run_legs(
+    x: Tensor, chosen: Plan, ops: Products, out: Tensor | None, spare: Sequence[Tensor]
+) -> Tensor:
     """Return the result, in `out` if that is given and all matrices take the same leg."""
     first, last = chosen.legs[0], chosen.legs[-1]
     # The first leg's bound is the tighter one, and serves a schedule made for a looser one too.
-    start = begin(x, chosen.dtype, first.schedule.normalization, ops)
+    start = begin(
+        x, chosen.dtype, first.schedule.normalization, ops, spare[0] if spare else None
+    )
     flat = start.flatness >= first.flatness if len(chosen.legs) > 1 else None
     if flat is None or not bool(flat.any()):
-        return _go(start, last, ops, out)
+        return _go(start, last, ops, out, spare)
     if bool(flat.all()):
-        return _go(start, first, ops, out)
+        return _go(start, first, ops, out, spare)
     y = torch.empty_like(start.x)
     for leg, index in ((first, flat), (last, ~flat)):
         y[index] = _go(_members(start, index), leg, ops)
