@@ -104,9 +104,7 @@ def _run_legs(
     """Return the result, in `out` if that is given and all matrices take the same leg."""
     first, last = chosen.legs[0], chosen.legs[-1]
     # The first leg's bound is the tighter one, and serves a schedule made for a looser one too.
-    start = begin(
-        x, chosen.dtype, first.schedule.normalization, ops, spare[0] if spare else None
-    )
+    start = begin(x, chosen.dtype, first.schedule.normalization, ops, spare[0] if spare else None)
     flat = start.flatness >= first.flatness if len(chosen.legs) > 1 else None
     if flat is None or not bool(flat.any()):
         return _go(start, last, ops, out, spare)

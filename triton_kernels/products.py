@@ -79,12 +79,17 @@ class Products(Protocol):
 def plus_identity(x: Tensor, value: float) -> Tensor:
     """Add ``value I`` in place, in float32: `x` is always a fresh product."""
     diagonal = x.diagonal(dim1=-2, dim2=-1)
+    if x.dtype in (torch.float32, torch.float64):
+        diagonal.add_(value)
+        return x
     diagonal.copy_(diagonal.to(torch.promote_types(x.dtype, torch.float32)) + value)
     return x
 
 
 def scaled_sum(a: Tensor, alpha: float, b: Tensor, beta: float) -> Tensor:
     """Return ``alpha A + beta B`` with both scalars and the sum in float32 or wider."""
+    if alpha == 1.0 and a.dtype in (torch.float32, torch.float64):
+        return torch.add(a, b, alpha=beta)
     if alpha == 1.0:
         # addcmul keeps its scalar in float32, where add would round beta to bfloat16; one pass
         # instead of a cast of both, a sum and a cast back takes a quarter of their time.
