@@ -5,7 +5,8 @@
 Every trial runs all methods once, in turn, so that a busy machine slows them alike; the table
 gives medians. Peers: a loop over torch.optim.Muon's `_zeropower_via_newtonschulz`, and the
 plain-torch path of gram-newton-schulz if it is installed (pip install gram-newton-schulz
---no-deps); that one computes in float16, which few CPUs multiply fast, and gets fewer trials.
+--no-deps); that one computes in float16, which few CPUs multiply fast, and gets fewer trials. Its
+API knows no other dtype, so its source is also run with bfloat16 and float32 in float16's place.
 "CPU ms" is processor time of all threads, the better measure where the machine is shared.
 """
 
@@ -17,6 +18,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 from torch_specgd.triton_kernels import orthogonalize
 from torch_specgd.triton_kernels.planning import plan
 
+PEER = "gram-newton-schulz"
 JORDAN = (3.4445, -4.7750, 2.0315)
 CASES = ((12, 768, 3072), (12, 768, 768), (192, 16, 1024), (192, 1024, 16))
 Method = Callable[[Tensor], Tensor]
@@ -43,11 +46,30 @@ def peers() -> dict[str, Method]:
         "ours fast": lambda x: orthogonalize(x, accuracy="fast"),
     }
     try:
-        from gram_newton_schulz.gram_newton_schulz import GramNewtonSchulz
+        from gram_newton_schulz import gram_newton_schulz as module
     except ImportError:
         return methods
-    methods["gram-newton-schulz"] = GramNewtonSchulz(ns_use_kernels=False, compile_kwargs=None)
+    other = module.GramNewtonSchulz(ns_use_kernels=False, compile_kwargs=None)
+    methods[PEER] = lambda x: _in_dtype(module, other, x, torch.float16)
+    for dtype in (torch.bfloat16, torch.float32):
+        methods[f"{PEER}, {str(dtype)[6:]}"] = partial(_in_dtype, module, other, dtype=dtype)
     return methods
+
+
+def _in_dtype(module: Any, method: Method, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Run gram-newton-schulz with another dtype in the place of the float16 in its source."""
+
+    class Torch:
+        float16 = dtype
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    module.torch = Torch()
+    try:
+        return method(x)
+    finally:
+        module.torch = torch
 
 
 def polar_error(y: Tensor, x: Tensor) -> float:
@@ -77,11 +99,11 @@ def run(shape: tuple[int, int, int], methods: dict[str, Method], trials: int) ->
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
     errors = {}
     for name, method in methods.items():
-        sample = x[:1] if name == "gram-newton-schulz" and shape[1] >= 512 else x
+        sample = x[:1] if name == PEER and shape[1] >= 512 else x
         errors[name] = polar_error(method(sample), x)
     for _ in range(trials):
         for name, method in methods.items():
-            if name == "gram-newton-schulz" and shape[1] >= 512:
+            if name == PEER and shape[1] >= 512:
                 # Tens of seconds in float16: one matrix, once, stands for all.
                 if not times[name]:
                     wall, cpu = measure(method, x[:1])
@@ -132,7 +154,7 @@ def main() -> None:
     }
     print(json.dumps(where))
     rows = []
-    print(f"{'shape':>16} {'method':>20} {'wall ms':>9} {'CPU ms':>9} {'x':>6} {'x CPU':>6} error")
+    print(f"{'shape':>16} {'method':>28} {'wall ms':>9} {'CPU ms':>9} {'x':>6} {'x CPU':>6} error")
     for case in options.cases:
         for row in run(CASES[case], peers(), options.trials):
             if row["method"].startswith("ours"):
@@ -141,7 +163,7 @@ def main() -> None:
             rows.append(row)
             shape = "x".join(map(str, row["shape"]))
             print(
-                f"{shape:>16} {row['method']:>20} {row['wall_ms']:9.1f} {row['cpu_ms']:9.1f} "
+                f"{shape:>16} {row['method']:>28} {row['wall_ms']:9.1f} {row['cpu_ms']:9.1f} "
                 f"{row['speedup_wall']:6.2f} {row['speedup_cpu']:6.2f} {row['polar_error']:.4f}",
                 flush=True,
             )

@@ -3,8 +3,9 @@
     python benchmarks/gpu.py [--trials 30] [--json FILE]
 
 Times are medians of CUDA events over interleaved trials, after a warm-up that compiles. Peers:
-cuBLAS/hipBLASLt through torch, and a loop over torch.optim.Muon's function. Needs a GPU; says
-so and exits with 2 without one.
+cuBLAS/hipBLASLt through torch, a loop over torch.optim.Muon's function, gram-newton-schulz's
+plain-torch path if it is installed, and torch._foreach for both halves of a step. Needs a GPU;
+says so and exits with 2 without one.
 """
 
 from __future__ import annotations
@@ -14,16 +15,24 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
-from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, plan
+from torch_specgd.triton_kernels import (
+    SCHEDULES,
+    momentum_step,
+    orthogonalize,
+    plan,
+    weight_step,
+)
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 PRODUCTS = ((1, 1024, 1024), (8, 1024, 4096), (1, 4096, 4096), (1, 8192, 8192))
+UPDATES = ((12, 768, 3072), (192, 16, 1024))
 WHOLE = ((12, 768, 768), (12, 768, 3072), (8, 4096, 4096), (2, 4096, 14336), (192, 16, 1024))
 
 
@@ -74,12 +83,38 @@ def whole(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     torch.cuda.current_stream().wait_stream(side)
     with torch.cuda.graph(graph):
         orthogonalize(static)
-    return {
+    methods: dict[str, Callable[[], object]] = {
         "torch loop": lambda: loop(x),
         "ours": lambda: orthogonalize(x),
         "ours, CUDA graph": graph.replay,
         "ours, Polar Express": lambda: orthogonalize(x, schedule=SCHEDULES["polar_express"]),
     }
+    try:
+        from gram_newton_schulz.gram_newton_schulz import GramNewtonSchulz
+    except ImportError:
+        return methods
+    other = GramNewtonSchulz(ns_use_kernels=False, compile_kwargs=None)
+    return methods | {"gram-newton-schulz": lambda: other(x)}
+
+
+def updates(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+    count, *rest = shape
+    grads, buffers, weights = (
+        [torch.randn(rest, device="cuda") for _ in range(count)] for _ in range(3)
+    )
+    outs = [torch.empty(rest, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+    scales = [1.0] * count
+    return {
+        f"{half} {'triton' if fused else 'foreach'}": work
+        for fused in (True, False)
+        for half, work in (
+            ("momentum", partial(momentum_step, grads, buffers, outs, 0.9, fused=fused)),
+            ("weights", partial(weight_step, weights, outs, scales, 1e-3, 0.1, fused=fused)),
+        )
+    }
+
+
+KINDS = (("products", PRODUCTS, products), ("whole", WHOLE, whole), ("updates", UPDATES, updates))
 
 
 def main() -> int:
@@ -91,7 +126,7 @@ def main() -> int:
         print("benchmarks/gpu.py needs a CUDA or ROCm device", file=sys.stderr)
         return 2
     rows = []
-    for kind, shapes, make in (("products", PRODUCTS, products), ("whole", WHOLE, whole)):
+    for kind, shapes, make in KINDS:
         for shape in shapes:
             for name, time in medians(make(shape), options.trials).items():
                 rows.append({"kind": kind, "shape": shape, "method": name, "ms": round(time, 4)})

@@ -125,3 +125,39 @@ def test_triangle_product_equals_the_full_one() -> None:
         found = triangle_product(x, x)
         assert torch.allclose(found, x @ x.mT, atol=1e-12)
         assert torch.allclose(found, found.mT, atol=1e-13)
+        added = triangle_product(x, x, found, alpha=0.5, beta=2.0)
+        assert torch.allclose(added, 2.5 * found, atol=1e-12)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_parts_of_a_batch_do_not_mix(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, amx: bool
+) -> None:
+    """Working memory is used again for the next part: nothing of the last one may shine through."""
+    from torch_specgd.triton_kernels import operator
+
+    monkeypatch.setattr(operator, "cpu_has_amx", lambda: amx)
+    monkeypatch.setattr(operator, "_CHUNK", 2 * 70 * 90)
+    x = torch.randn(5, 70, 90).to(dtype)
+    x[1] = 1e-30 * x[1]
+    x[2] = torch.outer(torch.randn(70), torch.randn(90)).to(dtype)  # takes the other leg
+    before = x.clone()
+    for batch in (x, x.mT):
+        together = orthogonalize(batch, dtype=torch.bfloat16)
+        alone = torch.cat([orthogonalize(one[None], dtype=torch.bfloat16) for one in batch])
+        # One or several to a product differ in the order of sums, and that by 16-bit roundings.
+        assert (together - alone).abs().max() < 0.02
+    assert torch.equal(x, before)
+
+
+def test_scalars_of_a_16_bit_pass_stay_in_float32() -> None:
+    """A CPU's add would round 0.7019 to 0.7031, and a degree-9 step would diverge by it."""
+    from torch_specgd.triton_kernels.products import scale_members, scaled_sum
+
+    ones = (1 + torch.arange(128) / 128).to(torch.bfloat16).expand(2, 64, 128).clone()
+    found = scaled_sum(torch.zeros_like(ones), 1.0, ones, 0.7019).double() / ones.double()
+    assert abs(found.mean().item() - 0.7019) < 1e-4
+    before = ones.double()
+    found = scale_members(ones, torch.tensor([0.7019, 3.1415]).view(2, 1, 1)).double() / before
+    assert (found.mean(dim=(1, 2)) / torch.tensor([0.7019, 3.1415]) - 1).abs().max() < 2e-4

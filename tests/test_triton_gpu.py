@@ -1,5 +1,7 @@
 """The kernels on a real device; skipped, and counted as such, without one."""
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -64,6 +66,34 @@ def test_cuda_graph() -> None:
         y = orthogonalize(x)
     graph.replay()
     assert torch.equal(y, expected)
+
+
+def test_steps_of_an_optimizer_in_a_graph() -> None:
+    """One launch for all tensors must equal torch's operations, and be allowed in a capture."""
+    from torch_specgd.triton_kernels import momentum_step, weight_step
+
+    shapes = ((64, 3, 3, 3), (300, 70), (16, 1024))
+    g = [torch.randn(s, device="cuda") for s in shapes]
+    lr = torch.full((), 0.3, device="cuda")
+
+    def step(fused: bool, b: list[torch.Tensor], w: list[torch.Tensor]) -> None:
+        momentum_step(g, b, outs, 0.9, fused=fused)
+        weight_step(w, outs, [1.0, 2.0, 0.5], lr, 0.1, fused=fused)
+
+    outs = [torch.empty(s, device="cuda", dtype=torch.bfloat16) for s in shapes]
+    plain = [[torch.ones(s, device="cuda") for s in shapes] for _ in range(2)]
+    fused = [[torch.ones(s, device="cuda") for s in shapes] for _ in range(2)]
+    for _ in range(3):
+        step(False, *plain)
+    step(True, *fused)  # compiles, and fills the tables that a capture may not copy
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(True, *fused)
+    graph.replay()
+    graph.replay()
+    for one, other in zip(chain(*plain), chain(*fused), strict=True):
+        # The operand is rounded to bfloat16, at times to the other neighbour.
+        assert torch.allclose(one, other, atol=2e-2)
 
 
 def test_determinism() -> None:

@@ -120,3 +120,26 @@ def test_update(cases: Cases, tensor: int) -> None:
     case = cases[f"update-{tensor}"]
     truth = case["decay"] * case["before"] - case["rate"] * case["o"]
     assert torch.allclose(case["after"], truth, atol=1e-6)
+
+
+@pytest.mark.parametrize("tensor", range(4))
+@pytest.mark.parametrize("tensor_momentum", [False, True])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_step(cases: Cases, nesterov: bool, tensor_momentum: bool, tensor: int) -> None:
+    """A model with convolutions would train otherwise on a GPU than on a CPU."""
+    case = cases[f"momentum_step-{nesterov}-{tensor_momentum}-{tensor}"]
+    new = case["old"].double().lerp(case["g"].double(), 0.1)
+    out = case["g"].double().lerp(new, 0.9) if nesterov else new
+    for way in ("fused", "plain"):
+        assert torch.allclose(case[way].double(), new, atol=1e-6), way
+        assert torch.allclose(case[f"{way}_out"].double(), out, atol=4e-3), way
+
+
+@pytest.mark.parametrize("tensor", range(4))
+@pytest.mark.parametrize("tensor_rate", [False, True])
+def test_weight_step(cases: Cases, tensor_rate: bool, tensor: int) -> None:
+    """Decay and step would take one tensor's scale for another's."""
+    case = cases[f"weight_step-{tensor_rate}-{tensor}"]
+    truth = 0.97 * case["before"].double() - 0.3 * case["scale"] * case["o"].double()
+    for way in ("fused", "plain"):
+        assert torch.allclose(case[way].double(), truth, atol=2e-6), way

@@ -114,11 +114,45 @@ def elementwise() -> Iterator[Case]:
         yield f"update-{i}", case
 
 
+def steps() -> Iterator[Case]:
+    """Both halves of an optimizer step, in one launch each and as torch does them."""
+    from torch_specgd.triton_kernels import momentum_step, weight_step
+
+    shapes = ((5, 7), (4, 3, 2, 2), (40, 40), (2, 1, 9))
+    for nesterov in (False, True):
+        for mu in (0.9, torch.tensor(0.9)):
+            grads = [torch.randn(s) for s in shapes]
+            grads[0] = torch.randn(7, 5).T
+            old = [torch.randn(s) for s in shapes]
+            found = []
+            for fused in (True, False):
+                buffers = [b.clone() for b in old]
+                outs = [torch.empty(s, dtype=torch.float16) for s in shapes]
+                momentum_step(grads, buffers, outs, mu, nesterov=nesterov, fused=fused)
+                found.append((buffers, outs))
+            for i, (b, o, c, p) in enumerate(zip(*found[0], *found[1], strict=True)):
+                name = f"momentum_step-{nesterov}-{isinstance(mu, Tensor)}-{i}"
+                yield name, dict(fused=b, fused_out=o, plain=c, plain_out=p, g=grads[i], old=old[i])
+    for lr in (0.3, torch.tensor(0.3)):
+        before = [torch.randn(s) for s in shapes]
+        o = [torch.randn(s).half() for s in shapes]
+        o[2] = o[2].T
+        scales = [1.0, 0.5, 2.0, 3.0]
+        found = []
+        for fused in (True, False):
+            weights = [w.clone() for w in before]
+            weight_step(weights, o, scales, lr, 0.1, fused=fused)
+            found.append(weights)
+        for i, (a, b) in enumerate(zip(*found, strict=True)):
+            case = dict(fused=a, plain=b, before=before[i], o=o[i], scale=torch.tensor(scales[i]))
+            yield f"weight_step-{isinstance(lr, Tensor)}-{i}", case
+
+
 def main() -> None:
     """Run all cases and save them to the file named on the command line."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    parts = (products, tables, small, whole, elementwise)
+    parts = (products, tables, small, whole, elementwise, steps)
     torch.save({name: case for part in parts for name, case in part()}, sys.argv[1])
 
 

@@ -3,6 +3,7 @@
 from .certificate import Certificate, certify
 from .design import design_schedule
 from .engine import orthogonalize
+from .multi_tensor import momentum_step, weight_step
 from .planning import Plan, plan
 from .schedules import SCHEDULES, Schedule, resolve_schedule
 
@@ -13,7 +14,9 @@ __all__ = [
     "Schedule",
     "certify",
     "design_schedule",
+    "momentum_step",
     "orthogonalize",
     "plan",
     "resolve_schedule",
+    "weight_step",
 ]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .normalize import Start
-from .products import Products, plus_identity, scaled_sum
+from .products import Products, plus_identity, scale_members, scaled_sum
 from .schedules import Schedule, Step
 
 __all__ = ["direct", "gram", "step_polynomial"]
@@ -40,10 +40,17 @@ def step_polynomial(r: Tensor, step: Step, ops: Products, u: Tensor | None = Non
     if len(step) == 4 or step[4] == 0.0:
         v = ops.symmetric(r, r, r, alpha=step[3], beta=step[2], gamma=step[1])
         return ops.symmetric(r, v, gamma=step[0])
-    return ops.symmetric(*ops.quadratics(r, step, u))
+    v, w, scale = ops.quadratics(r, step, u)
+    return ops.symmetric(v, w, alpha=scale)
 
 
-def direct(start: Start, schedule: Schedule, ops: Products, out: Tensor | None = None) -> Tensor:
+def direct(
+    start: Start,
+    schedule: Schedule,
+    ops: Products,
+    out: Tensor | None = None,
+    spare: Sequence[Tensor] = (),
+) -> Tensor:
     """Run the direct form: every step forms ``R = X X^T`` and sets ``X <- h(R) X``.
 
     Args:
@@ -51,17 +58,20 @@ def direct(start: Start, schedule: Schedule, ops: Products, out: Tensor | None =
         schedule: The steps.
         ops: The products.
         out: Where the last product goes, default a new tensor.
+        spare: Two tensors like X to work in, of which `start.x` may be one; default new ones.
 
     Returns:
-        (b, n, m), `out` or fresh.
+        (b, n, m), `out`, one of `spare`, or fresh.
     """
     steps, x = schedule.coefficients, start.x
     for k, step in enumerate(steps):
         if k == 0:
-            w = step_polynomial(start.r, step, ops, start.u).mul_(start.factor)
+            w = scale_members(step_polynomial(start.r, step, ops, start.u), start.factor)
         else:
             w = step_polynomial(ops.gram(x), step, ops)
-        x = ops.apply(w, x, out if k == len(steps) - 1 else None)
+        place = next((s for s in spare if s is not x), None)
+        last = k == len(steps) - 1 and out is not None
+        x = ops.apply(w, x, out if last else place)
     return x
 
 
@@ -97,7 +107,7 @@ def gram(
             continue
         if k == min(ends):
             # The factor of the normalization rides on the first Q, never on R.
-            q = q.mul_(factor)
+            q = scale_members(q, factor)
         x, q = ops.apply(q, x, out if k == len(steps) - 1 else None), None
         if k < len(steps) - 1:
             r, u = ops.gram(x), None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .products import Products
+from .products import Products, scale_members
 
 __all__ = ["Start", "begin", "largest_entry", "prescale"]
 
@@ -54,6 +54,12 @@ def _bound(r: Tensor, normalization: str) -> Tensor:
     """Return an upper bound of the largest eigenvalue of R: its trace or its Frobenius norm."""
     if normalization == "frobenius":
         return _trace(r)
+    if r.dtype == torch.bfloat16 and r.device.type == "cpu":
+        # A CPU copies a matrix to sum it in float32, five times the cost; norms of rows that
+        # are rounded to bfloat16 (summed in float32 as well) leave 2^-9 at most, which the
+        # matrix and its factor share.
+        rows = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
+        return torch.linalg.vector_norm(rows, dim=-2, keepdim=True, dtype=torch.float32)
     wide = torch.promote_types(r.dtype, torch.float32)
     return torch.linalg.vector_norm(r, dim=(-2, -1), keepdim=True, dtype=wide)
 
@@ -81,7 +87,9 @@ def _in_range(bound: Tensor) -> Tensor:
     return ((bound > _LOW) & (bound < _HIGH)).flatten()
 
 
-def begin(x: Tensor, dtype: torch.dtype, normalization: str, ops: Products) -> Start:
+def begin(
+    x: Tensor, dtype: torch.dtype, normalization: str, ops: Products, spare: Tensor | None = None
+) -> Start:
     """Form the Gram matrix of the normalized X.
 
     Args:
@@ -89,35 +97,43 @@ def begin(x: Tensor, dtype: torch.dtype, normalization: str, ops: Products) -> S
         dtype: Dtype of the arithmetic.
         normalization: "frobenius", "schatten4" or "schatten8".
         ops: The products.
+        spare: Where X in another dtype may go, default a new tensor.
     """
     # float16 has no room for a Gram matrix of any scale, and a GPU cannot look whether one of
     # the members needs it without a synchronization, so there X itself is scaled.
     on_cpu = x.device.type == "cpu"
-    y = x.to(dtype) if on_cpu and dtype != torch.float16 else prescale(x, dtype)
+    if not on_cpu or dtype == torch.float16:
+        y = prescale(x, dtype)
+    elif spare is None or x.dtype == dtype:
+        y = x.to(dtype)
+    else:
+        y = spare.copy_(x)
     r = ops.gram(y)
-    bound = _bound(r, normalization)
+    # The trace is enough to begin with where R^2 gives the bound, and costs no pass; but only
+    # float16 can lose R^2 of a large flat spectrum that was divided by it.
+    loose = normalization == "schatten8" and dtype != torch.float16
+    first = "frobenius" if loose else normalization
+    bound = _bound(r, first)
     lost = ~_in_range(bound) if on_cpu else None
     if lost is not None and bool(lost.any()):
         # Rare: zero, tiny, huge or broken members are done again at a scale of one.
         y = y.clone() if y.data_ptr() == x.data_ptr() else y
         y[lost] = prescale(x[lost], dtype)
         r[lost] = ops.gram(y[lost])
-        bound[lost] = _bound(r[lost], normalization)
+        bound[lost] = _bound(r[lost], first)
     trace = _trace(r)
-    # Rounded once, so that R and the factor that X takes later are of the same scale.
-    scale = _reciprocal(bound).to(dtype)
-    r.mul_(scale)
+    scale = _reciprocal(bound)
+    scale_members(r, scale)
     u = None
     if normalization == "schatten8":
-        # R is divided by its Frobenius norm already; that of U = R^2 bounds it tighter still.
+        # R is divided by its trace or Frobenius norm already; that of U = R^2 bounds it tighter.
         u = ops.symmetric(r, r)
-        tighter = _reciprocal(_bound(u, "schatten4").sqrt()).to(dtype)
-        r.mul_(tighter)
+        tighter = _reciprocal(_bound(u, "schatten4").sqrt())
+        scale_members(r, tighter)
         # The square in full precision: U that is 2^-9 off R^2 as a whole, not entry by entry,
         # shifts the near-cancelling factor of a degree-9 step and sends sigma = 1 beyond 1.02.
-        u.mul_(tighter.to(bound.dtype).square())
-        scale = scale.to(bound.dtype) * tighter.to(bound.dtype)
-    scale = scale.to(bound.dtype)
+        scale_members(u, tighter.square())
+        scale = scale * tighter
     return Start(y, r, u, scale.sqrt(), (trace * scale).sqrt().flatten())
 
 

@@ -6,6 +6,8 @@ call, and because only so does it run, fake and compile the same way with and wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,13 +15,15 @@ from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
 from .normalize import Start, begin
 from .planning import SMALL, Leg, Plan, arithmetic_dtype, plan
-from .products import Products, TorchProducts
+from .products import Products, TorchProducts, cpu_has_amx
 from .schedules import SCHEDULES, Schedule
 
 __all__ = ["orthogonalize_op", "run_plan"]
 
 _PRECISE_STEPS = 12
+_ALL = 2**31
 _CHUNK = 2**20  # elements worked on at a time on a CPU
+_WORKSPACE = 2**26  # elements at most where every thread has its own matrix
 
 
 def products_for(x: Tensor, dtype: torch.dtype) -> Products:
@@ -35,14 +39,33 @@ def products_for(x: Tensor, dtype: torch.dtype) -> Products:
     return TritonProducts(x.device)
 
 
-def _go(start: Start, leg: Leg, ops: Products, out: Tensor | None = None) -> Tensor:
+def _go(
+    start: Start, leg: Leg, ops: Products, out: Tensor | None = None, spare: Sequence[Tensor] = ()
+) -> Tensor:
     if leg.form == "direct":
-        return direct(start, leg.schedule, ops, out)
+        return direct(start, leg.schedule, ops, out, spare)
     return gram(start, leg.schedule, ops, leg.restarts, out)
 
 
 def _members(start: Start, index: Tensor) -> Start:
     return Start(*(None if part is None else part[index] for part in start))  # type: ignore[arg-type]
+
+
+def _together(n: int, m: int, dtype: torch.dtype) -> int:
+    """Return how many (n, m) matrices a CPU works on at a time.
+
+    Small ones all at once: there the calls are what costs. Large ones a few at a time: their
+    products and the passes over them then stay in the cache.
+    """
+    if n <= SMALL:
+        return _ALL
+    size = max(1, _CHUNK // (n * m))
+    if dtype == torch.bfloat16 and cpu_has_amx():
+        # A matrix for each thread: oneDNN runs two products of 768 rows on two threads in the
+        # time of one, since it splits a single one so small badly.
+        threads = min(torch.get_num_threads(), max(1, _WORKSPACE // (n * m)))
+        size = -(-size // threads) * threads
+    return size
 
 
 def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) -> None:
@@ -60,27 +83,33 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         orthogonalize_small(x, chosen.legs[-1].schedule, out)
         return
     ops = products_for(x, chosen.dtype) if ops is None else ops
-    # Large matrices one or a few at a time on a CPU: their products and the passes over them
-    # then stay in the cache. Small ones all at once: there the calls are what costs.
-    small = x.shape[-2] <= SMALL or x.device.type != "cpu"
-    size = x.shape[0] if small else max(1, _CHUNK // (x.shape[-2] * x.shape[-1]))
+    size = x.shape[0] if x.device.type != "cpu" else _together(*x.shape[-2:], chosen.dtype)
+    # Fresh memory costs more than a pass over it: the allocator gives blocks of this size back
+    # to the system, and the first touch of each page then is a fault. A tall X is read as it
+    # lies, a transposing copy would cost more.
+    buffers: Sequence[Tensor] = ()
+    if x.device.type == "cpu" and x.shape[0] > size and x.stride(-1) == 1:
+        buffers = x.new_empty(2, size, *x.shape[-2:], dtype=chosen.dtype).unbind()
     for part, place in zip(x.split(size), out.split(size), strict=True):
         same = place.dtype == chosen.dtype
-        y = _run_legs(part, chosen, ops, place if same else None)
+        spare = [buffer[: part.shape[0]] for buffer in buffers]
+        y = _run_legs(part, chosen, ops, place if same else None, spare)
         if y is not place:
             place.copy_(y)
 
 
-def _run_legs(x: Tensor, chosen: Plan, ops: Products, out: Tensor | None) -> Tensor:
+def _run_legs(
+    x: Tensor, chosen: Plan, ops: Products, out: Tensor | None, spare: Sequence[Tensor]
+) -> Tensor:
     """Return the result, in `out` if that is given and all matrices take the same leg."""
     first, last = chosen.legs[0], chosen.legs[-1]
     # The first leg's bound is the tighter one, and serves a schedule made for a looser one too.
-    start = begin(x, chosen.dtype, first.schedule.normalization, ops)
+    start = begin(x, chosen.dtype, first.schedule.normalization, ops, spare[0] if spare else None)
     flat = start.flatness >= first.flatness if len(chosen.legs) > 1 else None
     if flat is None or not bool(flat.any()):
-        return _go(start, last, ops, out)
+        return _go(start, last, ops, out, spare)
     if bool(flat.all()):
-        return _go(start, first, ops, out)
+        return _go(start, first, ops, out, spare)
     y = torch.empty_like(start.x)
     for leg, index in ((first, flat), (last, ~flat)):
         y[index] = _go(_members(start, index), leg, ops)

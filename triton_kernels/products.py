@@ -41,8 +41,18 @@ def quadratic_factors(step: Step) -> tuple[float, tuple[float, float], tuple[flo
     return float(step[4]), first, second
 
 
-_TRIANGLE_ROWS = 512
 _BLOCK_ROWS = 4  # block rows of a triangle: 10 of 16 blocks are computed
+_TRIANGLE_ROWS = 512
+# AMX multiplies so fast that blocks, each a call of its own, pay later: from 1536 rows on, or
+# from 768 where the matrices are too few to give one to each thread (oneDNN runs a single
+# product of 768 rows at the rate of one thread).
+_TRIANGLE_ROWS_AMX, _TRIANGLE_ROWS_AMX_FEW = 1536, 768
+
+
+@lru_cache(maxsize=1)
+def cpu_has_amx() -> bool:
+    """Whether the CPU multiplies bfloat16 in AMX tiles."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 class Products(Protocol):
@@ -57,8 +67,10 @@ class Products(Protocol):
     ) -> Tensor:  # fmt: skip
         """Return ``alpha A B + beta C + gamma I`` for commuting symmetric (b, n, n)."""
 
-    def quadratics(self, r: Tensor, step: Step, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return both factors of the degree-4 ``h(R)``; `u` is R^2 where that is known."""
+    def quadratics(
+        self, r: Tensor, step: Step, u: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, float]:
+        """Return V, W and c with ``h(R) = c V W`` of degree 4; `u` is R^2 where that is known."""
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X`` for Q (b, n, n) and X (b, n, m), in `out` if that is given."""
@@ -67,38 +79,74 @@ class Products(Protocol):
 def plus_identity(x: Tensor, value: float) -> Tensor:
     """Add ``value I`` in place, in float32: `x` is always a fresh product."""
     diagonal = x.diagonal(dim1=-2, dim2=-1)
+    if x.dtype in (torch.float32, torch.float64):
+        diagonal.add_(value)
+        return x
     diagonal.copy_(diagonal.to(torch.promote_types(x.dtype, torch.float32)) + value)
     return x
 
 
 def scaled_sum(a: Tensor, alpha: float, b: Tensor, beta: float) -> Tensor:
     """Return ``alpha A + beta B`` with both scalars and the sum in float32 or wider."""
+    if alpha == 1.0 and a.dtype in (torch.float32, torch.float64):
+        return torch.add(a, b, alpha=beta)
+    if alpha == 1.0:
+        # addcmul keeps its scalar in float32, where add would round beta to bfloat16; one pass
+        # instead of a cast of both, a sum and a cast back takes a quarter of their time.
+        return torch.addcmul(a, b, b.new_ones(()), value=beta)
     wide = torch.promote_types(a.dtype, torch.float32)
-    total = a.to(wide, copy=True)
-    total = total if alpha == 1.0 else total.mul_(alpha)
     # Cast first: an addition of two dtypes takes twice as long as both passes.
-    return total.add_(b.to(wide), alpha=beta).to(a.dtype)
+    return a.to(wide, copy=True).mul_(alpha).add_(b.to(wide), alpha=beta).to(a.dtype)
+
+
+def scale_members(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply every matrix of a fresh (b, n, m) by its own float32 factor, in place.
+
+    Args:
+        x: The batch.
+        factor: (b, 1, 1), float32 or wider.
+    """
+    if x.dtype == factor.dtype or x.device.type != "cpu":
+        return x.mul_(factor)
+    # A factor as a number is applied in float32 as well, in a quarter of the time that a CPU
+    # takes to multiply two dtypes.
+    for one, value in zip(x, factor.flatten().tolist(), strict=True):
+        one.mul_(value)
+    return x
 
 
 def _worth_a_triangle(x: Tensor) -> bool:
-    """Blocks pay on the CPU, where a call costs microseconds, from about 512 rows on."""
-    return x.device.type == "cpu" and x.shape[-2] >= _TRIANGLE_ROWS
+    """Blocks pay on the CPU, where a call costs microseconds, for many rows."""
+    if x.device.type != "cpu":
+        return False
+    if x.dtype == torch.bfloat16 and cpu_has_amx():
+        few = 2 * x.shape[0] <= torch.get_num_threads()
+        return x.shape[-2] >= (_TRIANGLE_ROWS_AMX_FEW if few else _TRIANGLE_ROWS_AMX)
+    return x.shape[-2] >= _TRIANGLE_ROWS
 
 
-def triangle_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``A B^T``, known to be symmetric: block rows up to the diagonal, then mirrored.
+def triangle_product(
+    a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0
+) -> Tensor:
+    """Return ``alpha A B^T + beta C``, symmetric: block rows up to the diagonal, then mirrored.
 
     Args:
         a: (batch, n, k).
-        b: (batch, n, k).
+        b: (batch, n, k), such that A B^T is symmetric.
+        c: (batch, n, n), symmetric, or None.
+        alpha: Factor of the product.
+        beta: Factor of C.
     """
     batch, n, _ = a.shape
     out = a.new_empty(batch, n, n)
+    old, beta = (out, 0.0) if c is None else (c, beta)
     size = -(-n // _BLOCK_ROWS)
     for start in range(0, n, size):
         stop = min(start + size, n)
-        for one, left, right in zip(out, a, b, strict=True):
-            one[start:stop, :stop] = left[start:stop] @ right[:stop].T
+        for one, left, right, addend in zip(out, a, b, old, strict=True):
+            one[start:stop, :stop] = torch.addmm(
+                addend[start:stop, :stop], left[start:stop], right[:stop].T, beta=beta, alpha=alpha
+            )
         if start:
             out[:, :start, start:stop] = out[:, start:stop, :start].mT
     return out
@@ -117,22 +165,23 @@ class TorchProducts:
     ) -> Tensor:  # fmt: skip
         """Return ``alpha A B + beta C + gamma I``."""
         if _worth_a_triangle(a):
-            d = triangle_product(a, b)
-            if c is not None or alpha != 1.0:
-                d = scaled_sum(d, alpha, a if c is None else c, beta)
+            d = triangle_product(a, b, c, alpha, beta)
         elif c is None and alpha == 1.0:
             d = torch.bmm(a, b)
         else:
-            d = torch.baddbmm(a if c is None else c, a, b, beta=beta, alpha=alpha)
+            d = torch.baddbmm(
+                a if c is None else c, a, b, beta=0.0 if c is None else beta, alpha=alpha
+            )
         return plus_identity(d, gamma) if gamma else d
 
-    def quadratics(self, r: Tensor, step: Step, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return ``R^2 + a1 R + b1 I`` and ``c4 (R^2 + a2 R + b2 I)``."""
+    def quadratics(
+        self, r: Tensor, step: Step, u: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, float]:
+        """Return ``R^2 + a1 R + b1 I``, ``R^2 + a2 R + b2 I`` and c4."""
         c4, (a1, b1), (a2, b2) = quadratic_factors(step)
         u = self.symmetric(r, r) if u is None else u
-        v = scaled_sum(u, 1.0, r, a1)
-        w = scaled_sum(u, c4, r, c4 * a2)
-        return plus_identity(v, b1), plus_identity(w, c4 * b2)
+        v = plus_identity(scaled_sum(u, 1.0, r, a1), b1)
+        return v, plus_identity(scaled_sum(u, 1.0, r, a2), b2), c4
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""

@@ -254,15 +254,17 @@ class TritonProducts:
         """Return ``alpha A B + beta C + gamma I``."""
         return symmetric(a, b, c, (alpha, beta, gamma))[0]
 
-    def quadratics(self, r: Tensor, step: Step, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def quadratics(
+        self, r: Tensor, step: Step, u: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, float]:
         """Return both factors of a degree-9 step, from one product's accumulator."""
         c4, (a1, b1), (a2, b2) = quadratic_factors(step)
         if u is not None:
             v = plus_identity(scaled_sum(u, 1.0, r, a1), b1)
-            return v, plus_identity(scaled_sum(u, c4, r, c4 * a2), c4 * b2)
-        v, other = symmetric(r, r, r, (1.0, a1, b1), (c4, c4 * a2, c4 * b2))
-        assert other is not None
-        return v, other
+            return v, plus_identity(scaled_sum(u, 1.0, r, a2), b2), c4
+        v, w = symmetric(r, r, r, (1.0, a1, b1), (1.0, a2, b2))
+        assert w is not None
+        return v, w, c4
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""
@@ -277,9 +279,22 @@ def _work_list(shapes: Sequence[tuple[int, int]], block: int) -> Tensor:
     ).reshape(-1, 2)
 
 
+# The tables below are kept: a training loop asks for the same ones in every step, a copy from
+# the host takes longer than the kernel, and a graph capture may not contain one.
+@lru_cache(maxsize=256)
+def _kept_table(values: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(device)
+
+
+@lru_cache(maxsize=256)
+def _kept_work(shapes: tuple[tuple[int, int], ...], block: int, device: torch.device) -> Tensor:
+    return _work_list(shapes, block).to(device)
+
+
 def _tables(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    strides = torch.tensor([t.stride() for t in tensors], dtype=torch.int64)
-    return address_table(tensors), strides.to(tensors[0].device)
+    device = tensors[0].device
+    addresses = tuple((t.data_ptr(),) for t in tensors)
+    return _kept_table(addresses, device), _kept_table(tuple(t.stride() for t in tensors), device)
 
 
 def _elementwise(like: Tensor) -> dict:
@@ -289,8 +304,14 @@ def _elementwise(like: Tensor) -> dict:
 
 def _work(tensors: Sequence[Tensor], block: int) -> tuple[Tensor, Tensor]:
     device = tensors[0].device
-    shapes = [(t.shape[0], t.shape[1]) for t in tensors]
-    return _work_list(shapes, block).to(device), torch.tensor(shapes, device=device)
+    shapes = tuple((t.shape[0], t.shape[1]) for t in tensors)
+    return _kept_work(shapes, block, device), _kept_table(shapes, device)
+
+
+def _one_number(value: float | Tensor, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32).reshape(1)
+    return torch.full((1,), value, dtype=torch.float32, device=device)  # no copy from the host
 
 
 def momentum(
@@ -320,7 +341,7 @@ def momentum(
     partial = torch.empty(len(work), dtype=torch.float32, device=device)
     momentum_kernel[(len(work),)](
         work, shapes, *_tables(grads), *_tables(buffers), *_tables(outs), partial,
-        torch.as_tensor(mu, dtype=torch.float32, device=device).reshape(1),
+        _one_number(mu, device),
         grads[0], buffers[0], outs[0], NESTEROV=nesterov, **config,
     )  # fmt: skip
     squares = torch.zeros(len(grads), dtype=torch.float32, device=device)
