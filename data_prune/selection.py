@@ -9,8 +9,10 @@ memory, a folder of Parquet files and a cluster select the same examples.
 from __future__ import annotations
 
 import math
+import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,16 +22,17 @@ from numpy.typing import NDArray
 from data_prune.auto import auto_c_d, joint_counts
 from data_prune.beta import C_D_PRESETS, MAX_ANCHOR, beta_parameters, log_beta_density, top_scores
 from data_prune.keys import gumbel
-from data_prune.topk import Chunk, Pass, Search, find_threshold, sortable
+from data_prune.topk import Chunk, Fold, Search, find_threshold, sortable
 
 __all__ = ["METHODS", "Columns", "Plan", "keep_count", "make_plan", "search", "stratum_budgets"]
 
 METHODS = ("beta", "weighted", "top", "ccs", "random")
 # Scores of which a LOW value means a difficult example.
 LOW_IS_HARD = ("aum", "mean_prob")
+# Labels that lie no further apart are looked up, several times faster than searched.
+MAX_LOOKUP = 1 << 16
 
 Columns = dict[str, NDArray]  # id, label, score, mean_prob and the peers, each (n,)
-Source = Callable[[Callable[[Columns], Any]], Iterable[Any]]
 
 
 def keep_count(num_examples: int, prune_ratio: float) -> int:
@@ -144,16 +147,39 @@ class Plan:
     def groups(self, columns: Columns) -> NDArray | None:
         """Index of the class or of the stratum of each row."""
         if self.classes is not None:
-            return np.searchsorted(self.classes, columns["label"])
+            return class_index(self.classes, columns["label"])
         if self.edges is not None:
             low, width, strata, cut_group = self.edges
             value = importance(columns, self.by)
             group = np.clip((value - low) / width, 0, strata - 1)
-            group = np.where(np.isnan(value), strata, group).astype(np.int64)
+            group = np.where(np.isnan(value), strata, group)
+            group = group.astype(np.min_scalar_type(cut_group))
             if self.cut is not None:
                 group[self.cut.keep(hardness(columns, self.by))] = cut_group
             return group
         return None
+
+
+def class_index(classes: NDArray, label: NDArray) -> NDArray:
+    """Position of each label in ``classes`` (ascending), in the smallest unsigned type.
+
+    Example:
+        >>> class_index(np.array([3, 7]), np.array([7, 3, 7])).tolist()
+        [1, 0, 1]
+    """
+    small, first = np.min_scalar_type(len(classes)), classes[0]
+    if classes[-1] - first >= MAX_LOOKUP:
+        return np.searchsorted(classes, label).astype(small)
+    lookup = np.zeros(classes[-1] - first + 1, dtype=small)
+    lookup[classes - first] = np.arange(len(classes))
+    return lookup[label.astype(np.int64) - first]
+
+
+def check_column(by: str, known: Iterable[str]) -> None:
+    """Refuse a ranking column that the table does not have."""
+    if by not in known:
+        names = sorted(set(known) - {"id", "key", "label", "observed"})
+        raise ValueError(f"the table has no column {by!r}; it has {names}. Record it: peers=")
 
 
 def importance(columns: Columns, by: str) -> NDArray[np.float64]:
@@ -169,8 +195,13 @@ def hardness(columns: Columns, by: str) -> Chunk:
     return sortable(np.where(known, value, 0.0), known.astype(np.uint64)), columns["id"], None
 
 
+def ranking_column(method: str, by: str | None) -> str:
+    """The column that ranks or weighs the examples unless the user has named one."""
+    return by or ("aum" if method == "ccs" else "score")
+
+
 def make_plan(
-    source: Source,
+    fold: Fold,
     prune_ratio: float,
     *,
     method: str = "beta",
@@ -184,10 +215,10 @@ def make_plan(
     cutoff: float | None = None,
     strata: int = 50,
 ) -> Plan:
-    """Gather what the method needs from all chunks of ``source``.
+    """Gather what the method needs from all chunks of a table.
 
     Args:
-        source: applies a function to every chunk of columns and gives the results.
+        fold: applies a function to every chunk of columns and merges the results.
         prune_ratio: fraction removed, in [0, 1).
         method: this and all further arguments as for ``ScoreTable.select``.
         by: see there.
@@ -209,8 +240,8 @@ def make_plan(
         raise TypeError(f"seed must be an int, got {seed!r}")
     if per_class and method == "ccs":
         raise ValueError("per_class does not combine with method 'ccs', whose groups are strata")
-    by = by or ("aum" if method == "ccs" else "score")
-    summary = summarize(source, by, anchor)
+    by = ranking_column(method, by)
+    summary = summarize(fold, by, anchor)
     total = summary["total"]
     kept = keep_count(total, prune_ratio)
     settings: dict[str, Any] = {
@@ -224,7 +255,7 @@ def make_plan(
     }
     common = {"method": method, "by": by, "seed": int(seed), "total": total, "settings": settings}
     if method == "ccs":
-        return _ccs_plan(source, common, kept, prune_ratio, cutoff, strata, summary)
+        return _ccs_plan(fold, common, kept, prune_ratio, cutoff, strata, summary)
     classes, quotas = None, np.array([kept], dtype=np.int64)
     if per_class:
         classes, sizes = _class_sizes(summary["labels"])
@@ -241,9 +272,7 @@ def make_plan(
             )
             mu_d = MAX_ANCHOR
         if c_d == "auto":
-            counts = np.sum(
-                list(source(lambda c: joint_counts(c["mean_prob"], c["score"]))), axis=0
-            )
+            counts = fold(lambda c: joint_counts(c["mean_prob"], c["score"]), operator.iadd)
             c_d_value = auto_c_d(counts, prune_ratio, mu_d, kept, C)
         else:
             c_d_value = resolve_c_d(c_d)
@@ -262,15 +291,13 @@ def resolve_c_d(c_d: float | str) -> float:
     raise ValueError(f"c_d must be a positive number or one of {names}, got {c_d!r}")
 
 
-def summarize(source: Source, by: str, anchor: int) -> dict[str, Any]:
+def summarize(fold: Fold, by: str, anchor: int) -> dict[str, Any]:
     """One pass: number of rows, class sizes, range of the ranking column, mu_D."""
     if anchor < 1:
         raise ValueError(f"anchor must be at least 1, got {anchor}")
 
     def of(columns: Columns) -> dict[str, Any]:
-        if by not in columns:
-            known = sorted(set(columns) - {"id", "label"})
-            raise ValueError(f"the table has no column {by!r}; it has {known}. Record it: peers=")
+        check_column(by, columns)
         value = importance(columns, by)
         labels, sizes = np.unique(columns["label"], return_counts=True)
         top = top_scores(columns["score"], columns["id"], anchor)
@@ -280,25 +307,26 @@ def summarize(source: Source, by: str, anchor: int) -> dict[str, Any]:
             "unscored": len(value) - len(known_values),
             "low": float(known_values.min()) if len(known_values) else math.inf,
             "high": float(known_values.max()) if len(known_values) else -math.inf,
-            "labels": dict(zip(labels.tolist(), sizes.tolist(), strict=True)),
-            "top": [columns[name][top] for name in ("score", "id", "mean_prob")],
+            "labels": Counter(dict(zip(labels.tolist(), sizes.tolist(), strict=True))),
+            "top": {name: columns[name][top] for name in ("score", "id", "mean_prob")},
         }
 
-    parts = list(source(of))
-    labels: dict[int, int] = {}
-    for part in parts:
-        for label, size in part["labels"].items():
-            labels[label] = labels.get(label, 0) + size
-    score, ids, prob = (np.concatenate([p["top"][i] for p in parts]) for i in range(3))
-    best = top_scores(score, ids, anchor)
-    return {
-        "total": sum(p["total"] for p in parts),
-        "unscored": sum(p["unscored"] for p in parts),
-        "low": min(p["low"] for p in parts),
-        "high": max(p["high"] for p in parts),
-        "labels": labels,
-        "mu_d": float(np.mean(prob[best], dtype=np.float64)) if len(best) else math.nan,
-    }
+    def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        top = {name: np.concatenate([a["top"][name], b["top"][name]]) for name in a["top"]}
+        best = top_scores(top["score"], top["id"], anchor)
+        a["labels"].update(b["labels"])
+        return {
+            "total": a["total"] + b["total"],
+            "unscored": a["unscored"] + b["unscored"],
+            "low": min(a["low"], b["low"]),
+            "high": max(a["high"], b["high"]),
+            "labels": a["labels"],
+            "top": {name: values[best] for name, values in top.items()},
+        }
+
+    summary = fold(of, merge)
+    prob = summary.pop("top")["mean_prob"]
+    return {**summary, "mu_d": float(np.mean(prob, dtype=np.float64)) if len(prob) else math.nan}
 
 
 def _class_sizes(labels: dict[int, int]) -> tuple[NDArray, NDArray[np.int64]]:
@@ -309,7 +337,7 @@ def _class_sizes(labels: dict[int, int]) -> tuple[NDArray, NDArray[np.int64]]:
 
 
 def _ccs_plan(
-    source: Source,
+    fold: Fold,
     common: dict[str, Any],
     kept: int,
     prune_ratio: float,
@@ -331,7 +359,9 @@ def _ccs_plan(
         )
     by = common["by"]
     cut = (
-        find_threshold(lambda f: source(lambda c: f(hardness(c, by))), np.array([removed]), total)
+        find_threshold(
+            lambda f, merge: fold(lambda c: f(hardness(c, by)), merge), np.array([removed]), total
+        )
         if removed
         else None
     )
@@ -343,8 +373,7 @@ def _ccs_plan(
         value = value[~np.isnan(value)]
         return (value.min(), value.max()) if len(value) else (math.inf, -math.inf)
 
-    ends = list(source(limits))
-    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+    low, high = fold(limits, lambda a, b: (min(a[0], b[0]), max(a[1], b[1])))
     width = (high - low) * 1.0001 / strata or 1.0
     common["settings"] |= {"cutoff": cutoff, "strata": strata}
     # Two more groups: rows without a score, and the rows that were cut away.
@@ -354,18 +383,21 @@ def _ccs_plan(
         cut=cut,
         **common,
     )
-    counts = source(lambda c: np.bincount(draft.groups(c), minlength=strata + 2))  # type: ignore[arg-type]
-    sizes = np.sum(list(counts), axis=0)[:strata]
+    counts = fold(
+        lambda c: np.bincount(draft.groups(c), minlength=strata + 2),  # type: ignore[arg-type]
+        operator.iadd,
+    )
+    sizes = counts[:strata]
     draft.quotas[:strata] = stratum_budgets(sizes, min(kept, int(sizes.sum())))
     draft.quotas[strata] = kept - int(draft.quotas.sum())
     return draft
 
 
-def search(run: Pass, plan: Plan) -> Search:
+def search(fold: Fold, plan: Plan) -> Search:
     """Carry out a plan: the threshold above which exactly its quotas lie.
 
     Args:
-        run: applies a function to the priorities (``plan.chunk``) of every chunk.
+        fold: applies a function to the priorities (``plan.chunk``) of every chunk and merges.
         plan: what to do.
 
     Returns:
@@ -375,4 +407,4 @@ def search(run: Pass, plan: Plan) -> Search:
         # r = 0 keeps every row; a search would find the same, more slowly.
         nothing = np.zeros(len(plan.quotas), dtype=np.uint64)
         return Search(high=nothing, low=nothing.copy(), left=plan.quotas.copy(), depth=128)
-    return find_threshold(run, plan.quotas, plan.total)
+    return find_threshold(fold, plan.quotas, plan.total)

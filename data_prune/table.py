@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 
 from data_prune import selection
 from data_prune.keys import example_ids
+from data_prune.topk import Chunk
 
 __all__ = ["ScoreTable"]
 
 # Rows whose priorities are computed at once: their temporaries stay in the caches.
 CHUNK = 1 << 16
+# Rows whose priorities are counted at once: more than the cells of a table of counts.
+PASS = 1 << 20
 META_KEY = b"data_prune"
 _COLUMNS = ("key", "label", "score", "mean_prob", "observed")
 
@@ -182,12 +186,14 @@ class ScoreTable:
         Takes the options of ``select``.
         """
         return selection.make_plan(
-            lambda f: (f(self.columns(part)) for part in self._parts()), prune_ratio, **options
+            lambda f, merge: reduce(merge, (f(self.columns(part)) for part in self._parts())),
+            prune_ratio,
+            **options,
         )
 
-    def _parts(self, count: int | None = None) -> Iterator[slice]:
+    def _parts(self, count: int | None = None, size: int = CHUNK) -> Iterator[slice]:
         count = len(self) if count is None else count
-        return (slice(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK))
+        return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
     def _pool(self, within: NDArray | Sequence[int], plan: selection.Plan) -> NDArray[np.int64]:
         rows = np.unique(np.asarray(within, dtype=np.int64))
@@ -202,16 +208,30 @@ class ScoreTable:
 
     def _carry_out(self, plan: selection.Plan, rows: NDArray | None) -> NDArray[np.int64]:
         count = len(self) if rows is None else len(rows)
-        parts = list(self._parts(count))
-        # Priorities are computed once and held, 16 bytes a row: a pass then only counts.
-        chunks = [plan.chunk(self.columns(p if rows is None else rows[p])) for p in parts]
-        pool = dataclasses.replace(plan, total=count)
-        search = selection.search(lambda f: (f(chunk) for chunk in chunks), pool)
-        kept = [
-            np.flatnonzero(search.keep(chunk)) + part.start
-            for chunk, part in zip(chunks, parts, strict=True)
-        ]
-        return np.concatenate(kept)
+        # Priorities are computed once and held, 8 bytes a row: a pass then only counts.
+        priority = np.empty(count, dtype=np.uint64)
+        group: NDArray | None = None
+        for part in self._parts(count):
+            of_part = plan.chunk(self.columns(part if rows is None else rows[part]))
+            priority[part] = of_part[0]
+            if of_part[2] is not None:
+                group = np.empty(count, dtype=of_part[2].dtype) if group is None else group
+                group[part] = of_part[2]
+        ids = example_ids(self.key if rows is None else self.key[rows])
+
+        def chunk(part: slice) -> Chunk:
+            return priority[part], ids[part], None if group is None else group[part]
+
+        def fold(f: Callable[[Chunk], Any], merge: Callable[[Any, Any], Any]) -> Any:
+            return reduce(merge, (f(chunk(part)) for part in self._parts(count, PASS)))
+
+        search = selection.search(fold, dataclasses.replace(plan, total=count))
+        kept, filled = np.empty(int(plan.quotas.sum()), dtype=np.int64), 0
+        for part in self._parts(count):
+            found = np.flatnonzero(search.keep(chunk(part)))
+            np.add(found, part.start, out=kept[filled : filled + len(found)])
+            filled += len(found)
+        return kept[:filled]
 
     def digest(self) -> str:
         """Hash of keys, labels and scores: two tables with the same digest prune alike.
