@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from data_prune.keys import uniform
-from data_prune.selection import METHODS, keep_count
+from data_prune.plan import METHODS
+from data_prune.quotas import keep_count
 from data_prune.table import ScoreTable
 from data_prune.tracker import DualTracker
 

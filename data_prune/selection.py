@@ -1,9 +1,7 @@
 """Columns of a score table -> which examples are kept.
 
-A ``Plan`` holds the few numbers a method needs from the whole table (anchor, quotas, edges of
-strata) and gives each example a priority that depends on nothing but its own row; the exact top
-k of the priorities is found by ``topk``. Both halves work chunk by chunk, so that a table in
-memory, a folder of Parquet files and a cluster select the same examples.
+``make_plan`` gathers what the method needs (anchor, quotas, edges of strata), ``search`` finds
+the exact top k of the plan's priorities by ``topk``. Both halves work chunk by chunk and merge.
 """
 
 from __future__ import annotations
@@ -12,192 +10,26 @@ import math
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prune.auto import auto_c_d, joint_counts
-from data_prune.beta import C_D_PRESETS, MAX_ANCHOR, beta_parameters, log_beta_density, top_scores
-from data_prune.keys import gumbel
-from data_prune.topk import Chunk, Fold, Search, find_threshold, sortable
+from data_prune.beta import C_D_PRESETS, MAX_ANCHOR, beta_parameters, top_scores
+from data_prune.plan import (
+    METHODS,
+    Columns,
+    Plan,
+    check_column,
+    hardness,
+    importance,
+    ranking_column,
+)
+from data_prune.quotas import class_quotas, keep_count, stratum_budgets
+from data_prune.topk import Fold, Search, find_threshold
 
-__all__ = ["METHODS", "Columns", "Plan", "keep_count", "make_plan", "search", "stratum_budgets"]
-
-METHODS = ("beta", "weighted", "top", "ccs", "random")
-# Scores of which a LOW value means a difficult example.
-LOW_IS_HARD = ("aum", "mean_prob")
-# Labels that lie no further apart are looked up, several times faster than searched.
-MAX_LOOKUP = 1 << 16
-
-Columns = dict[str, NDArray]  # id, label, score, mean_prob and the peers, each (n,)
-
-
-def keep_count(num_examples: int, prune_ratio: float) -> int:
-    """How many examples stay: N (1 - r), rounded half to even, never fewer than one.
-
-    Args:
-        num_examples: N.
-        prune_ratio: r, fraction removed, in [0, 1).
-
-    Raises:
-        ValueError: if r is outside [0, 1) or nothing would be kept.
-
-    Example:
-        >>> keep_count(50_000, 0.9)
-        5000
-    """
-    if isinstance(prune_ratio, bool) or not isinstance(prune_ratio, (int, float, np.floating)):
-        raise TypeError(f"prune_ratio must be a number, got {prune_ratio!r}")
-    if not 0.0 <= prune_ratio < 1.0:
-        raise ValueError(f"prune_ratio (the fraction removed) must be in [0, 1), got {prune_ratio}")
-    kept = round(num_examples * (1.0 - float(prune_ratio)))
-    if kept < 1:
-        raise ValueError(f"prune_ratio {prune_ratio} of {num_examples} examples keeps none of them")
-    return kept
-
-
-def stratum_budgets(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Equal budgets over strata; what a small stratum cannot use goes to the larger ones.
-
-    Source:
-        Zheng et al., ICLR 2023, algorithm 1.
-
-    Example:
-        >>> stratum_budgets(np.array([1, 10, 10]), 9).tolist()
-        [1, 4, 4]
-    """
-    budgets = np.zeros(len(sizes), dtype=np.int64)
-    left = total
-    for done, stratum in enumerate(np.argsort(sizes, kind="stable")):
-        budgets[stratum] = min(int(sizes[stratum]), left // (len(sizes) - done))
-        left -= int(budgets[stratum])
-    return budgets
-
-
-def class_quotas(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Quotas proportional to the class sizes, by largest remainder; exactly ``total``.
-
-    Example:
-        >>> class_quotas(np.array([50, 30, 21]), 10).tolist()
-        [5, 3, 2]
-    """
-    share = sizes * (total / sizes.sum())
-    quotas = np.floor(share).astype(np.int64)
-    order = np.lexsort((np.arange(len(sizes)), -(share - quotas)))
-    quotas[order[: total - int(quotas.sum())]] += 1
-    return quotas
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A selection before it is carried out: the method and the numbers it takes from the table.
-
-    Attributes:
-        method: one of ``METHODS``.
-        by: column that ranks the examples.
-        seed: of the draw.
-        quotas: (groups,) examples to keep of each group.
-        alpha, beta: parameters of the Beta distribution, one for each group or one for all.
-        settings: everything a report needs to say how the selection was made.
-        classes: (groups,) label of each group where groups are classes.
-        edges: lowest value, width and number of the strata, and the cut (method "ccs").
-    """
-
-    method: str
-    by: str
-    seed: int
-    total: int
-    quotas: NDArray[np.int64]
-    alpha: float = 1.0
-    beta: float = 1.0
-    settings: dict[str, Any] = field(default_factory=dict)
-    classes: NDArray | None = None
-    edges: tuple[float, float, int, int] | None = None
-    cut: Search | None = None
-
-    def chunk(self, columns: Columns) -> Chunk:
-        """Priority, id and group of each row."""
-        ids = columns["id"]
-        value = importance(columns, self.by)
-        tier: NDArray | int = (~np.isnan(value)).astype(np.uint64)
-        if self.method == "top":
-            priority = np.where(np.isnan(value), gumbel(self.seed, ids), value)
-        elif self.method == "beta":
-            priority, tier = self._beta_priority(columns, value)
-        elif self.method == "weighted":
-            tier = tier * (value > 0)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                priority = np.where(value > 0, np.log(value), 0.0) + gumbel(self.seed, ids)
-        else:
-            priority = gumbel(self.seed, ids)
-        return sortable(priority, tier), ids, self.groups(columns)
-
-    def _beta_priority(self, columns: Columns, value: NDArray) -> tuple[NDArray, NDArray]:
-        """log(density * score) + Gumbel noise; rows without weight go by the density alone."""
-        density = log_beta_density(columns["mean_prob"], self.alpha, self.beta)
-        noise = gumbel(self.seed, columns["id"])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            weight = np.where(value > 0, np.log(value), 0.0)
-        priority = np.where(np.isnan(density), 0.0, density) + weight + noise
-        return priority, (value > 0).astype(np.uint64)
-
-    def groups(self, columns: Columns) -> NDArray | None:
-        """Index of the class or of the stratum of each row."""
-        if self.classes is not None:
-            return class_index(self.classes, columns["label"])
-        if self.edges is not None:
-            low, width, strata, cut_group = self.edges
-            value = importance(columns, self.by)
-            group = np.clip((value - low) / width, 0, strata - 1)
-            group = np.where(np.isnan(value), strata, group)
-            group = group.astype(np.min_scalar_type(cut_group))
-            if self.cut is not None:
-                group[self.cut.keep(hardness(columns, self.by))] = cut_group
-            return group
-        return None
-
-
-def class_index(classes: NDArray, label: NDArray) -> NDArray:
-    """Position of each label in ``classes`` (ascending), in the smallest unsigned type.
-
-    Example:
-        >>> class_index(np.array([3, 7]), np.array([7, 3, 7])).tolist()
-        [1, 0, 1]
-    """
-    small, first = np.min_scalar_type(len(classes)), classes[0]
-    if classes[-1] - first >= MAX_LOOKUP:
-        return np.searchsorted(classes, label).astype(small)
-    lookup = np.zeros(classes[-1] - first + 1, dtype=small)
-    lookup[classes - first] = np.arange(len(classes))
-    return lookup[label.astype(np.int64) - first]
-
-
-def check_column(by: str, known: Iterable[str]) -> None:
-    """Refuse a ranking column that the table does not have."""
-    if by not in known:
-        names = sorted(set(known) - {"id", "key", "label", "observed"})
-        raise ValueError(f"the table has no column {by!r}; it has {names}. Record it: peers=")
-
-
-def importance(columns: Columns, by: str) -> NDArray[np.float64]:
-    """The column that ranks the examples, turned so that larger is harder or more important."""
-    value = columns[by].astype(np.float64)
-    return -value if by in LOW_IS_HARD else value
-
-
-def hardness(columns: Columns, by: str) -> Chunk:
-    """Rows in the order of their difficulty, those without a score last."""
-    value = importance(columns, by)
-    known = ~np.isnan(value)
-    return sortable(np.where(known, value, 0.0), known.astype(np.uint64)), columns["id"], None
-
-
-def ranking_column(method: str, by: str | None) -> str:
-    """The column that ranks or weighs the examples unless the user has named one."""
-    return by or ("aum" if method == "ccs" else "score")
+__all__ = ["make_plan", "search"]
 
 
 def make_plan(

@@ -18,7 +18,8 @@ import numpy as np
 
 from data_prune import selection
 from data_prune.keys import example_ids
-from data_prune.table import META_KEY
+from data_prune.parquet import META_KEY
+from data_prune.plan import Columns, check_column, ranking_column
 
 __all__ = ["select_parquet"]
 
@@ -90,7 +91,7 @@ def select_parquet(
     if destination.exists():
         raise FileExistsError(f"{destination} exists and is not overwritten")
     _check_metadata(files, ignore_nonfinite)
-    by = selection.ranking_column(options.get("method", "beta"), options.get("by"))
+    by = ranking_column(options.get("method", "beta"), options.get("by"))
     names = needed_columns(files[0], by)
     if engine == "local":
         settings, written = _run(_Local(files, source), names, destination, prune_ratio, options)
@@ -120,7 +121,7 @@ def _run(
 ) -> tuple[dict[str, Any], int]:
     """Plan, search and write on any engine; the settings, and the number of rows written."""
 
-    def fold(f: Callable[[selection.Columns], Any], merge: Callable[[Any, Any], Any]) -> Any:
+    def fold(f: Callable[[Columns], Any], merge: Callable[[Any, Any], Any]) -> Any:
         return engine.fold(lambda batch: f(columns(batch)), merge, names)
 
     plan = selection.make_plan(fold, prune_ratio, **options)
@@ -150,11 +151,11 @@ def needed_columns(file: Path, by: str) -> list[str]:
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise ValueError(f"the table lacks the columns {missing}; it has {names}")
-    selection.check_column(by, names)
+    check_column(by, names)
     return [*NEEDED, *({by} - set(NEEDED))]
 
 
-def columns(batch: Any) -> selection.Columns:
+def columns(batch: Any) -> Columns:
     """NumPy columns of a record batch or table, with the 64-bit id of each key."""
     out = {n: np.asarray(batch.column(n)) for n in batch.schema.names if n != "key"}
     out["id"] = example_ids(np.asarray(batch.column("key")))

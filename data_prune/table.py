@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +15,16 @@ from numpy.typing import NDArray
 
 from data_prune import selection
 from data_prune.keys import example_ids
+from data_prune.parquet import COLUMNS, Digest, read_columns, write_columns
+from data_prune.plan import Columns, Plan
 from data_prune.topk import Chunk
 
-__all__ = ["ScoreTable"]
+__all__ = ["ScoreTable", "write_tables"]
 
 # Rows whose priorities are computed at once: their temporaries stay in the caches.
 CHUNK = 1 << 16
 # Rows whose priorities are counted at once: more than the cells of a table of counts.
 PASS = 1 << 20
-META_KEY = b"data_prune"
-_COLUMNS = ("key", "label", "score", "mean_prob", "observed")
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class ScoreTable:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = {name: np.shape(getattr(self, name)) for name in _COLUMNS}
+        sizes = {name: np.shape(values) for name, values in self.arrays().items()}
         sizes |= {name: np.shape(values) for name, values in self.peers.items()}
         if len(set(sizes.values())) != 1 or len(np.shape(self.score)) != 1:
             raise ValueError(f"columns must be one-dimensional and of one length, got {sizes}")
@@ -76,7 +73,11 @@ class ScoreTable:
     def __len__(self) -> int:
         return len(self.score)
 
-    def columns(self, part: slice | NDArray = slice(None)) -> selection.Columns:
+    def arrays(self) -> dict[str, NDArray]:
+        """The five columns that every table has, by name."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+    def columns(self, part: slice | NDArray = slice(None)) -> Columns:
         """The columns a selection reads, for a range of rows."""
         columns = {name: getattr(self, name)[part] for name in ("label", "score", "mean_prob")}
         columns["id"] = example_ids(self.key[part])
@@ -176,11 +177,11 @@ class ScoreTable:
             rows: positions.
         """
         rows = np.asarray(rows)
-        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        columns = {name: values[rows] for name, values in self.arrays().items()}
         peers = {name: values[rows] for name, values in self.peers.items()}
         return ScoreTable(**columns, peers=peers, meta={**self.meta, "examples": len(rows)})
 
-    def plan(self, prune_ratio: float, **options: Any) -> selection.Plan:
+    def plan(self, prune_ratio: float, **options: Any) -> Plan:
         """The selection before it is carried out: its ``settings`` say what would be done.
 
         Takes the options of ``select``.
@@ -195,7 +196,7 @@ class ScoreTable:
         count = len(self) if count is None else count
         return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
-    def _pool(self, within: NDArray | Sequence[int], plan: selection.Plan) -> NDArray[np.int64]:
+    def _pool(self, within: NDArray | Sequence[int], plan: Plan) -> NDArray[np.int64]:
         rows = np.unique(np.asarray(within, dtype=np.int64))
         kept = int(plan.quotas.sum())
         if plan.classes is not None or plan.edges is not None:
@@ -206,7 +207,7 @@ class ScoreTable:
             )
         return rows
 
-    def _carry_out(self, plan: selection.Plan, rows: NDArray | None) -> NDArray[np.int64]:
+    def _carry_out(self, plan: Plan, rows: NDArray | None) -> NDArray[np.int64]:
         count = len(self) if rows is None else len(rows)
         # Priorities are computed once and held, 8 bytes a row: a pass then only counts.
         priority = np.empty(count, dtype=np.uint64)
@@ -241,8 +242,8 @@ class ScoreTable:
             >>> ScoreTable(one.astype(int), one.astype(int), one, one, one).digest()[:6]
             'd3f6d3'
         """
-        digest = _Digest()
-        digest.add(self)
+        digest = Digest()
+        digest.add(self.arrays())
         return digest.hex()
 
     @classmethod
@@ -302,23 +303,8 @@ class ScoreTable:
             ValueError: if a column is missing, the content does not have the digest it was
                 written with, or the length differs.
         """
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(Path(path))
-        metadata = pq.read_metadata(Path(path)).metadata or {}
-        missing = [name for name in _COLUMNS if name not in table.column_names]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {missing}; it has {table.column_names}")
-        stored = json.loads(metadata.get(META_KEY, b"{}"))
-        extra = stored.get("peers", [n for n in table.column_names if n not in _COLUMNS])
-        arrays = {name: table[name].to_numpy() for name in (*_COLUMNS, *extra)}
-        result = cls(
-            **{name: arrays[name] for name in _COLUMNS},
-            peers={name: arrays[name] for name in extra},
-            meta=stored.get("meta", {}),
-        )
-        if "digest" in stored and stored["digest"] != result.digest():
-            raise ValueError(f"{path} was changed after it was written: its digest does not match")
+        columns, peers, meta = read_columns(path)
+        result = cls(**columns, peers=peers, meta=meta)
         if num_examples is not None and len(result) != num_examples:
             raise ValueError(
                 f"{path} scores {len(result)} examples, the data set has {num_examples}"
@@ -326,47 +312,6 @@ class ScoreTable:
         return result
 
 
-class _Digest:
-    """Hash of rows that arrive in pieces: each column is hashed by itself, then all together."""
-
-    def __init__(self) -> None:
-        self.columns = {"label": "<i4", "score": "<f8", "mean_prob": "<f8"}
-        self.hashes = {name: hashlib.blake2b(digest_size=16) for name in ("key", *self.columns)}
-
-    def add(self, table: ScoreTable) -> None:
-        for part in table._parts():
-            self.hashes["key"].update(example_ids(table.key[part]).tobytes())
-            for name, dtype in self.columns.items():
-                column = np.ascontiguousarray(getattr(table, name)[part], dtype=dtype)
-                self.hashes[name].update(column.tobytes())
-
-    def hex(self) -> str:
-        joined = b"".join(h.digest() for h in self.hashes.values())
-        return hashlib.blake2b(joined, digest_size=16).hexdigest()
-
-
 def write_tables(tables: Iterable[ScoreTable], path: str | os.PathLike) -> None:
-    """Write tables below each other into one Parquet file, one at a time.
-
-    The file appears under its name when it is complete: a killed run leaves no half table.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    writer, digests, meta, peers = None, _Digest(), {}, []
-    for table in tables:
-        columns = {name: pa.array(getattr(table, name)) for name in _COLUMNS}
-        columns |= {name: pa.array(values) for name, values in table.peers.items()}
-        batch = pa.table(columns)
-        if writer is None:
-            writer = pq.ParquetWriter(temporary, batch.schema, compression="zstd")
-            meta, peers = table.meta, list(table.peers)
-        writer.write_table(batch)
-        digests.add(table)
-    assert writer is not None
-    stored = {"meta": meta, "digest": digests.hex(), "peers": peers}
-    writer.add_key_value_metadata({META_KEY.decode(): json.dumps(stored)})
-    writer.close()
-    os.replace(temporary, path)
+    """Write tables below each other into one Parquet file, one at a time."""
+    write_columns(((t.arrays(), t.peers, t.meta) for t in tables), path)

@@ -12,7 +12,7 @@ from scipy import stats
 from data_prune import ScoreTable, beta_parameters
 from data_prune.beta import log_beta_density
 from data_prune.keys import example_ids, gumbel, uniform
-from data_prune.selection import keep_count
+from data_prune.quotas import keep_count
 from data_prune.topk import find_threshold, sortable
 from reference import dual as naive
 
