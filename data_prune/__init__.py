@@ -9,8 +9,9 @@ and ``store`` (rows and running sums), ``scores`` (windows to scores), ``table``
 from data_prune.beta import beta_parameters
 from data_prune.evaluate import Comparison, beats_random
 from data_prune.hub import prune_dataset
+from data_prune.indexed import IndexedDataset, index_batches
 from data_prune.keyed import KeyedTracker
-from data_prune.loader import IndexedDataset, ScoredLoader, index_batches
+from data_prune.loader import ScoredLoader
 from data_prune.sampler import DualScoreSampler
 from data_prune.streaming import select_parquet
 from data_prune.table import ScoreTable

@@ -85,8 +85,7 @@ class KeyedTracker(DualTracker):
 
     def end_epoch(self) -> None:
         """Close the open epoch; with several ranks, first give every key one position."""
-        while self._pending:
-            self._arrive()
+        self._take_in(self._arrivals.all())
         if not self.done and distributed.world_size(self.process_group) > 1:
             self._agree()
         super().end_epoch()

@@ -53,17 +53,26 @@ def stratum_budgets(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     return budgets
 
 
-def class_quotas(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+def class_quotas(
+    sizes: NDArray[np.int64], total: int, available: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Quotas proportional to the class sizes, by largest remainder; exactly ``total``.
+
+    Args:
+        sizes: (groups,) examples of each class.
+        total: sum of the quotas.
+        available: (groups,) no quota exceeds this; what one class lacks goes to the others.
 
     Example:
         >>> class_quotas(np.array([50, 30, 21]), 10).tolist()
         [5, 3, 2]
     """
+    available = sizes if available is None else available
     share = sizes * (total / sizes.sum())
-    quotas = np.floor(share).astype(np.int64)
+    quotas = np.minimum(np.floor(share).astype(np.int64), available)
     order = np.lexsort((np.arange(len(sizes)), -(share - quotas)))
-    quotas[order[: total - int(quotas.sum())]] += 1
+    while (left := total - int(quotas.sum())) > 0:
+        quotas[order[quotas[order] < available[order]][:left]] += 1
     return quotas
 
 

@@ -17,6 +17,7 @@ from data_prune import selection
 from data_prune.keys import example_ids
 from data_prune.parquet import COLUMNS, Digest, read_columns, write_columns
 from data_prune.plan import Columns, Plan
+from data_prune.quotas import class_index, class_quotas
 from data_prune.topk import Chunk
 
 __all__ = ["ScoreTable", "write_tables"]
@@ -121,13 +122,16 @@ class ScoreTable:
             C: constant of the Beta parameters.
             beta_sum: alpha + beta; None takes C (the paper), C + 1 is the authors' code.
             anchor: number of highest scores whose mean probability is mu_D.
-            seed: of the draw; one seed uses the same noise at every ratio.
+            seed: of the draw; one seed uses the same noise at every ratio. "top", "weighted"
+                and "random" are therefore nested across ratios, with ``per_class`` up to the
+                rounding of the quotas. "beta" is not: its weights change with the ratio.
             per_class: give every class its share of N.
             cutoff: fraction of hardest examples removed first ("ccs"); None interpolates the
                 values published for CIFAR-10.
             strata: number of strata ("ccs").
-            within: choose among these positions only, counts still relative to N: a sweep
-                over ratios is nested when each step chooses within the last.
+            within: choose among these positions only, all numbers still those of the whole
+                table. A sweep over rising ratios is nested when each step chooses within the
+                last, whatever the method ("ccs" excepted, which does not take it).
             ignore_nonfinite: accept a table whose recording met NaN or infinite logits.
 
         Returns:
@@ -166,7 +170,9 @@ class ScoreTable:
                 "after all others (see coverage())",
                 stacklevel=2,
             )
-        rows = None if within is None else self._pool(within, plan)
+        rows = None
+        if within is not None:
+            rows, plan = self._pool(within, plan)
         kept = self._carry_out(plan, rows)
         return kept if rows is None else rows[kept]
 
@@ -196,16 +202,24 @@ class ScoreTable:
         count = len(self) if count is None else count
         return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
-    def _pool(self, within: NDArray | Sequence[int], plan: Plan) -> NDArray[np.int64]:
+    def _pool(self, within: NDArray | Sequence[int], plan: Plan) -> tuple[NDArray[np.int64], Plan]:
+        """The positions to choose among, and the plan with what they can give of each class."""
         rows = np.unique(np.asarray(within, dtype=np.int64))
         kept = int(plan.quotas.sum())
-        if plan.classes is not None or plan.edges is not None:
-            raise ValueError("within does not combine with per_class or method 'ccs'")
+        if plan.edges is not None:
+            raise ValueError("within does not combine with method 'ccs'")
         if len(rows) < kept or rows[0] < 0 or rows[-1] >= len(self):
             raise ValueError(
                 f"within must hold at least {kept} positions in [0, {len(self)}), got {len(rows)}"
             )
-        return rows
+        if plan.classes is not None:
+            # Quotas by largest remainder may grow by one while the total shrinks.
+            there = np.bincount(
+                class_index(plan.classes, self.label[rows]), minlength=len(plan.classes)
+            )
+            sizes = np.bincount(class_index(plan.classes, self.label), minlength=len(there))
+            plan = dataclasses.replace(plan, quotas=class_quotas(sizes, kept, there))
+        return rows, plan
 
     def _carry_out(self, plan: Plan, rows: NDArray | None) -> NDArray[np.int64]:
         count = len(self) if rows is None else len(rows)

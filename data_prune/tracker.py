@@ -7,7 +7,6 @@ epochs over all ranks (``distributed``) and hands out what was recorded (``summa
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prune import distributed
+from data_prune.arrivals import Arrivals, Batch
 from data_prune.checks import check_batch, check_index, check_labels, check_settings
 from data_prune.observe import PEERS, observe
 from data_prune.store import Store
@@ -89,8 +89,7 @@ class DualTracker:
         self.process_group = process_group
         self.loss_scale: float | None = None
         self._store = Store(num_examples, epochs, window, peers, storage)
-        # Batches whose values are still on their way from the device, oldest first.
-        self._pending: deque[tuple[Any, Tensor, dict[str, Tensor], Tensor | None]] = deque()
+        self._arrivals = Arrivals()
         # Duplicates and non-finite sightings that all ranks already agree on.
         self._merged = (self._store.duplicates, self._store.nonfinite)
 
@@ -107,7 +106,7 @@ class DualTracker:
     @property
     def recording(self) -> bool:
         """Whether the open epoch holds at least one batch."""
-        return self._store.updates > 0 or len(self._pending) > 0
+        return self._store.updates > 0 or len(self._arrivals) > 0
 
     def update(self, index: Any, logits: Tensor, target: Tensor) -> None:
         """Credit one batch of the user's own forward pass.
@@ -143,11 +142,12 @@ class DualTracker:
         values = observe(
             logits, safe, task=self.task, peers=self.peers, ignore_index=self.ignore_index
         )
+        self._store.set_classes(num_classes)
         if on_cpu:
-            self._store.set_classes(num_classes)
             self._ingest(index, values, label)
             return
-        self._send(index, values, label, num_classes)
+        self._arrivals.send(index, values, label)
+        self._take_in(self._arrivals.ready())
 
     def update_probability(self, index: Any, prob: Any, label: Any = None) -> None:
         """Credit probabilities that the caller has computed himself (any model, any task).
@@ -174,25 +174,11 @@ class DualTracker:
         self._store.set_classes(None)
         self._ingest(index, {"prob": values}, labels)
 
-    def _send(
-        self, index: Tensor, values: dict[str, Tensor], label: Tensor | None, classes: int | None
-    ) -> None:
-        """Start one copy per batch to the host and credit the batches that have arrived."""
-        self._store.set_classes(classes)
-        arriving = {k: v.to("cpu", non_blocking=True) for k, v in values.items()}
-        labels = None if label is None else label.to("cpu", non_blocking=True)
-        event = torch.Event(next(iter(values.values())).device.type)
-        event.record()
-        self._pending.append((event, index, arriving, labels))
-        while self._pending and self._pending[0][0].query():
-            self._arrive()
-
-    def _arrive(self) -> None:
-        event, index, values, label = self._pending.popleft()
-        event.synchronize()
-        if label is not None:
-            check_labels(label.numpy(), self._store.num_classes or 0)
-        self._ingest(index, values, label)
+    def _take_in(self, batches: Iterator[Batch]) -> None:
+        for index, values, label in batches:
+            if label is not None:
+                check_labels(label.numpy(), self._store.num_classes or 0)
+            self._ingest(index, values, label)
 
     def _ingest(self, index: Tensor, values: dict[str, Tensor], label: Tensor | None) -> None:
         self._store.add(
@@ -209,8 +195,7 @@ class DualTracker:
         """
         if self.done:
             return
-        while self._pending:
-            self._arrive()
+        self._take_in(self._arrivals.all())
         store, group = self._store, self.process_group
         ranks = distributed.world_size(group)
         recorded = store.updates
@@ -304,8 +289,7 @@ class DualTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything, the open epoch included; loads with ``weights_only=True``."""
-        while self._pending:
-            self._arrive()
+        self._take_in(self._arrivals.all())
         store = self._store
         return {
             "version": STATE_VERSION,
@@ -343,4 +327,4 @@ class DualTracker:
         ]
         self.loss_scale = state_dict["loss_scale"]
         self._merged = tuple(state_dict["merged"])
-        self._pending.clear()
+        self._arrivals = Arrivals()
