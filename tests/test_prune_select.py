@@ -273,15 +273,10 @@ def test_a_sweep_that_chooses_within_the_last_step_is_nested(method, per_class, 
     table = make_table()
     kept = None
     for r in sorted(ratios):
-        last, kept = (
-            kept,
-            table.select(r, method=method, per_class=per_class, c_d=c_d, seed=seed, within=kept),
-        )
+        options = {"method": method, "per_class": per_class, "c_d": c_d, "seed": seed}
+        last, kept = kept, table.select(r, within=kept, **options)
         assert len(kept) == round(1000 * (1 - r))
         assert last is None or set(kept.tolist()) < set(last.tolist())
-        if last is None:
-            expected = table.select(r, method=method, per_class=per_class, c_d=c_d, seed=seed)
-            assert kept.tolist() == expected.tolist()
 
 
 def test_beta_alone_is_not_nested_but_nearly_so():
@@ -297,7 +292,7 @@ def test_beta_alone_is_not_nested_but_nearly_so():
 
 
 def test_quotas_that_grow_with_fewer_examples_stay_inside_the_pool():
-    """Largest remainders: of 14 the third class gets 2 of the seats, of 13 more than is there."""
+    """By largest remainder a class may gain while the total shrinks: more than the pool has."""
     from data_prune.quotas import class_quotas
 
     sizes = np.array([6, 6, 2])
