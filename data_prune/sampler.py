@@ -281,6 +281,7 @@ class DualScoreSampler(Sampler[int]):
             ValueError: for an empty loader or one without batches.
 
         Example:
+            >>> import torch
             >>> from torch.utils.data import TensorDataset
             >>> data = TensorDataset(torch.randn(8, 3), torch.arange(8) % 2)
             >>> loader = DataLoader(data, batch_size=4, shuffle=True)
