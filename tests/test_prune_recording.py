@@ -128,7 +128,8 @@ def _rank(rank, folder):
         keyed.end_epoch()
     table = tracker.table()
     digests = [None, None]
-    dist.all_gather_object(digests, (table.digest(), tracker.coverage()["nonfinite"]))
+    kept = table.select(0.5, ignore_nonfinite=True).tolist()
+    dist.all_gather_object(digests, (table.digest(), tracker.coverage()["nonfinite"], kept))
     assert digests[0] == digests[1], digests
     words = keyed.table()
     position = [words.key.tolist().index(f"k{i}") for i in range(21)]

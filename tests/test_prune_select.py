@@ -402,6 +402,22 @@ def test_radix_threshold_equals_sorting(seed, groups, kind):
         assert set(np.flatnonzero(kept & (group == g))) == set(ranked[: quotas[g]])
 
 
+@pytest.mark.slow
+def test_more_examples_than_multinomial_takes():
+    """torch.multinomial ends at 2**24 categories, and float32 cannot name an odd position there."""
+    n = 2**24 + 9
+    score = np.zeros(n, dtype=np.float32)
+    last = np.arange(n - 9, n)
+    score[last] = 0.1
+    half = np.full(n, 0.5, dtype=np.float32)
+    table = ScoreTable(np.arange(n), np.zeros(n, np.int8), score, half, np.full(n, 30, np.uint8))
+    kept = table.select(0.75)
+    assert len(kept) == round(n / 4)
+    assert (np.diff(kept) > 0).all()
+    # Everything with a score comes first, so that the odd positions beyond 2**24 are all there.
+    assert kept[-9:].tolist() == last.tolist()
+
+
 def test_string_and_large_keys_have_stable_identities():
     """Web data have names, not positions; a float would merge ids above 2**53."""
     ids = example_ids(np.array(["a/0.jpg", "a/1.jpg"]))
