@@ -3,10 +3,12 @@
     python benchmarks/prune_selection.py memory --examples 1000000 --trials 7
     python benchmarks/prune_selection.py memory --examples 100000000
     python benchmarks/prune_selection.py parquet --examples 20000000
+    python benchmarks/prune_selection.py parquet --examples 20000000 --engine ray
 
 Prints JSON lines: median wall and CPU time of the trials, the size of the table, and the peak
 resident memory of the whole process up to then (interpreter, libraries, table and result, and in
-the lines of numpy's choice what that takes). One thread is used.
+the lines of numpy's choice what that takes). One thread is used; with Ray, all cores of the machine
+by its workers, and the peak is that of the driver.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def write_table(n: int, path: str) -> None:
     make_table(n).to_parquet(path)
 
 
-def parquet(n: int, ratios: list[float]) -> None:
+def parquet(n: int, ratios: list[float], engine: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = f"{folder}/scores.parquet"
         # In a process of its own: the peak below is that of the stream alone.
@@ -88,8 +90,9 @@ def parquet(n: int, ratios: list[float]) -> None:
         writer.start()
         writer.join()
         for r in ratios:
-            _, cost = timed(lambda r=r: select_parquet(source, f"{folder}/{r}.parquet", r))
-            row = {"examples": n, "prune_ratio": r, "method": "beta, Parquet to Parquet", **cost}
+            target = f"{folder}/{r}.parquet"
+            _, cost = timed(lambda r=r, t=target: select_parquet(source, t, r, engine=engine))
+            row = {"examples": n, "prune_ratio": r, "engine": engine, **cost}
             print(json.dumps({**row, "peak_gb": peak_gigabytes()}))
 
 
@@ -99,11 +102,12 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=1_000_000)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.9])
     parser.add_argument("--trials", type=int, default=1, help="of each line (memory only)")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="of parquet")
     args = parser.parse_args()
     if args.what == "memory":
         memory(args.examples, args.ratios, args.trials)
     else:
-        parquet(args.examples, args.ratios)
+        parquet(args.examples, args.ratios, args.engine)
 
 
 if __name__ == "__main__":
