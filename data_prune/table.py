@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -14,18 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prune import selection
+from data_prune.draw import draw, parts
 from data_prune.keys import example_ids
 from data_prune.parquet import COLUMNS, Digest, read_columns, write_columns
 from data_prune.plan import Columns, Plan
 from data_prune.quotas import class_index, class_quotas
-from data_prune.topk import Chunk
 
 __all__ = ["ScoreTable", "write_tables"]
-
-# Rows whose priorities are computed at once: their temporaries stay in the caches.
-CHUNK = 1 << 16
-# Rows whose priorities are counted at once: more than the cells of a table of counts.
-PASS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -173,8 +168,9 @@ class ScoreTable:
         rows = None
         if within is not None:
             rows, plan = self._pool(within, plan)
-        kept = self._carry_out(plan, rows)
-        return kept if rows is None else rows[kept]
+        if rows is None:
+            return draw(plan, self.columns, example_ids(self.key))
+        return rows[draw(plan, lambda part: self.columns(rows[part]), example_ids(self.key[rows]))]
 
     def take(self, rows: NDArray | Sequence[int]) -> ScoreTable:
         """The table of some of the examples, with their own keys.
@@ -193,14 +189,10 @@ class ScoreTable:
         Takes the options of ``select``.
         """
         return selection.make_plan(
-            lambda f, merge: reduce(merge, (f(self.columns(part)) for part in self._parts())),
+            lambda f, merge: reduce(merge, map(f, map(self.columns, parts(len(self))))),
             prune_ratio,
             **options,
         )
-
-    def _parts(self, count: int | None = None, size: int = CHUNK) -> Iterator[slice]:
-        count = len(self) if count is None else count
-        return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
     def _pool(self, within: NDArray | Sequence[int], plan: Plan) -> tuple[NDArray[np.int64], Plan]:
         """The positions to choose among, and the plan with what they can give of each class."""
@@ -220,33 +212,6 @@ class ScoreTable:
             sizes = np.bincount(class_index(plan.classes, self.label), minlength=len(there))
             plan = dataclasses.replace(plan, quotas=class_quotas(sizes, kept, there))
         return rows, plan
-
-    def _carry_out(self, plan: Plan, rows: NDArray | None) -> NDArray[np.int64]:
-        count = len(self) if rows is None else len(rows)
-        # Priorities are computed once and held, 8 bytes a row: a pass then only counts.
-        priority = np.empty(count, dtype=np.uint64)
-        group: NDArray | None = None
-        for part in self._parts(count):
-            of_part = plan.chunk(self.columns(part if rows is None else rows[part]))
-            priority[part] = of_part[0]
-            if of_part[2] is not None:
-                group = np.empty(count, dtype=of_part[2].dtype) if group is None else group
-                group[part] = of_part[2]
-        ids = example_ids(self.key if rows is None else self.key[rows])
-
-        def chunk(part: slice) -> Chunk:
-            return priority[part], ids[part], None if group is None else group[part]
-
-        def fold(f: Callable[[Chunk], Any], merge: Callable[[Any, Any], Any]) -> Any:
-            return reduce(merge, (f(chunk(part)) for part in self._parts(count, PASS)))
-
-        search = selection.search(fold, dataclasses.replace(plan, total=count))
-        kept, filled = np.empty(int(plan.quotas.sum()), dtype=np.int64), 0
-        for part in self._parts(count):
-            found = np.flatnonzero(search.keep(chunk(part)))
-            np.add(found, part.start, out=kept[filled : filled + len(found)])
-            filled += len(found)
-        return kept[:filled]
 
     def digest(self) -> str:
         """Hash of keys, labels and scores: two tables with the same digest prune alike.

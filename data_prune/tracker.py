@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prune import distributed
@@ -197,42 +196,22 @@ class DualTracker:
             return
         self._take_in(self._arrivals.all())
         store, group = self._store, self.process_group
-        ranks = distributed.world_size(group)
-        recorded = store.updates
-        if ranks > 1:
-            if "tdds" in self.peers:
-                raise RuntimeError(
-                    "tdds compares whole predictions with the same rank's last epoch and cannot "
-                    "be recorded on several ranks: leave it out of peers"
-                )
-            recorded, classes = distributed.merge_counts(
-                [store.updates, store.num_classes or 0], "max", group
-            )
+        alone = distributed.world_size(group) == 1
+        recorded = store.updates if alone else distributed.merge_start(store, group)
         if recorded == 0:
             raise RuntimeError(
                 f"epoch {self.epoch} ends, but update() was never called in it: "
                 "nothing was recorded"
             )
         count = store.merge_repeats()
-        if ranks > 1:
-            store.set_classes(classes if classes > 0 else None)
+        if not alone:
             distributed.merge_rows(store.rows(), count, group)
             distributed.merge_labels(store.arrays["label"], group)
-            self._merge_counters(count)
+            distributed.merge_counters(store, count, self._merged, group)
+            self._merged = (store.duplicates, store.nonfinite)
         if self.task == "regression":
             self._losses_to_probabilities()
         store.close()
-
-    def _merge_counters(self, count: NDArray) -> None:
-        """Same totals on all ranks; only this epoch's part of them is still apart."""
-        store, before = self._store, self._merged
-        extra = int(np.maximum(count.astype(np.int64) - 1, 0).sum())
-        nonfinite = distributed.merge_counts(
-            [store.nonfinite - before[1]], "sum", self.process_group
-        )[0]
-        store.duplicates = before[0] + extra
-        store.nonfinite = before[1] + nonfinite
-        self._merged = (store.duplicates, store.nonfinite)
 
     def _losses_to_probabilities(self) -> None:
         row = self._store.rows()["prob"]
