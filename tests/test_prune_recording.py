@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from data_prune import DualTracker, KeyedTracker, ScoreTable
-from data_prune.arrivals import Arrivals
+from data_prune.arrivals import Arrivals, pack, unpack
 from ranks import leave
 from reference import dual as naive
 
@@ -334,6 +334,23 @@ def test_copies_from_a_device_are_credited_when_they_arrive(monkeypatch):
     assert [int(i) for i, _, _ in arrivals.all()] == [2, 3]
     assert Event.arrived == 4
     assert len(arrivals) == 0
+
+
+def test_one_copy_moves_every_value_of_a_batch_bit_for_bit():
+    """Packing must not round: NaN, subnormal and infinite values, labels beyond 2**24."""
+    values = {
+        "prob": torch.tensor([0.1, math.nan, 1e-42]),
+        "aum": torch.tensor([-0.0, math.inf, -3.5]),
+        "tdds": torch.randn(3, 4).T.contiguous().T,
+    }
+    label = torch.tensor([2**24 + 1, -100, 2**40])
+    packed = pack(values, label)
+    assert packed.shape == (3 + 3 + 12 + 3,)
+    back, labels = unpack(packed, {name: v.shape for name, v in values.items()}, labelled=True)
+    for name, value in values.items():
+        assert torch.equal(back[name].view(torch.int32), value.contiguous().view(torch.int32))
+    assert labels.tolist() == [2**24 + 1, -100, 2**31 - 1]
+    assert unpack(pack(values, None), {n: v.shape for n, v in values.items()}, False)[1] is None
 
 
 def test_labels_that_arrive_late_are_checked_before_they_count():
