@@ -144,7 +144,7 @@ def storage(examples: int, epochs: int, window: int) -> None:
         report(
             "storage", examples=examples, epochs=epochs, window=window, open_s=opened,
             record_s=recorded, close_s=closed, write_s=time.perf_counter() - t,
-            peak_resident_gigabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+            peak_resident_gigabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         )  # fmt: skip
 
 

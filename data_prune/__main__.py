@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prune.plan import METHODS
 from data_prune.report import build_report
-from data_prune.selection import METHODS
 from data_prune.streaming import select_parquet
 from data_prune.table import ScoreTable
 

@@ -9,7 +9,16 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-__all__ = ["merge_counts", "merge_labels", "merge_rows", "world_size"]
+from data_prune.store import Store
+
+__all__ = [
+    "merge_counters",
+    "merge_counts",
+    "merge_labels",
+    "merge_rows",
+    "merge_start",
+    "world_size",
+]
 
 _CHUNK = 1 << 22
 
@@ -67,3 +76,39 @@ def merge_counts(counts: list[int], op: str, group: Any = None) -> list[int]:
     """Element-wise "sum" or "max" of a few integers over the ranks."""
     kind = dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX
     return [int(x) for x in _reduce(np.array(counts, dtype=np.int64), kind, group)]
+
+
+def merge_start(store: Store, group: Any = None) -> int:
+    """Before the rows of an epoch merge: all ranks know the classes, and if anyone saw a batch.
+
+    Returns:
+        Largest number of batches that a rank has recorded.
+
+    Raises:
+        RuntimeError: if something is recorded that cannot be merged.
+    """
+    if "tdds" in store.peers:
+        raise RuntimeError(
+            "tdds compares whole predictions with the same rank's last epoch and cannot "
+            "be recorded on several ranks: leave it out of peers"
+        )
+    recorded, classes = merge_counts([store.updates, store.num_classes or 0], "max", group)
+    if recorded > 0:
+        store.set_classes(classes if classes > 0 else None)
+    return recorded
+
+
+def merge_counters(
+    store: Store, count: NDArray, before: tuple[int, int], group: Any = None
+) -> None:
+    """Same totals of duplicates and non-finite sightings on all ranks.
+
+    Args:
+        store: of this rank.
+        count: (N,) sightings in this epoch, of all ranks.
+        before: the two totals after the last epoch; only this epoch's part is still apart.
+        group: process group.
+    """
+    nonfinite = merge_counts([store.nonfinite - before[1]], "sum", group)[0]
+    store.duplicates = before[0] + int(np.maximum(count.astype(np.int64) - 1, 0).sum())
+    store.nonfinite = before[1] + nonfinite

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prune.keys import example_ids, uniform
-from data_prune.selection import keep_count
+from data_prune.quotas import keep_count
 from data_prune.table import ScoreTable
 
 __all__ = ["Comparison", "beats_random", "compare"]

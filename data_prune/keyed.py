@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prune import distributed
+from data_prune.summary import score_table
 from data_prune.table import ScoreTable
 from data_prune.tracker import DualTracker
 
@@ -84,8 +85,7 @@ class KeyedTracker(DualTracker):
 
     def end_epoch(self) -> None:
         """Close the open epoch; with several ranks, first give every key one position."""
-        while self._pending:
-            self._arrive()
+        self._take_in(self._arrivals.all())
         if not self.done and distributed.world_size(self.process_group) > 1:
             self._agree()
         super().end_epoch()
@@ -106,7 +106,7 @@ class KeyedTracker(DualTracker):
     def table(self, *, min_epochs: int | None = None) -> ScoreTable:
         """The scores of all keys seen; see ``DualTracker.table``."""
         self._check_epochs(min_epochs)
-        part = self._table(slice(0, len(self._position)))
+        part = score_table(self._store, slice(0, len(self._position)), self.task)
         meta = {**part.meta, "examples": len(part)}
         return ScoreTable(
             key=self._key_array(),

@@ -41,7 +41,10 @@ def example_ids(keys: NDArray) -> NDArray[np.uint64]:
     """
     keys = np.asarray(keys)
     if keys.dtype.kind in "iu":
-        return keys.astype(np.uint64, copy=False)
+        # A view where it can be one: identities of 10**8 examples would take 0.8 GB.
+        return (
+            keys.view(np.uint64) if keys.dtype == np.int64 else keys.astype(np.uint64, copy=False)
+        )
     if keys.dtype.kind in "UO" and all(isinstance(key, str) for key in keys.flat):
         digests = b"".join(hashlib.blake2b(k.encode(), digest_size=8).digest() for k in keys.flat)
         return np.frombuffer(digests, dtype="<u8").astype(np.uint64)

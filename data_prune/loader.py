@@ -1,182 +1,53 @@
-"""A user's DataLoader -> the same loader with the index of every example inside its batches."""
+"""Batches with their indices, and a sampler -> batches as before, ``record``, and pruning."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     DistributedSampler,
-    IterableDataset,
     RandomSampler,
     SequentialSampler,
-    default_collate,
 )
 
-from data_prune.sampler import DualScoreSampler
+from data_prune.indexed import check_loader, rebuild
 from data_prune.table import ScoreTable
+from data_prune.tracker import DualTracker
 
-__all__ = ["IndexedDataset", "ScoredLoader", "index_batches"]
-
-
-class IndexedDataset(Dataset):
-    """Gives (index, example) instead of the example; batched reads stay batched.
-
-    Example:
-        >>> IndexedDataset(["a", "b"])[1]
-        (1, 'b')
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.dataset[index]
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[int, Any]]:
-        # The loader prefers this method, so it must exist and must not lose the data set's own.
-        if callable(getattr(self.dataset, "__getitems__", None)):
-            examples = self.dataset.__getitems__(indices)
-        else:
-            examples = [self.dataset[i] for i in indices]
-        return list(zip(indices, examples, strict=True))
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not there yet while a worker unpickles
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
+__all__ = ["ScoredLoader"]
 
 
-class _IndexedCollate:
-    """Collates the examples as before and puts the indices where ``place`` says."""
+class EpochSampler(Protocol):
+    """What the loader needs of a sampler, ``DualScoreSampler`` above all."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any], place: str | None) -> None:
-        self.collate, self.place = collate, place
+    epoch: int
+    num_examples: int
+    score_epochs: int
+    tracker: DualTracker | None
 
-    def __call__(self, pairs: Sequence[tuple[int, Any]]) -> Any:
-        index = torch.tensor([i for i, _ in pairs], dtype=torch.int64)
-        batch = self.collate([example for _, example in pairs])
-        if self.place is None:
-            return index, batch
-        if isinstance(batch, dict) or hasattr(batch, "keys"):
-            batch[self.place] = index
-            return batch
-        if isinstance(batch, (tuple, list)):
-            return (*batch, index)
-        return batch, index
-
-
-def index_batches(
-    loader: DataLoader, sampler: DualScoreSampler | None = None, *, name: str = "index"
-) -> DataLoader:
-    """An ordinary DataLoader whose batches carry the positions of their examples.
-
-    For frameworks that take the loader into their own hands and read ahead (Accelerate,
-    Lightning, the Hugging Face Trainer): the index goes wherever the batch goes, and
-    ``sampler.update(index, logits, target)`` credits the right examples.
-
-    Args:
-        loader: a DataLoader over a map-style data set.
-        sampler: takes the place of the loader's own.
-        name: key of the indices in dict batches. A tuple or list batch gets them as its last
-            entry; any other batch becomes ``(batch, index)``.
-
-    Returns:
-        A loader of the same class and settings.
-
-    Example:
-        >>> from torch.utils.data import TensorDataset
-        >>> loader = DataLoader(TensorDataset(torch.zeros(3, 1)), batch_size=3)
-        >>> [batch[-1].tolist() for batch in index_batches(loader)]
-        [[0, 1, 2]]
-    """
-    check_loader(loader)
-    return rebuild(loader, sampler, name)
-
-
-def rebuild(loader: DataLoader, sampler: Any, place: str | None) -> DataLoader:
-    """The same loader over indexed examples, with ``sampler`` (or batch sampler) if given."""
-    # Without workers these two must not be passed at all.
-    options: dict[str, Any] = {
-        "num_workers": loader.num_workers,
-        "pin_memory": loader.pin_memory,
-        "timeout": loader.timeout,
-        "worker_init_fn": loader.worker_init_fn,
-        "multiprocessing_context": loader.multiprocessing_context,
-        "generator": loader.generator,
-        "persistent_workers": loader.persistent_workers,
-    }
-    if loader.num_workers > 0:
-        options["prefetch_factor"] = loader.prefetch_factor
-    for extra in ("snapshot_every_n_steps", "in_order"):
-        if hasattr(loader, extra):
-            options[extra] = getattr(loader, extra)
-    collate = loader.collate_fn if loader.collate_fn is not None else default_collate
-    if isinstance(sampler, DualScoreSampler) or (sampler is None and _is_plain(loader)):
-        options |= {
-            "sampler": loader.sampler if sampler is None else sampler,
-            "batch_size": loader.batch_size or _batch_size(loader.batch_sampler),
-            "drop_last": loader.drop_last,
-        }
-    else:
-        options["batch_sampler"] = loader.batch_sampler if sampler is None else sampler
-    return type(loader)(
-        IndexedDataset(loader.dataset), collate_fn=_IndexedCollate(collate, place), **options
-    )
-
-
-def _is_plain(loader: DataLoader) -> bool:
-    """Whether batches are what torch makes of a sampler and a batch size."""
-    return loader.batch_size is not None
-
-
-def _batch_size(batch_sampler: Any) -> int:
-    size = getattr(batch_sampler, "batch_size", None)
-    if not isinstance(size, int):
-        raise ValueError(f"{type(batch_sampler).__name__} has no integer batch_size")
-    return size
-
-
-def check_loader(loader: Any) -> None:
-    """Refuse what cannot be indexed, and say what can be done instead."""
-    if not isinstance(loader, DataLoader):
-        raise TypeError(f"loader must be a torch DataLoader, got {type(loader).__name__}")
-    if isinstance(loader.dataset, IterableDataset):
-        raise TypeError(
-            f"{type(loader.dataset).__name__} is an iterable-style data set: its examples have no "
-            "positions. Give them keys and record with KeyedTracker(epochs=..., window=...)"
-        )
-    if isinstance(loader.dataset, IndexedDataset):
-        raise TypeError("this loader already carries indices: wrap the original one")
-    if loader.batch_sampler is None:
-        raise ValueError(
-            "a loader with batch_size=None gives no batches of its own: the data set must be "
-            "indexed by example"
-        )
-    if len(loader.dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("the loader is empty: its data set has no examples")
-    if len(loader) == 0:
-        raise ValueError(
-            f"the loader is empty: {len(loader.dataset)} examples, batch size "  # type: ignore[arg-type]
-            f"{loader.batch_size}, drop_last={loader.drop_last}"
-        )
+    @property
+    def scoring(self) -> bool: ...
+    @property
+    def table(self) -> ScoreTable: ...
+    @property
+    def kept(self) -> NDArray[np.int64]: ...
+    def set_epoch(self, epoch: int) -> None: ...
+    def close_epoch(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 class _FilteredBatches:
     """A batch sampler's own order without the pruned examples, in batches as large as before."""
 
-    def __init__(self, batches: Any, sampler: DualScoreSampler) -> None:
+    def __init__(self, batches: Any, sampler: EpochSampler) -> None:
         self.batches, self.sampler = batches, sampler
         self._plan: tuple[int, list[list[int]]] | None = None
 
@@ -218,6 +89,11 @@ class ScoredLoader:
     A pass over the loader in which nothing was recorded does not count as a scoring epoch.
     Between two passes ``len()`` is the number of batches of the next one.
 
+    Args:
+        loader: the user's own.
+        make_sampler: makes the ``DualScoreSampler`` from the data set and ``options``.
+        **options: of the sampler; those that the loader's own sampler implies are added.
+
     Attributes:
         sampler: the ``DualScoreSampler`` behind it.
         loader: the DataLoader that carries the indices.
@@ -226,16 +102,17 @@ class ScoredLoader:
     def __init__(
         self,
         loader: DataLoader,
-        prune_ratio: float,
-        *,
-        sampler_class: type[DualScoreSampler] = DualScoreSampler,
+        make_sampler: Callable[..., EpochSampler],
         **options: Any,
     ) -> None:
         check_loader(loader)
         own, options = _own_sampler(loader, options)
-        self.sampler = sampler_class(loader.dataset, prune_ratio, **options)  # type: ignore[arg-type]
+        self.sampler = make_sampler(loader.dataset, **options)
         self._batches = None if own else _FilteredBatches(loader.batch_sampler, self.sampler)
-        self.loader = rebuild(loader, self._batches or self.sampler, None)
+        order: dict[str, Any] = (
+            {"sampler": self.sampler} if own else {"batch_sampler": self._batches}
+        )
+        self.loader = rebuild(loader, None, **order)
         self._handed_out: Tensor | None = None
         self._recorded = 0  # batches credited in this pass
         self._pass: object | None = None  # the iteration that is going on

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sized
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from data_prune.keys import uniform
-from data_prune.selection import METHODS, keep_count
+from data_prune.loader import ScoredLoader
+from data_prune.order import EpochIterator, check_ranks, share, share_length, shuffled
+from data_prune.plan import METHODS
+from data_prune.quotas import keep_count
 from data_prune.table import ScoreTable
 from data_prune.tracker import DualTracker
 
-if TYPE_CHECKING:
-    from data_prune.loader import ScoredLoader
-
 __all__ = ["DualScoreSampler"]
 
-# Indices turned into Python integers at once: a list of all of them takes 32 bytes each.
-_CHUNK = 1 << 16
 STATE_VERSION = 1
 
 
@@ -95,7 +92,7 @@ class DualScoreSampler(Sampler[int]):
         self.num_kept = keep_count(self.num_examples, prune_ratio)
         if method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-        _check_ranks(num_replicas, rank)
+        check_ranks(num_replicas, rank)
         if table is not None and len(table) != self.num_examples:
             raise ValueError(
                 f"table scores {len(table)} examples, the data set has {self.num_examples}"
@@ -122,7 +119,7 @@ class DualScoreSampler(Sampler[int]):
         self._table = table
         self._kept: NDArray[np.int64] | None = None
         self._resume = 0  # indices of this epoch that an earlier run has already handed out
-        self._iterator: _EpochIterator | None = None
+        self._iterator: EpochIterator | None = None
 
     # -- recording --------------------------------------------------------------------------
 
@@ -190,29 +187,12 @@ class DualScoreSampler(Sampler[int]):
         """The present epoch's indices in order, before they are divided among ranks."""
         everything = np.arange(self.num_examples, dtype=np.int64)
         indices = everything if self.scoring else self.kept
-        if not self.shuffle:
-            return indices
-        draw = uniform(self.seed ^ 0x5EED, np.array([self.epoch], np.uint64))[0]
-        generator = torch.Generator().manual_seed(int(draw * 2**52))
-        return indices[torch.randperm(len(indices), generator=generator).numpy()]
-
-    def _share(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This rank's part: every rank the same number, as DistributedSampler does it."""
-        if self.num_replicas is None:
-            return indices
-        count = self._share_length(len(indices)) * self.num_replicas
-        return np.resize(indices, count)[self.rank :: self.num_replicas]
-
-    def _share_length(self, total: int) -> int:
-        if self.num_replicas is None:
-            return total
-        whole, rest = divmod(total, self.num_replicas)
-        return whole if self.drop_last or not rest else whole + 1
+        return shuffled(indices, self.seed, self.epoch) if self.shuffle else indices
 
     def length(self, epoch: int) -> int:
         """Number of indices that this rank yields in ``epoch``, known before the scores are."""
         total = self.num_examples if epoch < self.score_epochs else self.num_kept
-        return self._share_length(total)
+        return share_length(total, self.num_replicas, self.drop_last)
 
     def steps_per_epoch(self, epoch: int, batch_size: int, drop_last: bool = False) -> int:
         """Number of batches in ``epoch``: what a learning-rate schedule needs to know.
@@ -234,7 +214,8 @@ class DualScoreSampler(Sampler[int]):
             # it begins, however far ahead they read within it.
             self.close_epoch()
         start, self._resume = self._resume, 0
-        self._iterator = _EpochIterator(self, self._share(self.order()), start)
+        mine = share(self.order(), self.num_replicas, self.rank, self.drop_last)
+        self._iterator = EpochIterator(self, mine, start)
         return self._iterator
 
     # -- resuming ---------------------------------------------------------------------------
@@ -300,6 +281,7 @@ class DualScoreSampler(Sampler[int]):
             ValueError: for an empty loader or one without batches.
 
         Example:
+            >>> import torch
             >>> from torch.utils.data import TensorDataset
             >>> data = TensorDataset(torch.randn(8, 3), torch.arange(8) % 2)
             >>> loader = DataLoader(data, batch_size=4, shuffle=True)
@@ -311,34 +293,7 @@ class DualScoreSampler(Sampler[int]):
             >>> len(loader.table), len(loader)
             (8, 1)
         """
-        from data_prune.loader import ScoredLoader
-
-        return ScoredLoader(loader, prune_ratio, sampler_class=cls, **options)
-
-
-class _EpochIterator(Iterator[int]):
-    """One epoch's indices; a fresh one for every ``iter``, so that two never disturb each other."""
-
-    def __init__(self, sampler: DualScoreSampler, indices: NDArray[np.int64], start: int) -> None:
-        self.sampler, self.indices, self.yielded = sampler, indices, start
-        self.epoch = sampler.epoch
-        self._chunk: list[int] = []
-        self._at = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return self
-
-    def __next__(self) -> int:
-        if self._at == len(self._chunk):
-            self._chunk = self.indices[self.yielded : self.yielded + _CHUNK].tolist()
-            self._at = 0
-            if not self._chunk:
-                if self.sampler._iterator is self and self.sampler.epoch == self.epoch:
-                    self.sampler.set_epoch(self.epoch + 1)
-                raise StopIteration
-        self._at += 1
-        self.yielded += 1
-        return self._chunk[self._at - 1]
+        return ScoredLoader(loader, cls, prune_ratio=prune_ratio, **options)
 
 
 def _length(data_source: Sized) -> int:
@@ -350,10 +305,3 @@ def _length(data_source: Sized) -> int:
     if len(data_source) == 0:
         raise ValueError("data_source is empty")
     return len(data_source)
-
-
-def _check_ranks(num_replicas: int | None, rank: int | None) -> None:
-    if (num_replicas is None) != (rank is None):
-        raise ValueError(f"give both or neither: num_replicas {num_replicas}, rank {rank}")
-    if num_replicas is not None and rank is not None and not 0 <= rank < num_replicas:
-        raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")

@@ -1,176 +1,39 @@
 """Columns of a score table -> which examples are kept.
 
-A ``Plan`` holds the few numbers a method needs from the whole table (anchor, quotas, edges of
-strata) and gives each example a priority that depends on nothing but its own row; the exact top
-k of the priorities is found by ``topk``. Both halves work chunk by chunk, so that a table in
-memory, a folder of Parquet files and a cluster select the same examples.
+``make_plan`` gathers what the method needs (anchor, quotas, edges of strata), ``search`` finds
+the exact top k of the plan's priorities by ``topk``. Both halves work chunk by chunk and merge.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prune.auto import auto_c_d, joint_counts
-from data_prune.beta import C_D_PRESETS, MAX_ANCHOR, beta_parameters, log_beta_density, top_scores
-from data_prune.keys import gumbel
-from data_prune.topk import Chunk, Pass, Search, find_threshold, sortable
+from data_prune.beta import C_D_PRESETS, MAX_ANCHOR, beta_parameters, top_scores
+from data_prune.plan import (
+    METHODS,
+    Columns,
+    Plan,
+    check_column,
+    hardness,
+    importance,
+    ranking_column,
+)
+from data_prune.quotas import class_quotas, keep_count, stratum_budgets
+from data_prune.topk import Fold, Search, find_threshold
 
-__all__ = ["METHODS", "Columns", "Plan", "keep_count", "make_plan", "search", "stratum_budgets"]
-
-METHODS = ("beta", "weighted", "top", "ccs", "random")
-# Scores of which a LOW value means a difficult example.
-LOW_IS_HARD = ("aum", "mean_prob")
-
-Columns = dict[str, NDArray]  # id, label, score, mean_prob and the peers, each (n,)
-Source = Callable[[Callable[[Columns], Any]], Iterable[Any]]
-
-
-def keep_count(num_examples: int, prune_ratio: float) -> int:
-    """How many examples stay: N (1 - r), rounded half to even, never fewer than one.
-
-    Args:
-        num_examples: N.
-        prune_ratio: r, fraction removed, in [0, 1).
-
-    Raises:
-        ValueError: if r is outside [0, 1) or nothing would be kept.
-
-    Example:
-        >>> keep_count(50_000, 0.9)
-        5000
-    """
-    if isinstance(prune_ratio, bool) or not isinstance(prune_ratio, (int, float, np.floating)):
-        raise TypeError(f"prune_ratio must be a number, got {prune_ratio!r}")
-    if not 0.0 <= prune_ratio < 1.0:
-        raise ValueError(f"prune_ratio (the fraction removed) must be in [0, 1), got {prune_ratio}")
-    kept = round(num_examples * (1.0 - float(prune_ratio)))
-    if kept < 1:
-        raise ValueError(f"prune_ratio {prune_ratio} of {num_examples} examples keeps none of them")
-    return kept
-
-
-def stratum_budgets(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Equal budgets over strata; what a small stratum cannot use goes to the larger ones.
-
-    Source:
-        Zheng et al., ICLR 2023, algorithm 1.
-
-    Example:
-        >>> stratum_budgets(np.array([1, 10, 10]), 9).tolist()
-        [1, 4, 4]
-    """
-    budgets = np.zeros(len(sizes), dtype=np.int64)
-    left = total
-    for done, stratum in enumerate(np.argsort(sizes, kind="stable")):
-        budgets[stratum] = min(int(sizes[stratum]), left // (len(sizes) - done))
-        left -= int(budgets[stratum])
-    return budgets
-
-
-def class_quotas(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Quotas proportional to the class sizes, by largest remainder; exactly ``total``.
-
-    Example:
-        >>> class_quotas(np.array([50, 30, 21]), 10).tolist()
-        [5, 3, 2]
-    """
-    share = sizes * (total / sizes.sum())
-    quotas = np.floor(share).astype(np.int64)
-    order = np.lexsort((np.arange(len(sizes)), -(share - quotas)))
-    quotas[order[: total - int(quotas.sum())]] += 1
-    return quotas
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A selection before it is carried out: the method and the numbers it takes from the table.
-
-    Attributes:
-        method: one of ``METHODS``.
-        by: column that ranks the examples.
-        seed: of the draw.
-        quotas: (groups,) examples to keep of each group.
-        alpha, beta: parameters of the Beta distribution, one for each group or one for all.
-        settings: everything a report needs to say how the selection was made.
-        classes: (groups,) label of each group where groups are classes.
-        edges: lowest value, width and number of the strata, and the cut (method "ccs").
-    """
-
-    method: str
-    by: str
-    seed: int
-    total: int
-    quotas: NDArray[np.int64]
-    alpha: float = 1.0
-    beta: float = 1.0
-    settings: dict[str, Any] = field(default_factory=dict)
-    classes: NDArray | None = None
-    edges: tuple[float, float, int, int] | None = None
-    cut: Search | None = None
-
-    def chunk(self, columns: Columns) -> Chunk:
-        """Priority, id and group of each row."""
-        ids = columns["id"]
-        value = importance(columns, self.by)
-        tier: NDArray | int = (~np.isnan(value)).astype(np.uint64)
-        if self.method == "top":
-            priority = np.where(np.isnan(value), gumbel(self.seed, ids), value)
-        elif self.method == "beta":
-            priority, tier = self._beta_priority(columns, value)
-        elif self.method == "weighted":
-            tier = tier * (value > 0)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                priority = np.where(value > 0, np.log(value), 0.0) + gumbel(self.seed, ids)
-        else:
-            priority = gumbel(self.seed, ids)
-        return sortable(priority, tier), ids, self.groups(columns)
-
-    def _beta_priority(self, columns: Columns, value: NDArray) -> tuple[NDArray, NDArray]:
-        """log(density * score) + Gumbel noise; rows without weight go by the density alone."""
-        density = log_beta_density(columns["mean_prob"], self.alpha, self.beta)
-        noise = gumbel(self.seed, columns["id"])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            weight = np.where(value > 0, np.log(value), 0.0)
-        priority = np.where(np.isnan(density), 0.0, density) + weight + noise
-        return priority, (value > 0).astype(np.uint64)
-
-    def groups(self, columns: Columns) -> NDArray | None:
-        """Index of the class or of the stratum of each row."""
-        if self.classes is not None:
-            return np.searchsorted(self.classes, columns["label"])
-        if self.edges is not None:
-            low, width, strata, cut_group = self.edges
-            value = importance(columns, self.by)
-            group = np.clip((value - low) / width, 0, strata - 1)
-            group = np.where(np.isnan(value), strata, group).astype(np.int64)
-            if self.cut is not None:
-                group[self.cut.keep(hardness(columns, self.by))] = cut_group
-            return group
-        return None
-
-
-def importance(columns: Columns, by: str) -> NDArray[np.float64]:
-    """The column that ranks the examples, turned so that larger is harder or more important."""
-    value = columns[by].astype(np.float64)
-    return -value if by in LOW_IS_HARD else value
-
-
-def hardness(columns: Columns, by: str) -> Chunk:
-    """Rows in the order of their difficulty, those without a score last."""
-    value = importance(columns, by)
-    known = ~np.isnan(value)
-    return sortable(np.where(known, value, 0.0), known.astype(np.uint64)), columns["id"], None
+__all__ = ["make_plan", "search"]
 
 
 def make_plan(
-    source: Source,
+    fold: Fold,
     prune_ratio: float,
     *,
     method: str = "beta",
@@ -184,10 +47,10 @@ def make_plan(
     cutoff: float | None = None,
     strata: int = 50,
 ) -> Plan:
-    """Gather what the method needs from all chunks of ``source``.
+    """Gather what the method needs from all chunks of a table.
 
     Args:
-        source: applies a function to every chunk of columns and gives the results.
+        fold: applies a function to every chunk of columns and merges the results.
         prune_ratio: fraction removed, in [0, 1).
         method: this and all further arguments as for ``ScoreTable.select``.
         by: see there.
@@ -209,8 +72,8 @@ def make_plan(
         raise TypeError(f"seed must be an int, got {seed!r}")
     if per_class and method == "ccs":
         raise ValueError("per_class does not combine with method 'ccs', whose groups are strata")
-    by = by or ("aum" if method == "ccs" else "score")
-    summary = summarize(source, by, anchor)
+    by = ranking_column(method, by)
+    summary = summarize(fold, by, anchor)
     total = summary["total"]
     kept = keep_count(total, prune_ratio)
     settings: dict[str, Any] = {
@@ -224,7 +87,7 @@ def make_plan(
     }
     common = {"method": method, "by": by, "seed": int(seed), "total": total, "settings": settings}
     if method == "ccs":
-        return _ccs_plan(source, common, kept, prune_ratio, cutoff, strata, summary)
+        return _ccs_plan(fold, common, kept, prune_ratio, cutoff, strata, summary)
     classes, quotas = None, np.array([kept], dtype=np.int64)
     if per_class:
         classes, sizes = _class_sizes(summary["labels"])
@@ -241,9 +104,7 @@ def make_plan(
             )
             mu_d = MAX_ANCHOR
         if c_d == "auto":
-            counts = np.sum(
-                list(source(lambda c: joint_counts(c["mean_prob"], c["score"]))), axis=0
-            )
+            counts = fold(lambda c: joint_counts(c["mean_prob"], c["score"]), operator.iadd)
             c_d_value = auto_c_d(counts, prune_ratio, mu_d, kept, C)
         else:
             c_d_value = resolve_c_d(c_d)
@@ -262,15 +123,13 @@ def resolve_c_d(c_d: float | str) -> float:
     raise ValueError(f"c_d must be a positive number or one of {names}, got {c_d!r}")
 
 
-def summarize(source: Source, by: str, anchor: int) -> dict[str, Any]:
+def summarize(fold: Fold, by: str, anchor: int) -> dict[str, Any]:
     """One pass: number of rows, class sizes, range of the ranking column, mu_D."""
     if anchor < 1:
         raise ValueError(f"anchor must be at least 1, got {anchor}")
 
     def of(columns: Columns) -> dict[str, Any]:
-        if by not in columns:
-            known = sorted(set(columns) - {"id", "label"})
-            raise ValueError(f"the table has no column {by!r}; it has {known}. Record it: peers=")
+        check_column(by, columns)
         value = importance(columns, by)
         labels, sizes = np.unique(columns["label"], return_counts=True)
         top = top_scores(columns["score"], columns["id"], anchor)
@@ -280,25 +139,26 @@ def summarize(source: Source, by: str, anchor: int) -> dict[str, Any]:
             "unscored": len(value) - len(known_values),
             "low": float(known_values.min()) if len(known_values) else math.inf,
             "high": float(known_values.max()) if len(known_values) else -math.inf,
-            "labels": dict(zip(labels.tolist(), sizes.tolist(), strict=True)),
-            "top": [columns[name][top] for name in ("score", "id", "mean_prob")],
+            "labels": Counter(dict(zip(labels.tolist(), sizes.tolist(), strict=True))),
+            "top": {name: columns[name][top] for name in ("score", "id", "mean_prob")},
         }
 
-    parts = list(source(of))
-    labels: dict[int, int] = {}
-    for part in parts:
-        for label, size in part["labels"].items():
-            labels[label] = labels.get(label, 0) + size
-    score, ids, prob = (np.concatenate([p["top"][i] for p in parts]) for i in range(3))
-    best = top_scores(score, ids, anchor)
-    return {
-        "total": sum(p["total"] for p in parts),
-        "unscored": sum(p["unscored"] for p in parts),
-        "low": min(p["low"] for p in parts),
-        "high": max(p["high"] for p in parts),
-        "labels": labels,
-        "mu_d": float(np.mean(prob[best], dtype=np.float64)) if len(best) else math.nan,
-    }
+    def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        top = {name: np.concatenate([a["top"][name], b["top"][name]]) for name in a["top"]}
+        best = top_scores(top["score"], top["id"], anchor)
+        a["labels"].update(b["labels"])
+        return {
+            "total": a["total"] + b["total"],
+            "unscored": a["unscored"] + b["unscored"],
+            "low": min(a["low"], b["low"]),
+            "high": max(a["high"], b["high"]),
+            "labels": a["labels"],
+            "top": {name: values[best] for name, values in top.items()},
+        }
+
+    summary = fold(of, merge)
+    prob = summary.pop("top")["mean_prob"]
+    return {**summary, "mu_d": float(np.mean(prob, dtype=np.float64)) if len(prob) else math.nan}
 
 
 def _class_sizes(labels: dict[int, int]) -> tuple[NDArray, NDArray[np.int64]]:
@@ -309,7 +169,7 @@ def _class_sizes(labels: dict[int, int]) -> tuple[NDArray, NDArray[np.int64]]:
 
 
 def _ccs_plan(
-    source: Source,
+    fold: Fold,
     common: dict[str, Any],
     kept: int,
     prune_ratio: float,
@@ -331,7 +191,9 @@ def _ccs_plan(
         )
     by = common["by"]
     cut = (
-        find_threshold(lambda f: source(lambda c: f(hardness(c, by))), np.array([removed]), total)
+        find_threshold(
+            lambda f, merge: fold(lambda c: f(hardness(c, by)), merge), np.array([removed]), total
+        )
         if removed
         else None
     )
@@ -343,8 +205,7 @@ def _ccs_plan(
         value = value[~np.isnan(value)]
         return (value.min(), value.max()) if len(value) else (math.inf, -math.inf)
 
-    ends = list(source(limits))
-    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+    low, high = fold(limits, lambda a, b: (min(a[0], b[0]), max(a[1], b[1])))
     width = (high - low) * 1.0001 / strata or 1.0
     common["settings"] |= {"cutoff": cutoff, "strata": strata}
     # Two more groups: rows without a score, and the rows that were cut away.
@@ -354,18 +215,21 @@ def _ccs_plan(
         cut=cut,
         **common,
     )
-    counts = source(lambda c: np.bincount(draft.groups(c), minlength=strata + 2))  # type: ignore[arg-type]
-    sizes = np.sum(list(counts), axis=0)[:strata]
+    counts = fold(
+        lambda c: np.bincount(draft.groups(c), minlength=strata + 2),  # type: ignore[arg-type]
+        operator.iadd,
+    )
+    sizes = counts[:strata]
     draft.quotas[:strata] = stratum_budgets(sizes, min(kept, int(sizes.sum())))
     draft.quotas[strata] = kept - int(draft.quotas.sum())
     return draft
 
 
-def search(run: Pass, plan: Plan) -> Search:
+def search(fold: Fold, plan: Plan) -> Search:
     """Carry out a plan: the threshold above which exactly its quotas lie.
 
     Args:
-        run: applies a function to the priorities (``plan.chunk``) of every chunk.
+        fold: applies a function to the priorities (``plan.chunk``) of every chunk and merges.
         plan: what to do.
 
     Returns:
@@ -375,4 +239,4 @@ def search(run: Pass, plan: Plan) -> Search:
         # r = 0 keeps every row; a search would find the same, more slowly.
         nothing = np.zeros(len(plan.quotas), dtype=np.uint64)
         return Search(high=nothing, low=nothing.copy(), left=plan.quotas.copy(), depth=128)
-    return find_threshold(run, plan.quotas, plan.total)
+    return find_threshold(fold, plan.quotas, plan.total)

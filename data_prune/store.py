@@ -7,7 +7,6 @@ and never all logits. ImageNet-1k at J = 10 takes 52 bytes an example, 64 MiB.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prune.arrays import CHUNK, Arrays, Field, layout
 from data_prune.scores import tdds_window, window_moments
 
 __all__ = ["Store"]
-
-# Examples closed at once: float64 temporaries of a window stay inside the processor's caches.
-CHUNK = 1 << 16
 
 
 class Store:
@@ -58,78 +55,22 @@ class Store:
         self.nonfinite_examples: set[int] = set()  # the first few, for messages
         self.repeats: list[tuple[NDArray, dict[str, NDArray]]] = []
         self.updates = 0  # batches in the open epoch
-        self.arrays: dict[str, NDArray] = {}
-        self._maps: dict[str, mmap.mmap] = {}
+        self.arrays = Arrays(self.path)
         if self.path is not None:
             self._open(self.path)
-        for name, spec in self._specs().items():
-            self._allocate(name, *spec)
+        self._allocate()
         self._clear_rows()
 
     # -- layout ---------------------------------------------------------------------------
 
-    def _specs(self) -> dict[str, tuple[tuple[int, ...], str, float]]:
-        """Name -> (leading shape, dtype, fill). The last axis is always the example."""
-        count = "u1" if self.epochs < 256 else "u4"
-        sums: dict[str, tuple[str, float]] = {
-            "score_sum": ("f4", 0),
-            "prob_sum": ("f4", 0),
-            "observed": (count, 0),
-            "windows": (count, 0),
-        }
-        peers: dict[str, dict[str, tuple[str, float]]] = {
-            "dyn_unc": {"dyn_unc_sum": ("f4", 0)},
-            "el2n": {"el2n_sum": ("f4", 0)},
-            "aum": {"aum_sum": ("f4", 0)},
-            "forgetting": {"events": (count, 0), "last": ("u1", 0), "learned": ("u1", 0)},
-            "tdds": {"tdds_sum": ("f4", np.nan)},
-        }
-        for peer, names in peers.items():
-            if peer in self.peers:
-                sums.update(names)
-        # Files hold the sums twice: a run killed while closing an epoch still has the old ones.
-        slots = (0, 1) if self.path is not None else (0,)
-        specs: dict[str, tuple[tuple[int, ...], str, float]] = {
-            f"{name}.{slot}": ((), dtype, fill)
-            for slot in slots
-            for name, (dtype, fill) in sums.items()
-        }
-        specs["ring"] = ((self.window,), "f4", np.nan)
-        if self.num_classes is not None:
-            specs["label"] = ((), _label_dtype(self.num_classes), -1)
-        for peer in self.peers:
-            if peer in ("el2n", "aum", "forgetting"):
-                specs[f"row.{peer}"] = ((), "f4", np.nan)
-        if "tdds" in self.peers:
-            specs["row.tdds"] = ((self.window - 1,), "f4", np.nan)
-            if self.num_classes is not None:
-                specs["previous"] = ((self.num_classes,), "f4", np.nan)
-        return specs
+    def _layout(self) -> dict[str, Field]:
+        return layout(
+            self.epochs, self.window, self.peers, self.num_classes, twice=self.path is not None
+        )
 
-    def _allocate(self, name: str, lead: tuple[int, ...], dtype: str, fill: float) -> None:
-        if name in self.arrays:
-            return
-        shape = (*lead, self.num_examples)
-        if self.path is None:
-            self.arrays[name] = np.full(shape, fill, dtype=dtype)
-            return
-        file = self.path / f"{name}.bin"
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        fresh = not file.exists()
-        with open(file, "w+b" if fresh else "r+b") as handle:
-            if fresh:
-                handle.truncate(size)
-            elif file.stat().st_size != size:
-                raise ValueError(f"{file} has {file.stat().st_size} bytes, expected {size}")
-            self._maps[name] = mmap.mmap(handle.fileno(), size)
-        array = np.frombuffer(self._maps[name], dtype=dtype).reshape(shape)
-        self.arrays[name] = array
-        if fresh and fill != 0:
-            rows = array.reshape(-1, self.num_examples)
-            for row in rows:
-                for part in self._chunks():
-                    row[part] = fill
-                    self._release(name)
+    def _allocate(self) -> None:
+        for name, field in self._layout().items():
+            self.arrays.allocate(name, field, self.num_examples)
 
     def set_classes(self, num_classes: int | None) -> None:
         """Fix the number of classes, known at the first batch; labels take one or two bytes."""
@@ -141,24 +82,23 @@ class Store:
                 )
             return
         self.num_classes = wanted
-        for name, spec in self._specs().items():
-            self._allocate(name, *spec)
+        self._allocate()
 
     def grow(self, num_examples: int) -> None:
         """Make room for more examples; new ones have been seen in no epoch."""
         if self.path is not None:
             raise RuntimeError("a store in files cannot grow: give num_examples at the start")
         old, used = self.arrays, self.num_examples
-        self.arrays, self.num_examples = {}, num_examples
-        for name, spec in self._specs().items():
-            self._allocate(name, *spec)
-            self.arrays[name][..., :used] = old[name]
+        self.arrays, self.num_examples = Arrays(None), num_examples
+        self._allocate()
+        for name, array in old.items():
+            self.arrays[name][..., :used] = array
 
     def move(self, old: NDArray, new: NDArray) -> None:
         """Carry what examples at ``old`` have in the open epoch to ``new``; they had no other."""
         for name, array in self.arrays.items():
             values = array[..., old].copy()
-            array[..., old] = self._specs()[name][2]
+            array[..., old] = self._layout()[name].fill
             array[..., new] = values
         place = dict(zip(old.tolist(), new.tolist(), strict=True))
         self.repeats = [
@@ -252,7 +192,7 @@ class Store:
         for part in self._chunks():
             missing += int(np.isnan(self.rows()["prob"][part]).sum())
             self._close_chunk(part, old, new)
-            self.release()
+            self.arrays.release()
         self.missing.append(missing)
         self.epoch += 1
         self.updates = 0
@@ -319,17 +259,6 @@ class Store:
 
     # -- files ----------------------------------------------------------------------------
 
-    def release(self) -> None:
-        """Give the pages of all mapped files back; without files this does nothing."""
-        for name in self._maps:
-            self._release(name)
-
-    def _release(self, name: str) -> None:
-        """Let the kernel drop the pages of a mapped file; dirty ones stay in the page cache."""
-        mapped = self._maps.get(name)
-        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
-
     def counters(self) -> dict[str, Any]:
         """Everything that is not an array, as plain JSON."""
         return {
@@ -373,15 +302,7 @@ class Store:
     def _save_meta(self) -> None:
         if self.path is None:
             return
-        for mapped in self._maps.values():
-            mapped.flush()
+        self.arrays.flush()
         temporary = self.path / "meta.json.new"
         temporary.write_text(json.dumps(self.counters()))
         os.replace(temporary, self.path / "meta.json")
-
-
-def _label_dtype(num_classes: int) -> str:
-    """Smallest signed type that holds every class and -1, which means unknown."""
-    if num_classes < 0:
-        return "i4"
-    return "i1" if num_classes <= 127 else "i2" if num_classes <= 32767 else "i4"

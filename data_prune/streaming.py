@@ -10,20 +10,33 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from data_prune import selection
 from data_prune.keys import example_ids
-from data_prune.table import META_KEY
+from data_prune.parquet import META_KEY
+from data_prune.plan import Columns, check_column, ranking_column
 
 __all__ = ["select_parquet"]
 
 NEEDED = ("key", "label", "score", "mean_prob")
 BATCH = 1 << 18
-Read = Callable[[Callable[[Any], Any]], Iterator[Any]]
+
+
+class Engine(Protocol):
+    """Something that runs over the record batches of all files, as often as it is asked to."""
+
+    def fold(
+        self, f: Callable[[Any], Any], merge: Callable[[Any, Any], Any], columns: list[str]
+    ) -> Any:
+        """``f`` of every batch of these columns, the results merged in any order."""
+
+    def write(self, kept: Callable[[Any], Any], destination: Path) -> int:
+        """Write ``kept(batch)`` of every whole batch; return the number of rows written."""
 
 
 def select_parquet(
@@ -37,14 +50,17 @@ def select_parquet(
 ) -> dict[str, Any]:
     """Keep the rows of a score table in Parquet that ``ScoreTable.select`` would keep.
 
+    One pass gathers what the method needs, two or three count and collect around the threshold
+    (see ``topk``), the last one writes.
+
     Args:
         source: a Parquet file, or a folder of them, with the columns key, label, score and
             mean_prob (and the one that ``by`` names); other columns are carried along.
         destination: must not exist. With the local engine a file becomes a file and a folder a
-            folder with the same names; Ray writes a folder.
+            folder with the same names; Ray writes a folder, its rows in any order.
         prune_ratio: fraction REMOVED, in [0, 1).
-        engine: "local" streams on this machine; "ray" runs the same passes as Ray tasks, one for
-            each row group, over files that every worker can read.
+        engine: "local" streams on this machine; "ray" runs the same passes on Ray Data, over
+            files that every worker can read (see ``ray_data``).
         ignore_nonfinite: accept tables whose recording met NaN or infinite logits.
         **options: method, by, c_d, C, beta_sum, anchor, seed, per_class, cutoff, strata as for
             ``ScoreTable.select``.
@@ -75,36 +91,48 @@ def select_parquet(
     if destination.exists():
         raise FileExistsError(f"{destination} exists and is not overwritten")
     _check_metadata(files, ignore_nonfinite)
+    by = ranking_column(options.get("method", "beta"), options.get("by"))
+    names = needed_columns(files[0], by)
     if engine == "local":
-        read = _local(files)
+        settings, written = _run(_Local(files, source), names, destination, prune_ratio, options)
     elif engine == "ray":
-        read = _ray(files)
+        from data_prune.ray_data import ray_engine
+
+        with ray_engine(files, BATCH) as on_ray:
+            settings, written = _run(on_ray, names, destination, prune_ratio, options)
     else:
         raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
+    if written != settings["kept"]:
+        raise RuntimeError(
+            f"{written} rows were written, {settings['kept']} selected: the table has changed "
+            "meanwhile, or holds one key several times"
+        )
+    settings = {**settings, "source": str(source), "engine": engine}
+    Path(f"{destination}.json").write_text(json.dumps(settings, indent=2))
+    return settings
 
-    def columns_of(f: Callable[[selection.Columns], Any]) -> Iterator[Any]:
-        return read(lambda batch: f(columns(batch)))
 
-    plan = selection.make_plan(columns_of, prune_ratio, **options)
-    search = selection.search(lambda f: columns_of(lambda c: f(plan.chunk(c))), plan)
+def _run(
+    engine: Engine,
+    names: list[str],
+    destination: Path,
+    prune_ratio: float,
+    options: dict[str, Any],
+) -> tuple[dict[str, Any], int]:
+    """Plan, search and write on any engine; the settings, and the number of rows written."""
+
+    def fold(f: Callable[[Columns], Any], merge: Callable[[Any, Any], Any]) -> Any:
+        return engine.fold(lambda batch: f(columns(batch)), merge, names)
+
+    plan = selection.make_plan(fold, prune_ratio, **options)
+    search = selection.search(lambda f, merge: fold(lambda c: f(plan.chunk(c)), merge), plan)
 
     def kept(batch: Any) -> Any:
         import pyarrow as pa
 
-        return batch.filter(pa.array(search.keep(plan.chunk(columns(batch)))))
+        return batch.filter(pa.array(search.keep(plan.chunk(columns(batch.select(names))))))
 
-    if engine == "local":
-        written = _write_local(files, source, destination, kept)
-    else:
-        written = _write_ray(files, destination, kept)
-    if written != plan.settings["kept"]:
-        raise RuntimeError(
-            f"{written} rows were written, {plan.settings['kept']} selected: the table has changed "
-            "meanwhile, or holds one key several times"
-        )
-    settings = {**plan.settings, "source": str(source), "engine": engine}
-    Path(f"{destination}.json").write_text(json.dumps(settings, indent=2))
-    return settings
+    return plan.settings, engine.write(kept, destination)
 
 
 def parquet_files(source: Path) -> list[Path]:
@@ -115,14 +143,21 @@ def parquet_files(source: Path) -> list[Path]:
     return files
 
 
-def columns(batch: Any) -> selection.Columns:
-    """NumPy columns of a record batch or table, with the 64-bit id of each key."""
-    names = batch.schema.names
+def needed_columns(file: Path, by: str) -> list[str]:
+    """Names of the columns a selection reads, after checking that the file has them."""
+    import pyarrow.parquet as pq
+
+    names = pq.read_schema(file).names
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise ValueError(f"the table lacks the columns {missing}; it has {names}")
-    used = [name for name in names if name not in ("key", "observed")]
-    out = {name: np.asarray(batch.column(name)) for name in used}
+    check_column(by, names)
+    return [*NEEDED, *({by} - set(NEEDED))]
+
+
+def columns(batch: Any) -> Columns:
+    """NumPy columns of a record batch or table, with the 64-bit id of each key."""
+    out = {n: np.asarray(batch.column(n)) for n in batch.schema.names if n != "key"}
     out["id"] = example_ids(np.asarray(batch.column("key")))
     return out
 
@@ -130,10 +165,14 @@ def columns(batch: Any) -> selection.Columns:
 def _check_metadata(files: list[Path], ignore_nonfinite: bool) -> None:
     import pyarrow.parquet as pq
 
-    bad = 0
+    bad = rows = 0
     for file in files:
-        stored = json.loads((pq.read_metadata(file).metadata or {}).get(META_KEY, b"{}"))
+        metadata = pq.read_metadata(file)
+        rows += metadata.num_rows
+        stored = json.loads((metadata.metadata or {}).get(META_KEY, b"{}"))
         bad += stored.get("meta", {}).get("nonfinite", 0)
+    if rows == 0:
+        raise ValueError(f"a score table needs at least one example, {files[0]} has none")
     if bad and not ignore_nonfinite:
         raise ValueError(
             f"{bad} observations had NaN or infinite logits: the scoring run has diverged. Score "
@@ -141,86 +180,36 @@ def _check_metadata(files: list[Path], ignore_nonfinite: bool) -> None:
         )
 
 
-def _batches(file: Path, group: int | None = None) -> Iterator[Any]:
-    import pyarrow.parquet as pq
+class _Local:
+    """One batch of rows after the other, on this machine."""
 
-    # Without memory mapping and pre-buffering only one batch of rows is in memory at a time.
-    with pq.ParquetFile(file, memory_map=False, pre_buffer=False) as reader:
-        yield from reader.iter_batches(BATCH, row_groups=None if group is None else [group])
+    def __init__(self, files: list[Path], source: Path) -> None:
+        self.files, self.source = files, source
 
-
-def _local(files: list[Path]) -> Read:
-    def read(f: Callable[[Any], Any]) -> Iterator[Any]:
-        for file in files:
-            for batch in _batches(file):
-                yield f(batch)
-
-    return read
-
-
-def _write_local(
-    files: list[Path], source: Path, destination: Path, kept: Callable[[Any], Any]
-) -> int:
-    import pyarrow.parquet as pq
-
-    rows = 0
-    for file in files:
-        target = destination / file.relative_to(source) if source.is_dir() else destination
-        target.parent.mkdir(parents=True, exist_ok=True)
-        schema = pq.read_schema(file)
-        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-            for batch in _batches(file):
-                part = kept(batch)
-                rows += len(part)
-                writer.write_batch(part)
-    return rows
-
-
-def _ray_map(files: list[Path], f: Callable[[Path, int, int], Any]) -> Iterator[Any]:
-    """``f(file, row group, number)`` as one Ray task for each row group of all files."""
-    import pyarrow.parquet as pq
-
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("engine='ray' needs Ray: pip install 'torch-specgd[ray]'") from error
-    if not ray.is_initialized():
-        ray.init()
-    groups = [(file, g) for file in files for g in range(pq.read_metadata(file).num_row_groups)]
-    task, shared = ray.remote(lambda work, *unit: work(*unit)), ray.put(f)
-    waiting: list[Any] = []
-    # A few tasks ahead of every processor: results never pile up, workers never wait.
-    ahead = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    for number, (file, group) in enumerate(groups):
-        waiting.append(task.remote(shared, file, group, number))
-        if len(waiting) >= ahead:
-            finished, waiting = ray.wait(waiting)
-            yield from ray.get(finished)
-    yield from ray.get(waiting)
-
-
-def _ray(files: list[Path]) -> Read:
-    """Passes as Ray tasks: workers summarize their row groups, only summaries travel."""
-
-    def read(f: Callable[[Any], Any]) -> Iterator[Any]:
-        def summarize(file: Path, group: int, number: int) -> list[Any]:
-            return [f(batch) for batch in _batches(file, group)]
-
-        for summaries in _ray_map(files, summarize):
-            yield from summaries
-
-    return read
-
-
-def _write_ray(files: list[Path], destination: Path, kept: Callable[[Any], Any]) -> int:
-    destination.mkdir(parents=True)
-
-    def write(file: Path, group: int, number: int) -> int:
-        import pyarrow as pa
+    def _batches(self, file: Path, columns: list[str] | None = None) -> Iterator[Any]:
         import pyarrow.parquet as pq
 
-        parts = pa.Table.from_batches([kept(batch) for batch in _batches(file, group)])
-        pq.write_table(parts, destination / f"part-{number:05d}.parquet", compression="zstd")
-        return int(parts.num_rows)
+        # Without memory mapping and pre-buffering only one batch of rows is in memory at a time.
+        with pq.ParquetFile(file, memory_map=False, pre_buffer=False) as reader:
+            yield from reader.iter_batches(BATCH, columns=columns)
 
-    return sum(_ray_map(files, write))
+    def fold(
+        self, f: Callable[[Any], Any], merge: Callable[[Any, Any], Any], columns: list[str]
+    ) -> Any:
+        batches = (batch for file in self.files for batch in self._batches(file, columns))
+        return reduce(merge, map(f, batches))
+
+    def write(self, kept: Callable[[Any], Any], destination: Path) -> int:
+        import pyarrow.parquet as pq
+
+        rows = 0
+        for file in self.files:
+            folder = self.source.is_dir()
+            target = destination / file.relative_to(self.source) if folder else destination
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with pq.ParquetWriter(target, pq.read_schema(file), compression="zstd") as writer:
+                for batch in self._batches(file):
+                    part = kept(batch)
+                    rows += len(part)
+                    writer.write_batch(part)
+        return rows

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prune import selection
+from data_prune.draw import draw, parts
 from data_prune.keys import example_ids
+from data_prune.parquet import COLUMNS, Digest, read_columns, write_columns
+from data_prune.plan import Columns, Plan
+from data_prune.quotas import class_index, class_quotas
 
-__all__ = ["ScoreTable"]
-
-# Rows whose priorities are computed at once: their temporaries stay in the caches.
-CHUNK = 1 << 16
-META_KEY = b"data_prune"
-_COLUMNS = ("key", "label", "score", "mean_prob", "observed")
+__all__ = ["ScoreTable", "write_tables"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class ScoreTable:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = {name: np.shape(getattr(self, name)) for name in _COLUMNS}
+        sizes = {name: np.shape(values) for name, values in self.arrays().items()}
         sizes |= {name: np.shape(values) for name, values in self.peers.items()}
         if len(set(sizes.values())) != 1 or len(np.shape(self.score)) != 1:
             raise ValueError(f"columns must be one-dimensional and of one length, got {sizes}")
@@ -72,7 +69,11 @@ class ScoreTable:
     def __len__(self) -> int:
         return len(self.score)
 
-    def columns(self, part: slice | NDArray = slice(None)) -> selection.Columns:
+    def arrays(self) -> dict[str, NDArray]:
+        """The five columns that every table has, by name."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+    def columns(self, part: slice | NDArray = slice(None)) -> Columns:
         """The columns a selection reads, for a range of rows."""
         columns = {name: getattr(self, name)[part] for name in ("label", "score", "mean_prob")}
         columns["id"] = example_ids(self.key[part])
@@ -116,13 +117,16 @@ class ScoreTable:
             C: constant of the Beta parameters.
             beta_sum: alpha + beta; None takes C (the paper), C + 1 is the authors' code.
             anchor: number of highest scores whose mean probability is mu_D.
-            seed: of the draw; one seed uses the same noise at every ratio.
+            seed: of the draw; one seed uses the same noise at every ratio. "top", "weighted"
+                and "random" are therefore nested across ratios, with ``per_class`` up to the
+                rounding of the quotas. "beta" is not: its weights change with the ratio.
             per_class: give every class its share of N.
             cutoff: fraction of hardest examples removed first ("ccs"); None interpolates the
                 values published for CIFAR-10.
             strata: number of strata ("ccs").
-            within: choose among these positions only, counts still relative to N: a sweep
-                over ratios is nested when each step chooses within the last.
+            within: choose among these positions only, all numbers still those of the whole
+                table. A sweep over rising ratios is nested when each step chooses within the
+                last, whatever the method ("ccs" excepted, which does not take it).
             ignore_nonfinite: accept a table whose recording met NaN or infinite logits.
 
         Returns:
@@ -161,9 +165,12 @@ class ScoreTable:
                 "after all others (see coverage())",
                 stacklevel=2,
             )
-        rows = None if within is None else self._pool(within, plan)
-        kept = self._carry_out(plan, rows)
-        return kept if rows is None else rows[kept]
+        rows = None
+        if within is not None:
+            rows, plan = self._pool(within, plan)
+        if rows is None:
+            return draw(plan, self.columns, example_ids(self.key))
+        return rows[draw(plan, lambda part: self.columns(rows[part]), example_ids(self.key[rows]))]
 
     def take(self, rows: NDArray | Sequence[int]) -> ScoreTable:
         """The table of some of the examples, with their own keys.
@@ -172,46 +179,39 @@ class ScoreTable:
             rows: positions.
         """
         rows = np.asarray(rows)
-        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        columns = {name: values[rows] for name, values in self.arrays().items()}
         peers = {name: values[rows] for name, values in self.peers.items()}
         return ScoreTable(**columns, peers=peers, meta={**self.meta, "examples": len(rows)})
 
-    def plan(self, prune_ratio: float, **options: Any) -> selection.Plan:
+    def plan(self, prune_ratio: float, **options: Any) -> Plan:
         """The selection before it is carried out: its ``settings`` say what would be done.
 
         Takes the options of ``select``.
         """
         return selection.make_plan(
-            lambda f: (f(self.columns(part)) for part in self._parts()), prune_ratio, **options
+            lambda f, merge: reduce(merge, map(f, map(self.columns, parts(len(self))))),
+            prune_ratio,
+            **options,
         )
 
-    def _parts(self, count: int | None = None) -> Iterator[slice]:
-        count = len(self) if count is None else count
-        return (slice(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK))
-
-    def _pool(self, within: NDArray | Sequence[int], plan: selection.Plan) -> NDArray[np.int64]:
+    def _pool(self, within: NDArray | Sequence[int], plan: Plan) -> tuple[NDArray[np.int64], Plan]:
+        """The positions to choose among, and the plan with what they can give of each class."""
         rows = np.unique(np.asarray(within, dtype=np.int64))
         kept = int(plan.quotas.sum())
-        if plan.classes is not None or plan.edges is not None:
-            raise ValueError("within does not combine with per_class or method 'ccs'")
+        if plan.edges is not None:
+            raise ValueError("within does not combine with method 'ccs'")
         if len(rows) < kept or rows[0] < 0 or rows[-1] >= len(self):
             raise ValueError(
                 f"within must hold at least {kept} positions in [0, {len(self)}), got {len(rows)}"
             )
-        return rows
-
-    def _carry_out(self, plan: selection.Plan, rows: NDArray | None) -> NDArray[np.int64]:
-        count = len(self) if rows is None else len(rows)
-        parts = list(self._parts(count))
-        # Priorities are computed once and held, 16 bytes a row: a pass then only counts.
-        chunks = [plan.chunk(self.columns(p if rows is None else rows[p])) for p in parts]
-        pool = dataclasses.replace(plan, total=count)
-        search = selection.search(lambda f: (f(chunk) for chunk in chunks), pool)
-        kept = [
-            np.flatnonzero(search.keep(chunk)) + part.start
-            for chunk, part in zip(chunks, parts, strict=True)
-        ]
-        return np.concatenate(kept)
+        if plan.classes is not None:
+            # Quotas by largest remainder may grow by one while the total shrinks.
+            there = np.bincount(
+                class_index(plan.classes, self.label[rows]), minlength=len(plan.classes)
+            )
+            sizes = np.bincount(class_index(plan.classes, self.label), minlength=len(there))
+            plan = dataclasses.replace(plan, quotas=class_quotas(sizes, kept, there))
+        return rows, plan
 
     def digest(self) -> str:
         """Hash of keys, labels and scores: two tables with the same digest prune alike.
@@ -221,8 +221,8 @@ class ScoreTable:
             >>> ScoreTable(one.astype(int), one.astype(int), one, one, one).digest()[:6]
             'd3f6d3'
         """
-        digest = _Digest()
-        digest.add(self)
+        digest = Digest()
+        digest.add(self.arrays())
         return digest.hex()
 
     @classmethod
@@ -282,23 +282,8 @@ class ScoreTable:
             ValueError: if a column is missing, the content does not have the digest it was
                 written with, or the length differs.
         """
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(Path(path))
-        metadata = pq.read_metadata(Path(path)).metadata or {}
-        missing = [name for name in _COLUMNS if name not in table.column_names]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {missing}; it has {table.column_names}")
-        stored = json.loads(metadata.get(META_KEY, b"{}"))
-        extra = stored.get("peers", [n for n in table.column_names if n not in _COLUMNS])
-        arrays = {name: table[name].to_numpy() for name in (*_COLUMNS, *extra)}
-        result = cls(
-            **{name: arrays[name] for name in _COLUMNS},
-            peers={name: arrays[name] for name in extra},
-            meta=stored.get("meta", {}),
-        )
-        if "digest" in stored and stored["digest"] != result.digest():
-            raise ValueError(f"{path} was changed after it was written: its digest does not match")
+        columns, peers, meta = read_columns(path)
+        result = cls(**columns, peers=peers, meta=meta)
         if num_examples is not None and len(result) != num_examples:
             raise ValueError(
                 f"{path} scores {len(result)} examples, the data set has {num_examples}"
@@ -306,47 +291,6 @@ class ScoreTable:
         return result
 
 
-class _Digest:
-    """Hash of rows that arrive in pieces: each column is hashed by itself, then all together."""
-
-    def __init__(self) -> None:
-        self.columns = {"label": "<i4", "score": "<f8", "mean_prob": "<f8"}
-        self.hashes = {name: hashlib.blake2b(digest_size=16) for name in ("key", *self.columns)}
-
-    def add(self, table: ScoreTable) -> None:
-        for part in table._parts():
-            self.hashes["key"].update(example_ids(table.key[part]).tobytes())
-            for name, dtype in self.columns.items():
-                column = np.ascontiguousarray(getattr(table, name)[part], dtype=dtype)
-                self.hashes[name].update(column.tobytes())
-
-    def hex(self) -> str:
-        joined = b"".join(h.digest() for h in self.hashes.values())
-        return hashlib.blake2b(joined, digest_size=16).hexdigest()
-
-
 def write_tables(tables: Iterable[ScoreTable], path: str | os.PathLike) -> None:
-    """Write tables below each other into one Parquet file, one at a time.
-
-    The file appears under its name when it is complete: a killed run leaves no half table.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    writer, digests, meta, peers = None, _Digest(), {}, []
-    for table in tables:
-        columns = {name: pa.array(getattr(table, name)) for name in _COLUMNS}
-        columns |= {name: pa.array(values) for name, values in table.peers.items()}
-        batch = pa.table(columns)
-        if writer is None:
-            writer = pq.ParquetWriter(temporary, batch.schema, compression="zstd")
-            meta, peers = table.meta, list(table.peers)
-        writer.write_table(batch)
-        digests.add(table)
-    assert writer is not None
-    stored = {"meta": meta, "digest": digests.hex(), "peers": peers}
-    writer.add_key_value_metadata({META_KEY.decode(): json.dumps(stored)})
-    writer.close()
-    os.replace(temporary, path)
+    """Write tables below each other into one Parquet file, one at a time."""
+    write_columns(((t.arrays(), t.peers, t.meta) for t in tables), path)

@@ -9,17 +9,20 @@ Parquet files and Ray.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Chunk", "Search", "find_threshold", "sortable"]
+__all__ = ["Chunk", "Fold", "Search", "find_threshold", "sortable"]
 
 # One chunk: priority (n,) uint64, id (n,) uint64, group (n,) integers or None for one group.
 Chunk = tuple[NDArray, NDArray, "NDArray | None"]
-Pass = Callable[[Callable[[Chunk], NDArray]], Iterable[NDArray]]
+# ``fold(f, merge)``: f of every chunk, the results merged in any order, none of them held.
+Fold = Callable[[Callable[[Any], Any], Callable[[Any, Any], Any]], Any]
 
 # Candidates that may be collected and sorted, all groups together: 2**18 are 6 MB.
 COLLECT = 1 << 18
@@ -50,37 +53,42 @@ def sortable(x: NDArray[np.float64], tier: NDArray | int = 1) -> NDArray[np.uint
 class Search:
     """What is known of each group's threshold: a prefix of 128 bits, and how many are to find.
 
-    ``high`` and ``low`` are the two words (priority, ~id); ``depth`` bits of them are fixed.
+    ``high`` and ``low`` are the two words (priority, ~id); ``depth`` bits of them are fixed, and
+    a pass fixes up to ``bits`` more, never across the border of the words.
     """
 
     high: NDArray[np.uint64]
     low: NDArray[np.uint64]
     left: NDArray[np.int64]  # still to be taken among those that share the prefix
     depth: int = 0
-    bits: int = field(default=16)
+    bits: int = 16
 
-    def inside(self, chunk: Chunk) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """Candidates of a chunk: positions, words (priority, ~id) and groups."""
+    @property
+    def width(self) -> int:
+        """Bits that the next pass fixes."""
+        return min(self.bits, 64 - self.depth % 64)
+
+    def inside(self, chunk: Chunk) -> tuple[NDArray, NDArray, NDArray]:
+        """Candidates of a chunk: words (priority, ~id) and groups."""
         priority, ids, group = chunk
-        g = np.zeros(len(ids), dtype=np.int64) if group is None else group.astype(np.int64)
-        low = ~ids
-        if self.depth == 0:
-            return np.arange(len(ids)), priority, low, g
-        top = np.uint64(64 - min(self.depth, 64))
-        same = (priority >> top) == (self.high[g] >> top)
-        if self.depth > 64:
-            rest = np.uint64(128 - self.depth)
-            same &= (low >> rest) == (self.low[g] >> rest)
-        where = np.flatnonzero(same)
-        return where, priority[where], low[where], g[where]
+        g = np.zeros(1, dtype=np.int64) if group is None else group
+        if self.depth > 0:
+            top = np.uint64(64 - min(self.depth, 64))
+            same = (priority >> top) == (self.high >> top)[g]
+            if self.depth > 64:
+                rest = np.uint64(128 - self.depth)
+                same &= (~ids >> rest) == (self.low >> rest)[g]
+            priority, ids = priority[same], ids[same]
+            g = g if group is None else g[same]
+        return priority, ~ids, np.broadcast_to(g, priority.shape).astype(np.int64)
 
     def count(self, chunk: Chunk) -> NDArray[np.int64]:
-        """(groups, 2**bits) candidates by their next bits: the mergeable half of a pass."""
-        _, high, low, g = self.inside(chunk)
+        """(groups, 2**width) candidates by their next bits: the mergeable half of a pass."""
+        high, low, g = self.inside(chunk)
         word, used = (high, self.depth) if self.depth < 64 else (low, self.depth - 64)
-        digit = (word >> np.uint64(64 - used - self.bits)) & np.uint64((1 << self.bits) - 1)
-        cells = len(self.left) << self.bits
-        return np.bincount((g << self.bits) + digit.astype(np.int64), minlength=cells).reshape(
+        digit = (word >> np.uint64(64 - used - self.width)) & np.uint64((1 << self.width) - 1)
+        cells = len(self.left) << self.width
+        return np.bincount((g << self.width) + digit.astype(np.int64), minlength=cells).reshape(
             len(self.left), -1
         )
 
@@ -93,25 +101,25 @@ class Search:
         above = from_top[rows, reverse] - counts[rows, digit]
         self.left = self.left - above
         if self.depth < 64:
-            self.high |= digit.astype(np.uint64) << np.uint64(64 - self.depth - self.bits)
+            self.high |= digit.astype(np.uint64) << np.uint64(64 - self.depth - self.width)
         else:
-            self.low |= digit.astype(np.uint64) << np.uint64(128 - self.depth - self.bits)
-        self.depth += self.bits
+            self.low |= digit.astype(np.uint64) << np.uint64(128 - self.depth - self.width)
+        self.depth += self.width
         return int(counts[rows, digit][self.left > 0].sum())
 
-    def collect(self, chunk: Chunk) -> NDArray[np.uint64]:
+    def collect(self, chunk: Chunk) -> list[NDArray[np.uint64]]:
         """(3, n) group, priority and ~id of the candidates: the last, small, mergeable half."""
-        _, high, low, g = self.inside(chunk)
-        return np.stack([g.astype(np.uint64), high, low])
+        high, low, g = self.inside(chunk)
+        return [np.stack([g.astype(np.uint64), high, low])]
 
     def finish(self, candidates: NDArray[np.uint64]) -> None:
         """Fix the threshold exactly: the last candidate that is still taken, by group."""
-        order = np.lexsort((candidates[2], candidates[1], candidates[0]))[::-1]
+        order = np.lexsort((candidates[2], candidates[1], candidates[0]))
         g, high, low = candidates[:, order]
-        for group in np.flatnonzero(self.left > 0):
-            members = np.flatnonzero(g == np.uint64(group))
-            last = members[min(int(self.left[group]), len(members)) - 1]
-            self.high[group], self.low[group] = high[last], low[last]
+        open_groups = np.flatnonzero(self.left > 0)
+        start, end = (np.searchsorted(g, open_groups, side=side) for side in ("left", "right"))
+        last = np.maximum(end - self.left[open_groups], start)
+        self.high[open_groups], self.low[open_groups] = high[last], low[last]
         self.depth = 128
 
     def keep(self, chunk: Chunk) -> NDArray[np.bool_]:
@@ -126,11 +134,11 @@ class Search:
         self.quota = self.left.copy()
 
 
-def find_threshold(run: Pass, quotas: NDArray[np.int64], total: int) -> Search:
+def find_threshold(fold: Fold, quotas: NDArray[np.int64], total: int) -> Search:
     """Threshold of each group such that exactly its quota lies at or above it.
 
     Args:
-        run: applies a function to every chunk and gives the results, in any order.
+        fold: applies a function to every chunk and merges the results, in any order.
         quotas: (groups,) how many to keep of each.
         total: number of examples in all chunks.
 
@@ -139,13 +147,13 @@ def find_threshold(run: Pass, quotas: NDArray[np.int64], total: int) -> Search:
 
     Example:
         >>> chunk = (np.array([5, 9, 7], np.uint64), np.arange(3, dtype=np.uint64), None)
-        >>> search = find_threshold(lambda f: [f(chunk)], np.array([2]), 3)
+        >>> search = find_threshold(lambda f, merge: f(chunk), np.array([2]), 3)
         >>> search.keep(chunk).tolist()
         [False, True, True]
     """
     groups = len(quotas)
-    # The table of counts stays at or below 2**20 cells (8 MB); 16 divides both words.
-    bits = 16 if groups <= 16 else 8 if groups <= 4096 else 4
+    # The table of counts stays at or below 2**20 cells (8 MB) up to 2**16 groups.
+    bits = min(16, max(4, 20 - (groups - 1).bit_length()))
     search = Search(
         high=np.zeros(groups, dtype=np.uint64),
         low=np.zeros(groups, dtype=np.uint64),
@@ -154,11 +162,7 @@ def find_threshold(run: Pass, quotas: NDArray[np.int64], total: int) -> Search:
     )
     candidates = total
     while candidates > COLLECT and search.depth < 128:
-        counts = np.zeros((groups, 1 << bits), dtype=np.int64)
-        for part in run(search.count):
-            counts += part
-        candidates = search.descend(counts)
+        candidates = search.descend(fold(search.count, operator.iadd))
     if search.depth < 128:
-        parts = list(run(search.collect))
-        search.finish(np.concatenate(parts, axis=1) if parts else np.zeros((3, 0), np.uint64))
+        search.finish(np.concatenate(fold(search.collect, operator.iadd), axis=1))
     return search

@@ -116,12 +116,66 @@ def test_three_lines_score_and_prune(kind):
     np.testing.assert_array_equal(loader.kept, kept)
 
 
-def test_persistent_workers_and_pin_memory():
+def test_persistent_workers():
     """Workers that stay alive must not keep the full epoch's indices."""
     inner = DataLoader(Items(), batch_size=5, shuffle=True, num_workers=1, persistent_workers=True)
     loader = DualScoreSampler.wrap(inner, 0.5, score_epochs=2, window=2)
     seen = run(loader, 4)
     assert [len(e) for e in seen] == [23, 23, 12, 12]
+    np.testing.assert_allclose(loader.table.score, naive.dual(true_history(2), 2), atol=1e-6)
+
+
+class Batch:
+    """A user's own batch type, which knows how to pin itself."""
+
+    def __init__(self, x, y, pinned=False):
+        self.x, self.y, self.pinned = x, y, pinned
+
+    def pin_memory(self):
+        return Batch(self.x.pin_memory(), self.y.pin_memory(), pinned=True)
+
+
+def batch_of_own_type(examples):
+    return Batch(torch.stack([x for x, _ in examples]), torch.tensor([y for _, y in examples]))
+
+
+# Without an accelerator torch says so and pins nothing; the loop must go on all the same.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no acc:UserWarning")
+@pytest.mark.parametrize("kind", ["plain", "dict"])
+def test_pin_memory_is_handed_on_and_batches_keep_their_indices(kind):
+    """A loader that pins must still pin after it is wrapped, and credit the right examples."""
+    inner = LOADERS[kind]()
+    inner.pin_memory = True
+    loader = DualScoreSampler.wrap(inner, 0.5, score_epochs=2, window=2)
+    assert loader.loader.pin_memory
+    assert loader.pin_memory
+    run(loader, 3)
+    np.testing.assert_allclose(loader.table.score, naive.dual(true_history(2), 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pinned_batches_of_an_own_type(monkeypatch, workers):
+    """torch pins what it finds inside (index, batch): a batch type's own method must be called."""
+    pinned = []
+    device = torch.device("cpu")  # stands in for an accelerator, whose pinning copies as well
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *a, **k: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *a, **k: device)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda self, device=None: pinned.append(self) or self.clone()
+    )
+    inner = DataLoader(
+        Items(), 5, shuffle=True, collate_fn=batch_of_own_type, pin_memory=True, num_workers=workers
+    )
+    loader = DualScoreSampler.wrap(inner, 0.5, score_epochs=2, window=2)
+    for epoch in range(2):
+        for batch in loader:
+            assert isinstance(batch, Batch)
+            assert batch.pinned
+            assert loader.index.tolist() == batch.x.squeeze(-1).long().tolist()
+            loader.record(logits_of(batch.x, batch.y, epoch), batch.y)
+    assert len(pinned) == 2 * 5 * 3  # index, x and y of five batches in two epochs
     np.testing.assert_allclose(loader.table.score, naive.dual(true_history(2), 2), atol=1e-6)
 
 

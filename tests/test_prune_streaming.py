@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -100,23 +103,80 @@ def test_nothing_is_overwritten_and_bad_input_is_named(tmp_path):
         select_parquet(tmp_path / "v.parquet", tmp_path / "k", 0.5)
 
 
-@pytest.mark.filterwarnings("ignore")  # Ray warns about its own future, and leaves sockets open
-def test_ray_keeps_what_memory_keeps(tmp_path, monkeypatch):
-    """Two workers, blocks in any order: the very same ids."""
-    ray = pytest.importorskip("ray", reason="needs the extra: pip install 'torch-specgd[ray]'")
-    monkeypatch.setattr(streaming_module, "BATCH", 500)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or a token is written into the home folder
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default: starved on a busy machine
-    table = make_table()
-    write_folder(table, tmp_path / "in", parts=4)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        for name, options in (("a", {"c_d": 5.5}), ("b", {"per_class": True, "seed": 4})):
-            select_parquet(tmp_path / "in", tmp_path / name, 0.8, engine="ray", **options)
-            kept = pq.read_table(tmp_path / name)["key"].to_pylist()
-            assert sorted(kept) == table.key[table.select(0.8, **options)].tolist()
-    finally:
+# Ray Data sets its own deprecated defaults when it is first used.
+ray_data_defaults = pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning:ray.data.context")
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Ray without a token in the home folder, and workers that are not starved of time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 by default
+        yield pytest.importorskip("ray", reason="needs the extra: pip install 'torch-specgd[ray]'")
+
+
+@pytest.fixture(scope="module")
+def two_workers(ray):
+    """Ray on this machine with two processors, which sends nothing anywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
         ray.shutdown()
+
+
+def ray_processes():
+    """Names of the servers and workers that this process has started and that still run."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    names = (Path(f"/proc/{pid}/comm") for pid in children.read_text().split())
+    return [n for n in (path.read_text().strip() for path in names if path.exists()) if "ray" in n]
+
+
+@pytest.mark.slow
+@ray_data_defaults
+def test_ray_that_was_started_for_a_selection_ends_with_it(tmp_path, monkeypatch, ray):
+    """A user without a cluster must not be left with servers, or send statistics unasked."""
+    table, asked = make_table(), []
+    start = ray.init
+
+    def init(**options):
+        asked.append((os.environ["RAY_USAGE_STATS_ENABLED"], options["include_dashboard"]))
+        start(num_cpus=2, log_to_driver=False, logging_level="ERROR", **options)
+        assert sys.platform != "linux" or ray_processes()
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    table.to_parquet(tmp_path / "s.parquet")
+    select_parquet(tmp_path / "s.parquet", tmp_path / "k", 0.8, engine="ray", method="top")
+    kept = pq.read_table(tmp_path / "k")["key"].to_pylist()
+    assert sorted(kept) == table.select(0.8, method="top").tolist()
+    assert asked == [("0", False)]
+    assert "RAY_USAGE_STATS_ENABLED" not in os.environ
+    assert not ray.is_initialized()
+    assert sys.platform != "linux" or not ray_processes()
+
+
+@pytest.mark.slow
+@ray_data_defaults
+@pytest.mark.parametrize(
+    "options",
+    [{"c_d": "auto"}, {"per_class": True, "seed": 3}, {"method": "ccs"}],
+    ids=["auto", "per_class", "ccs"],
+)
+def test_ray_data_keeps_what_memory_keeps(tmp_path, monkeypatch, two_workers, options):
+    """Two workers, blocks in any order, counts before the threshold: the very same rows."""
+    monkeypatch.setattr(streaming_module, "BATCH", 257)
+    monkeypatch.setattr(topk, "COLLECT", 400)
+    table = make_table(keys=np.array([f"shard/{i:04d}.jpg" for i in range(3000)]))
+    write_folder(table, tmp_path / "in", parts=4)
+    settings = select_parquet(tmp_path / "in", tmp_path / "out", 0.8, engine="ray", **options)
+    kept = pq.read_table(tmp_path / "out").sort_by("key")
+    expected = table.take(table.select(0.8, **options))
+    assert kept["key"].to_pylist() == expected.key.tolist()
+    assert kept["aum"].to_pylist() == expected.peers["aum"].tolist()
+    assert kept.column_names == ["key", "label", "score", "mean_prob", "observed", "aum"]
+    assert settings["kept"] == len(expected)
 
 
 def test_hugging_face_data_set_keeps_columns_and_says_how(tmp_path):

@@ -1,0 +1,92 @@
+"""The passes of ``streaming`` on Ray Data: workers summarize and filter blocks of rows.
+
+A pass sends home one summary for each block (at most 8 MB of counts, for the 128 MB of rows of
+Ray's usual block), and the driver merges them as they arrive and holds no other.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RayEngine", "ray_engine"]
+
+
+@contextmanager
+def ray_engine(files: list[Path], batch: int) -> Iterator[RayEngine]:
+    """An engine on the Ray that is running, or on one that lives as long as the block.
+
+    The latter uses the cores of this machine and neither a dashboard nor Ray's usage statistics.
+
+    Args:
+        files: Parquet files, by names that all workers can open.
+        batch: rows that are looked at together.
+
+    Raises:
+        ImportError: if Ray is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError("engine='ray' needs Ray Data: pip install 'torch-specgd[ray]'") from error
+    mine = not ray.is_initialized()
+    if mine:
+        before = os.environ.get("RAY_USAGE_STATS_ENABLED")
+        os.environ["RAY_USAGE_STATS_ENABLED"] = before or "0"
+        try:
+            ray.init(include_dashboard=False)
+        finally:
+            if before is None:
+                del os.environ["RAY_USAGE_STATS_ENABLED"]
+    try:
+        yield RayEngine([str(file.resolve()) for file in files], batch)
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+class RayEngine:
+    """See ``streaming.Engine``."""
+
+    def __init__(self, files: list[str], batch: int) -> None:
+        self.files, self.batch = files, batch
+
+    def _dataset(self) -> Any:
+        import ray.data
+
+        # Names of folders such as "epoch=3" must not become columns.
+        return ray.data.read_parquet(self.files, partitioning=None)
+
+    def fold(
+        self, f: Callable[[Any], Any], merge: Callable[[Any, Any], Any], columns: list[str]
+    ) -> Any:
+        """``f`` of every batch of these columns; a block's results are merged where it lies."""
+        batch = self.batch
+
+        def summarize(block: Any) -> Any:
+            import pyarrow as pa
+
+            parts = (block.slice(i, batch) for i in range(0, block.num_rows, batch))
+            summary = [pickle.dumps(reduce(merge, map(f, parts)))] if block.num_rows else []
+            return pa.table({"summary": pa.array(summary, pa.large_binary())})
+
+        summaries = (
+            self._dataset()
+            .select_columns(columns)
+            .map_batches(summarize, batch_size=None, batch_format="pyarrow")
+        )
+        return reduce(merge, (pickle.loads(row["summary"]) for row in summaries.iter_rows()))
+
+    def write(self, kept: Callable[[Any], Any], destination: Path) -> int:
+        """Write the kept rows of all blocks into a folder; return their number."""
+        import pyarrow.parquet as pq
+
+        rows = self._dataset().map_batches(kept, batch_size=self.batch, batch_format="pyarrow")
+        rows.write_parquet(str(destination.resolve()), compression="zstd")
+        return sum(pq.read_metadata(file).num_rows for file in destination.rglob("*.parquet"))
