@@ -15,22 +15,14 @@ import copy
 import csv
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from warm_bed import DEFAULT_DATA, Learner, conv_net, hard_fashion_mnist
-
-from warmstart import (
-    GradientDirection,
-    dash_shrink,
-    fire_reinit,
-    shrink_and_perturb,
-    uniform_shrink,
-)
+from warm_methods import METHODS, TRIED
 
 HERE = Path(__file__).resolve().parent
 CSV = HERE / "warm_chunks.csv"
@@ -38,70 +30,6 @@ FIELDS = (
     "purpose", "net", "lr", "method", "floor", "seed", "chunk", "examples", "test_accuracy",
     "train_accuracy", "steps", "seconds",
 )  # fmt: skip
-
-Data = tuple[Tensor, Tensor]
-Method = Callable[[Learner, list[Data], Any, int], None]
-
-
-def dash(learner: Learner, seen: list[Data], floor: float | str, seed: int) -> None:
-    dash_shrink(learner.model, seen, floor=floor, alpha=0.3)
-
-
-def dash_shuffled(learner: Learner, seen: list[Data], floor: float | str, seed: int) -> None:
-    """DASH's factors, dealt to other units of the same layer."""
-    report = dash_shrink(learner.model, seen, floor=floor, alpha=0.3, dry_run=True)
-    assert report.factors is not None
-    generator = torch.Generator().manual_seed(1000 * seed + len(seen))
-    with torch.no_grad():
-        for name, s in report.factors.items():
-            order = torch.randperm(s.numel(), generator=generator)
-            learner.model.get_parameter(name).mul_(s.flatten()[order].reshape(s.shape))
-
-
-def dash_wrong_sign(learner: Learner, seen: list[Data], floor: float | str, seed: int) -> None:
-    """DASH with the sign of the gradient exchanged, as some imitations have it."""
-    direction = GradientDirection(learner.model, alpha=0.3)
-    learner.model.eval()
-    names = list(direction.parameters)
-    for x, y in seen:
-        loss = torch.nn.functional.cross_entropy(learner.model(x), y)
-        grads = torch.autograd.grad(loss, list(direction.parameters.values()))
-        direction.update({n: -g for n, g in zip(names, grads, strict=True)})
-    dash_shrink(learner.model, direction, floor=floor)
-
-
-def nothing(learner: Learner, seen: list[Data], floor: float | str, seed: int) -> None:
-    """Cold starts get a new learner from ``run``; warm starts just train on."""
-
-
-def fresh_momentum(learner: Learner, seen: list[Data], floor: float | str, seed: int) -> None:
-    learner.fresh_optimizer()
-
-
-def uniform(learner: Learner, seen: list[Data], floor: Any, seed: int) -> None:
-    uniform_shrink(learner.model, floor)
-
-
-def perturb(learner: Learner, seen: list[Data], floor: Any, seed: int) -> None:
-    shrink_and_perturb(learner.model, "dash", shrink=floor, seed=seed)
-
-
-def fire(learner: Learner, seen: list[Data], floor: float | str, seed: int) -> None:
-    fire_reinit(learner.model)
-
-
-METHODS: dict[str, Method] = {
-    "cold": nothing,
-    "warm": nothing,
-    "warm, fresh momentum": fresh_momentum,
-    "uniform": uniform,
-    "shrink & perturb": perturb,
-    "FIRE": fire,
-    "DASH": dash,
-    "DASH, shuffled factors": dash_shuffled,
-    "DASH, wrong sign": dash_wrong_sign,
-}
-
 
 FIRST_CHUNK: dict[tuple[object, ...], tuple[Learner, int, float]] = {}
 
@@ -138,7 +66,7 @@ def run(
         if k and method == "cold":
             learner = new_learner(net, lr, seed, k)
         elif k:
-            METHODS[method](learner, seen, floor, seed)
+            (METHODS | TRIED)[method](learner, seen, floor, seed)
         if k == 0 and first in FIRST_CHUNK:
             learner, steps, train = copy.deepcopy(FIRST_CHUNK[first])
         else:
@@ -189,7 +117,12 @@ PLAN: tuple[tuple[str, str, float, tuple[str, ...], float | str, tuple[int, ...]
     ("confirm", "norm4", 0.01, ("cold", "warm", "DASH"), "auto", (10, 11, 12), 4),
     ("grid", "norm", 0.01, tuple(METHODS), 0.3, (0, 1, 2), 4),
     ("explore", "plain", 0.03, ("DASH",), 0.8, (0, 1), 4),
+    ("explore", "plain", 0.03, ("DASH, chained biases", "uniform, chained biases"), 0.7, (0, 1), 4),
     ("explore", "plain", 0.03, ("DASH",), 0.56, (0, 1), 4),
+    ("explore", "plain", 0.03, ("DASH, chained biases", "uniform, chained biases"), 0.5, (0, 1), 4),
+    ("explore", "plain", 0.03, ("DASH, head only",), 0.1, (0, 1), 4),
+    ("explore", "plain", 0.03, ("DASH, head kept",), 0.6, (0, 1), 4),
+    ("explore", "plain", 0.03, ("DASH, biases kept",), 0.7, (0, 1), 4),
     ("grid", "plain", 0.03, tuple(METHODS), 0.7, (0, 1, 2), 4),
     ("grid", "norm", 0.1, tuple(METHODS), 0.3, (0, 1, 2), 4),
     ("grid", "plain", 0.03, ("uniform", "DASH"), 0.3, (0, 1, 2), 4),
@@ -318,6 +251,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--shard", default="0/1", help="i/n: seeds i modulo n, for parallel runs")
+    parser.add_argument("--only", help="run only this purpose: grid, explore or confirm")
     args = parser.parse_args()
     if args.summary:
         summary(args.csv, args.figure)
@@ -330,7 +264,7 @@ def main() -> None:
     done = {key(r) for r in read(args.csv)}
     shard, shards = map(int, args.shard.split("/"))
     for purpose, net, lr, method, floor, seed, chunks in jobs():
-        if seed % shards != shard:
+        if seed % shards != shard or args.only not in (None, purpose):
             continue
         name = {
             "purpose": purpose, "net": net, "lr": lr, "method": method, "floor": floor,
