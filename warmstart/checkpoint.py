@@ -6,6 +6,7 @@ devices, untouched entries and ``_metadata`` are kept; tensors that shared memor
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def shrink_state_dict(
     bias: str = "vector",
     zero_gradient: str = "floor",
     strict: bool = True,
+    elsewhere: Mapping[str, int] | None = None,
 ) -> tuple[StateDict, ShrinkReport]:
     """``dash_shrink`` for a state dict and saved directions.
 
@@ -51,6 +53,7 @@ def shrink_state_dict(
         bias: ``"vector"`` or ``"skip"``.
         zero_gradient: ``"floor"`` or ``"keep"``.
         strict: See ``state_targets``.
+        elsewhere: See ``state_targets``.
 
     Returns:
         The new state dict and the report.
@@ -77,7 +80,13 @@ def shrink_state_dict(
         raise KeyError(f"directions for {unknown[:5]} have no tensor in the state dict")
     chosen = include if include is not None else (lambda name, x: name in given)
     targets, skipped = state_targets(
-        state_dict, units=units, include=chosen, exclude=exclude, bias=bias, strict=strict
+        state_dict,
+        units=units,
+        include=chosen,
+        exclude=exclude,
+        bias=bias,
+        strict=strict,
+        elsewhere=elsewhere,
     )
     missing = [t.name for t in targets if t.name not in given]
     if missing:
@@ -131,15 +140,12 @@ def perturb_state_dict(
     if p.everything and selection.get("include") is None:
         selection["include"] = lambda name, x: x.is_floating_point()
     targets, skipped = state_targets(state_dict, **selection)
-    generator = torch.Generator().manual_seed(seed)
     values: dict[str, Tensor] = {}
     rows = []
     for t in targets:
         w = whole(t.parameter)
-        if p.noise == "normal":
-            noise = torch.randn(w.shape, generator=generator)
-        else:
-            noise = _matching(fresh or {}, t)
+        normal = p.noise == "normal"
+        noise = _noise(t.name, w.shape, seed) if normal else _matching(fresh or {}, t)
         rows.append(add_value(t, w * shrink + noise.to(w) * perturb, values))
     settings = {"preset": preset, "shrink": shrink, "perturb": perturb, "seed": seed}
     report = ShrinkReport("perturb", settings, rows, skipped)
@@ -216,6 +222,16 @@ def _directions(given: Any) -> tuple[Mapping[str, Tensor], float | None, int]:
     if "directions" in given and isinstance(given["directions"], Mapping):
         return given["directions"], given.get("alpha"), int(given.get("num_batches", 0))
     return given, None, 0
+
+
+def _noise(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """Normal noise that depends on the tensor's name, not on which tensors came before it.
+
+    Shards are edited one by one: one generator per call would give all of them the same noise.
+    """
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randn(shape, generator=generator)
 
 
 def _matching(fresh: Mapping[str, Tensor], t: Target) -> Tensor:

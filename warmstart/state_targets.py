@@ -22,6 +22,7 @@ def state_targets(
     exclude: Patterns = None,
     bias: str = "vector",
     strict: bool = True,
+    elsewhere: Mapping[str, int] | None = None,
 ) -> tuple[list[Target], list[Skipped]]:
     """Route every tensor of a state dict, from its name and shape alone.
 
@@ -37,6 +38,8 @@ def state_targets(
         exclude: Not these.
         bias: ``"vector"`` or ``"skip"``.
         strict: Refuse patterns without a match and an empty selection; False for one shard of many.
+        elsewhere: For one shard, the number of dimensions of every tensor of the whole checkpoint:
+            a bias may lie in another shard than its weight.
 
     Returns:
         Targets and skipped tensors.
@@ -48,6 +51,8 @@ def state_targets(
         raise ValueError(f"units must be one of {UNIT_NAMES} or a callable, got {units!r}")
     if strict:
         check_patterns(list(state_dict), include=include, exclude=exclude)
+    here = {n: x.ndim for n, x in state_dict.items() if isinstance(x, Tensor)}
+    dimensions = {**(elsewhere or {}), **here}
     targets: list[Target] = []
     skipped: list[Skipped] = []
     first: dict[object, int] = {}
@@ -59,7 +64,7 @@ def state_targets(
         if at is not None:
             aliases[at].append(name)
             continue
-        reason = _reason(state_dict, name, x, include, exclude, bias)
+        reason = _reason(dimensions, name, x, include, exclude, bias)
         dims = None if reason else _dims(name, x, units)
         if dims is None:
             skipped.append(Skipped(name, reason or "left out by units"))
@@ -74,7 +79,12 @@ def state_targets(
 
 
 def _reason(
-    state: Mapping[str, Any], name: str, x: Tensor, include: Patterns, exclude: Patterns, bias: str
+    dimensions: Mapping[str, int],
+    name: str,
+    x: Tensor,
+    include: Patterns,
+    exclude: Patterns,
+    bias: str,
 ) -> str:
     """Why a tensor is left alone, or the empty string."""
     if matches(exclude, name, x):
@@ -90,10 +100,9 @@ def _reason(
     prefix, _, leaf = name.rpartition(".")
     if leaf.endswith("weight") and x.ndim >= 2:
         return ""
-    if leaf.endswith("bias") and x.ndim == 1:
-        sibling = state.get(f"{prefix}.{leaf[:-4]}weight".lstrip("."))
-        if isinstance(sibling, Tensor) and sibling.ndim >= 2:
-            return "bias" if bias == "skip" else ""
+    sibling = dimensions.get(f"{prefix}.{leaf[:-4]}weight".lstrip("."), 0)
+    if leaf.endswith("bias") and x.ndim == 1 and sibling >= 2:
+        return "bias" if bias == "skip" else ""
     return "neither a weight matrix nor the bias of one"
 
 
