@@ -235,6 +235,34 @@ def test_sharded_safetensors(tmp_path: Path) -> None:
     assert sorted(p.name for p in target.iterdir()) == sorted([*shards, name])
 
 
+@pytest.mark.parametrize("command", ["uniform", "perturb", "fire"])
+def test_shards_give_what_one_file_gives(tmp_path: Path, command: str) -> None:
+    """A bias may lie in another shard than its weight, and shards must not share their noise."""
+    state = {
+        "a.weight": torch.randn(4, 4, generator=torch.Generator().manual_seed(0)),
+        "b.weight": torch.randn(4, 4, generator=torch.Generator().manual_seed(1)),
+        "a.bias": torch.ones(4),
+    }
+    one, source, target = tmp_path / "one.safetensors", tmp_path / "in", tmp_path / "out"
+    safetensors_torch.save_file(state, one)
+    source.mkdir()
+    shards = {"1.safetensors": ["a.weight"], "2.safetensors": ["b.weight", "a.bias"]}
+    for file, keys in shards.items():
+        safetensors_torch.save_file({k: state[k] for k in keys}, source / file)
+    name = "model.safetensors.index.json"
+    weight_map = {k: f for f, ks in shards.items() for k in ks}
+    (source / name).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert main([command, str(source / name), "-o", str(target / name)]) == 0
+    assert main([command, str(one), "-o", str(tmp_path / "new.safetensors")]) == 0
+    expected = safetensors_torch.load_file(tmp_path / "new.safetensors")
+    new = {k: v for f in shards for k, v in safetensors_torch.load_file(target / f).items()}
+    assert all(torch.equal(new[k], expected[k]) for k in state)
+    assert not torch.equal(new["a.weight"], state["a.weight"])
+    if command == "perturb":
+        noise = [new[k] - 0.3 * state[k] for k in ("a.weight", "b.weight")]
+        assert not torch.allclose(noise[0], noise[1], atol=1e-3)
+
+
 def test_command_line_refuses_and_leaves_files_alone(tmp_path: Path, capsys) -> None:
     """No silent overwrite, no half-written file, no code from pickles, one clear line."""
     source = saved(tmp_path, ".pt")

@@ -116,7 +116,9 @@ def test_leaves_no_trace() -> None:
     assert not torch.equal(model[3].weight, old["3.weight"])  # channels_last weights really change
 
 
-@pytest.mark.parametrize("where", ["exception", "nan loss", "nan gradient", "bad batch"])
+@pytest.mark.parametrize(
+    "where", ["exception", "nan loss", "nan gradient", "bad batch", "out of memory"]
+)
 def test_a_failure_changes_no_weight(where: str) -> None:
     """A loader that breaks at its last batch must not leave a half-shrunk model behind."""
     model = conv_net()
@@ -135,6 +137,13 @@ def test_a_failure_changes_no_weight(where: str) -> None:
         def loss_fn(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             # sqrt at zero: the loss is finite, its gradient is not
             return cross_entropy(out, y) + (out - out.detach()).square().sum().sqrt()
+    elif where == "out of memory":
+        match, error = "out of memory", torch.OutOfMemoryError
+
+        def loss_fn(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            if y is data[5][1]:
+                raise torch.OutOfMemoryError("out of memory")
+            return cross_entropy(out, y)
     else:
         data[5] = (data[5][0], data[5][1] + 100)
         match, error = "out of bounds", IndexError

@@ -52,7 +52,7 @@ def test_bed_is_the_same_every_time() -> None:
     assert parameters == 20_278
 
 
-@pytest.mark.parametrize("method", warm_chunks.METHODS)
+@pytest.mark.parametrize("method", warm_chunks.METHODS | warm_chunks.TRIED)
 def test_every_method_runs_on_random_data(method: str, tmp_path: Path) -> None:
     """Two tiny chunks per method, appended and read back as the summary does."""
     g = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ from .checkpoint import (
     undo_state_dict,
     uniform_state_dict,
 )
-from .files import INDEX, atomic, read, transform
+from .files import INDEX, atomic, index_dimensions, read, transform
 from .peers import PRESETS
 from .report import FORMAT, ShrinkReport
 from .targets import check_patterns
@@ -82,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 with one line on standard error otherwise."""
     args = parser().parse_args(argv)
+    sharded = args.input.name.endswith(INDEX)
     try:
+        args.elsewhere = index_dimensions(args.input) if sharded and args.input.exists() else None
         if args.command == "inspect":
             transform(args.input, None, partial(_inspect, args=args), key=args.key)
         else:
@@ -96,7 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _inspect(state: Mapping[str, Any], args: argparse.Namespace) -> tuple[Mapping[str, Any], None]:
     targets, skipped = state_targets(
-        state, include=args.include, exclude=args.exclude, strict=False
+        state,
+        include=args.include,
+        exclude=args.exclude,
+        strict=False,
+        elsewhere=args.elsewhere,
     )
     chosen = {n: t for t in targets for n in (t.name, *t.aliases)}
     reasons = {s.name: s.reason for s in skipped}
@@ -119,9 +125,8 @@ def _change(args: argparse.Namespace) -> None:
         raise ValueError("-o OUT is missing (or --dry-run)")
     if args.report is not None and args.report.exists() and not args.force:
         raise FileExistsError(f"{args.report} exists; --force replaces it")
-    if args.input.name.endswith(INDEX) and args.input.exists():
-        names = list(json.loads(args.input.read_text(encoding="utf-8"))["weight_map"])
-        check_patterns(names, include=args.include, exclude=args.exclude)
+    if args.elsewhere is not None:
+        check_patterns(list(args.elsewhere), include=args.include, exclude=args.exclude)
     edit = partial(_undo, args=args) if args.undo else partial(_edit, args=args)
     reports = transform(
         args.input,
@@ -147,7 +152,12 @@ def _edit(
 ) -> tuple[Mapping[str, Any], ShrinkReport]:
     """The state dict of one file under the chosen command."""
     sharded = args.input.name.endswith(INDEX)
-    selection = {"include": args.include, "exclude": args.exclude, "strict": not sharded}
+    selection = {
+        "include": args.include,
+        "exclude": args.exclude,
+        "strict": not sharded,
+        "elsewhere": args.elsewhere,
+    }
     if args.command == "fire":
         return fire_state_dict(state, args.strength, **selection)
     selection["bias"] = args.bias

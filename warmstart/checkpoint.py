@@ -6,7 +6,8 @@ devices, untouched entries and ``_metadata`` are kept; tensors that shared memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,76 +15,16 @@ from torch import Tensor
 
 from .apply import products
 from .direction import GradientDirection
-from .entries import memory_key
 from .factors import check_floor, check_zero_gradient
 from .fire import default_parts, isometry
 from .norms import NormMap
 from .peers import check_strengths, constant
 from .report import ParameterRow, ShrinkReport, unpack
 from .rows import add_value, factor_row, shrink_target, whole
-from .targets import UNIT_NAMES, Patterns, Skipped, Target, as_list, check_patterns, matches
+from .state_targets import StateUnits, state_targets
+from .targets import Patterns, Skipped, Target
 
 StateDict = dict[str, Any]
-StateUnits = str | Callable[[str, Tensor], str | Sequence[int] | None]
-
-
-def state_targets(
-    state_dict: Mapping[str, Any],
-    *,
-    units: StateUnits = "kernel",
-    include: Patterns = None,
-    exclude: Patterns = None,
-    bias: str = "vector",
-    strict: bool = True,
-) -> tuple[list[Target], list[Skipped]]:
-    """Route every tensor of a state dict, from its name and shape alone.
-
-    Tensors with two or more dimensions whose name ends in ``weight`` are shrunk, and the ``bias``
-    beside them; one-dimensional weights belong to normalizations and stay.
-
-    Args:
-        state_dict: Name -> tensor; other entries are ignored.
-        units: ``"kernel"``, ``"filter"``, ``"row"``, or ``callable(name, tensor)`` that returns one
-            of these, the dimensions of one unit, or None to skip. Layers that store (in, out), such
-            as GPT-2's, need ``(0,)``: a state dict does not say so.
-        include: Exactly these tensors; ``"default"`` stands for the default choice.
-        exclude: Not these.
-        bias: ``"vector"`` or ``"skip"``.
-        strict: Refuse patterns without a match and an empty selection; False for one shard of many.
-
-    Returns:
-        Targets and skipped tensors.
-
-    Raises:
-        ValueError: If nothing is selected or a rule is unknown.
-    """
-    if not callable(units) and units not in UNIT_NAMES:
-        raise ValueError(f"units must be one of {UNIT_NAMES} or a callable, got {units!r}")
-    if strict:
-        check_patterns(list(state_dict), include=include, exclude=exclude)
-    targets: list[Target] = []
-    skipped: list[Skipped] = []
-    first: dict[object, int] = {}
-    aliases: dict[int, list[str]] = {}
-    for name, x in state_dict.items():
-        if not isinstance(x, Tensor):
-            continue
-        at = first.get(memory_key(x))
-        if at is not None:
-            aliases[at].append(name)
-            continue
-        reason = _reason(state_dict, name, x, include, exclude, bias)
-        dims = None if reason else _dims(name, x, units)
-        if dims is None:
-            skipped.append(Skipped(name, reason or "left out by units"))
-            continue
-        first[memory_key(x)] = len(targets)
-        aliases[len(targets)] = []
-        unit = {0: "entry", 1: "row"}.get(len(dims), "kernel") if x.ndim > 1 else "vector"
-        targets.append(Target(name, x, f"Tensor.{name.rpartition('.')[2]}", unit, dims))
-    if not targets and strict:
-        raise ValueError("no tensor of the state dict is selected")
-    return [_with_aliases(t, tuple(aliases[i])) for i, t in enumerate(targets)], skipped
 
 
 def shrink_state_dict(
@@ -97,6 +38,7 @@ def shrink_state_dict(
     bias: str = "vector",
     zero_gradient: str = "floor",
     strict: bool = True,
+    elsewhere: Mapping[str, int] | None = None,
 ) -> tuple[StateDict, ShrinkReport]:
     """``dash_shrink`` for a state dict and saved directions.
 
@@ -111,6 +53,7 @@ def shrink_state_dict(
         bias: ``"vector"`` or ``"skip"``.
         zero_gradient: ``"floor"`` or ``"keep"``.
         strict: See ``state_targets``.
+        elsewhere: See ``state_targets``.
 
     Returns:
         The new state dict and the report.
@@ -137,7 +80,13 @@ def shrink_state_dict(
         raise KeyError(f"directions for {unknown[:5]} have no tensor in the state dict")
     chosen = include if include is not None else (lambda name, x: name in given)
     targets, skipped = state_targets(
-        state_dict, units=units, include=chosen, exclude=exclude, bias=bias, strict=strict
+        state_dict,
+        units=units,
+        include=chosen,
+        exclude=exclude,
+        bias=bias,
+        strict=strict,
+        elsewhere=elsewhere,
     )
     missing = [t.name for t in targets if t.name not in given]
     if missing:
@@ -191,15 +140,12 @@ def perturb_state_dict(
     if p.everything and selection.get("include") is None:
         selection["include"] = lambda name, x: x.is_floating_point()
     targets, skipped = state_targets(state_dict, **selection)
-    generator = torch.Generator().manual_seed(seed)
     values: dict[str, Tensor] = {}
     rows = []
     for t in targets:
         w = whole(t.parameter)
-        if p.noise == "normal":
-            noise = torch.randn(w.shape, generator=generator)
-        else:
-            noise = _matching(fresh or {}, t)
+        normal = p.noise == "normal"
+        noise = _noise(t.name, w.shape, seed) if normal else _matching(fresh or {}, t)
         rows.append(add_value(t, w * shrink + noise.to(w) * perturb, values))
     settings = {"preset": preset, "shrink": shrink, "perturb": perturb, "seed": seed}
     report = ShrinkReport("perturb", settings, rows, skipped)
@@ -278,47 +224,14 @@ def _directions(given: Any) -> tuple[Mapping[str, Tensor], float | None, int]:
     return given, None, 0
 
 
-def _reason(
-    state: Mapping[str, Any], name: str, x: Tensor, include: Patterns, exclude: Patterns, bias: str
-) -> str:
-    """Why a tensor is left alone, or the empty string."""
-    if matches(exclude, name, x):
-        return "excluded"
-    if not x.is_floating_point() or x.dtype.itemsize < 2:
-        return f"{x.dtype}"
-    if x.numel() == 0:
-        return "empty"
-    if matches(include, name, x):
-        return ""
-    if include is not None and (callable(include) or "default" not in as_list(include)):
-        return "not included"
-    prefix, _, leaf = name.rpartition(".")
-    if leaf.endswith("weight") and x.ndim >= 2:
-        return ""
-    if leaf.endswith("bias") and x.ndim == 1:
-        sibling = state.get(f"{prefix}.{leaf[:-4]}weight".lstrip("."))
-        if isinstance(sibling, Tensor) and sibling.ndim >= 2:
-            return "bias" if bias == "skip" else ""
-    return "neither a weight matrix nor the bias of one"
+def _noise(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """Normal noise that depends on the tensor's name, not on which tensors came before it.
 
-
-def _dims(name: str, x: Tensor, units: StateUnits) -> tuple[int, ...] | None:
-    answer = units(name, x) if callable(units) else units
-    if answer is None:
-        return None
-    if not isinstance(answer, str):
-        if any(not -x.ndim <= d < x.ndim for d in answer):
-            raise ValueError(f"units returned {answer!r} for {name} with {x.ndim} dimensions")
-        return tuple(sorted({d % x.ndim for d in answer}))
-    if answer not in UNIT_NAMES:
-        raise ValueError(f"units returned {answer!r} for {name}: {UNIT_NAMES}")
-    if x.ndim <= 1:
-        return tuple(range(x.ndim))
-    return tuple(range(2 if answer == "kernel" and x.ndim > 2 else 1, x.ndim))
-
-
-def _with_aliases(t: Target, aliases: tuple[str, ...]) -> Target:
-    return Target(t.name, t.parameter, t.kind, t.unit, t.dims, aliases=aliases)
+    Shards are edited one by one: one generator per call would give all of them the same noise.
+    """
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randn(shape, generator=generator)
 
 
 def _matching(fresh: Mapping[str, Tensor], t: Target) -> Tensor:

@@ -16,65 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .batches import Loss, to_device
-from .dash import dash_shrink
+from .batches import Loss
 from .files import read
-from .fire import fire_reinit
-from .peers import shrink_and_perturb, uniform_shrink
-from .training import rewarm_advice
-
-Batches = Sequence[tuple[Any, Tensor]]
-Method = Callable[[nn.Module, Batches, "Setting"], nn.Module | None]
-
-
-@dataclass
-class Setting:
-    """What a method may need besides the model: a fresh model, the loss, the learning rate."""
-
-    model_fn: Callable[[], nn.Module]
-    loss_fn: Loss
-    seed: int
-    lr_multiplier: float = 1.0
-
-
-def _cold(model: nn.Module, data: Batches, setting: Setting) -> nn.Module:
-    return setting.model_fn()
-
-
-def _rewarm(model: nn.Module, data: Batches, setting: Setting) -> None:
-    setting.lr_multiplier = rewarm_advice(model, 1.0, fresh=setting.model_fn, largest=10.0).lr
-
-
-def _fire(model: nn.Module, data: Batches, setting: Setting) -> None:
-    fire_reinit(model)
-
-
-def _uniform(model: nn.Module, data: Batches, setting: Setting) -> None:
-    uniform_shrink(model)
-
-
-def _perturb(model: nn.Module, data: Batches, setting: Setting) -> None:
-    shrink_and_perturb(model, "ash", fresh=setting.model_fn, seed=setting.seed)
-
-
-def _dash(model: nn.Module, data: Batches, setting: Setting) -> None:
-    dash_shrink(model, data, setting.loss_fn)
-
-
-def _dash_auto(model: nn.Module, data: Batches, setting: Setting) -> None:
-    dash_shrink(model, data, setting.loss_fn, floor="auto")
-
-
-METHODS: Mapping[str, Method] = {
-    "none": lambda model, data, setting: None,
-    "cold": _cold,
-    "rewarm": _rewarm,
-    "uniform": _uniform,
-    "shrink_and_perturb": _perturb,
-    "fire": _fire,
-    "dash": _dash,
-    "dash_auto": _dash_auto,
-}
+from .trial import METHODS, Method, Setting, accuracy, fit
 
 
 @dataclass
@@ -243,10 +187,11 @@ def compare(
                 optimizer = make(model.parameters())
                 for group in optimizer.param_groups:
                     group["lr"] *= setting.lr_multiplier
-                steps, train = _fit(model, optimizer, old + new, loss_fn, target, max_epochs, seed)
+                steps, train = fit(model, optimizer, old + new, loss_fn, target, max_epochs, seed)
             total = time.perf_counter() - start
-            accuracy = _accuracy(model, test)
-            run = Run(name, seed, accuracy, 100 * train, steps, train >= target, cost, total)
+            run = Run(
+                name, seed, accuracy(model, test), 100 * train, steps, train >= target, cost, total
+            )
             result.runs.append(run)
             if progress is not None:
                 progress(run)
@@ -293,45 +238,3 @@ def _state(checkpoint: nn.Module | Mapping[str, Tensor] | str | Path) -> Mapping
     if isinstance(checkpoint, nn.Module):
         checkpoint = checkpoint.state_dict()
     return copy.deepcopy(dict(checkpoint))
-
-
-def _fit(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: list[Any],
-    loss_fn: Loss,
-    target: float,
-    max_epochs: int,
-    seed: int,
-) -> tuple[int, float]:
-    """Steps until the target, and the last epoch's train accuracy."""
-    generator = torch.Generator().manual_seed(seed)
-    steps, accuracy = 0, 0.0
-    model.train()
-    for _ in range(max_epochs):
-        right = count = 0
-        for i in torch.randperm(len(batches), generator=generator).tolist():
-            x, y = to_device(batches[i], model)
-            logits = model(x)
-            loss = loss_fn(logits, y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            right += int((logits.detach().argmax(-1) == y).sum())
-            count += y.numel()
-            steps += 1
-        accuracy = right / count
-        if accuracy >= target or not math.isfinite(float(loss.detach())):
-            break
-    return steps, accuracy
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, batches: list[Any]) -> float:
-    model.eval()
-    right = count = 0
-    for batch in batches:
-        x, y = to_device(batch, model)
-        right += int((model(x).argmax(-1) == y).sum())
-        count += y.numel()
-    return 100.0 * right / count

@@ -17,7 +17,7 @@ from .entries import unwrap
 from .factors import (
     check_zero_gradient,
 )
-from .floors import check_floor_rule, choose_floors
+from .floors import chained_biases, check_floor_rule, choose_floors
 from .handover import Along
 from .measure import measure_direction
 from .norms import reestimated_statistics
@@ -77,7 +77,8 @@ def dash_shrink(
         loss_fn: ``loss_fn(output, target)``, a scalar.
         alpha: Weight of the newest batch's gradient, in (0, 1].
         floor: Smallest factor (the paper's lambda), in (0, 1]; or ``"auto"``, a rule of ours (not
-            the paper's) that looks at normalization, see ``choose_floors``.
+            the paper's) that looks at normalization and keeps biases in proportion to the signal,
+            see ``choose_floors`` and ``chained_biases``.
         units: ``"kernel"`` (official: per (output, input) kernel of a convolution, per output
             elsewhere), ``"filter"``, ``"row"``, or a callable; see ``find_targets``.
         grad_mode: ``"eval"`` (official), ``"train"`` or ``"keep"``.
@@ -147,13 +148,7 @@ def dash_shrink(
             progress=progress,
             process_group=process_group,
         )
-    floors = choose_floors(targets, floor, direction.norms)
-    factors: dict[str, Tensor] = {}
-    rows: list[ParameterRow] = []
-    with torch.no_grad():
-        for t in targets:
-            factors[t.name], row = shrink_target(t, direction, floors[t.name], zero_gradient)
-            rows.append(row)
+    factors, rows = _factors(targets, direction, floor, zero_gradient)
     settings = {
         "alpha": direction.alpha,
         "floor": floor,
@@ -195,6 +190,23 @@ def dash_shrink(
     if not dry_run:
         remember(model, targets)
     return report
+
+
+def _factors(
+    targets: Sequence[Target], direction: GradientDirection, floor: float | str, zero_gradient: str
+) -> tuple[dict[str, Tensor], list[ParameterRow]]:
+    """Factors and report row of every target."""
+    floors = choose_floors(targets, floor, direction.norms)
+    with torch.no_grad():
+        done = {t.name: shrink_target(t, direction, floors[t.name], zero_gradient) for t in targets}
+        if floor == "auto":
+            rows = {name: row for name, (_, row) in done.items()}
+            fixed = chained_biases(targets, rows, direction.norms)
+            for t in targets:
+                if t.name in fixed:
+                    f = fixed[t.name]
+                    done[t.name] = shrink_target(t, direction, f, zero_gradient, fixed=f)
+    return {name: s for name, (s, _) in done.items()}, [row for _, row in done.values()]
 
 
 def _check_fed(direction: GradientDirection, targets: Sequence[Target]) -> None:

@@ -67,6 +67,18 @@ def read(path: Path, key: str | None = None) -> Checkpoint:
     return Checkpoint(loaded[found[0]], rest=(loaded, found[0]))
 
 
+def index_dimensions(index: Path) -> dict[str, int]:
+    """Number of dimensions of every tensor of a sharded checkpoint, from the shards' headers."""
+    from safetensors import safe_open
+
+    out: dict[str, int] = {}
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    for shard in sorted(set(shards)):
+        with safe_open(index.parent / shard, framework="pt") as f:
+            out.update({k: len(f.get_slice(k).get_shape()) for k in f.keys()})  # noqa: SIM118
+    return out
+
+
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Write one file in the format of its name."""
     if path.suffix == ".safetensors":

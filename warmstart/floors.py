@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .factors import check_floor
 from .norms import NormMap
+from .report import ParameterRow
 from .targets import Target
 
 # Where a normalization follows, only the effective learning rate changes: the official floor.
@@ -70,3 +71,50 @@ def choose_floors(
 def segment_floor(length: int) -> float:
     """Floor of each of ``length`` weights in a row; 0 means that a normalization follows."""
     return max(NORMALIZED_FLOOR, SEGMENT_SIGNAL ** (1.0 / length)) if length else NORMALIZED_FLOOR
+
+
+def chained_biases(
+    targets: Sequence[Target], rows: Mapping[str, ParameterRow], norms: NormMap
+) -> dict[str, float]:
+    """The factor of every bias that keeps it in proportion to the signal that it is added to.
+
+        c_l = c_(l-1) |s_l w_l| / |w_l|        along a row of weights, c = 1 behind a normalization
+        b_l <- c_l b_l
+
+    Without this, a row of shrunk weights hands layer l a signal that is shorter by the product of
+    all factors before it, while its bias shrank by one factor: biases decide which ReLUs are open,
+    and features are lost. With equal factors s the biases get s, s^2, s^3, ... and a ReLU net stays
+    the same function up to its scale. Part of ``floor="auto"``, ours, not the paper's; a weight
+    alone between two normalizations, and its bias, follow the official rule.
+
+    Args:
+        targets: What is shrunk.
+        rows: Target name -> its row, with norms before and after.
+        norms: What a forward pass has shown.
+
+    Returns:
+        Bias name -> factor, for biases in rows of two or more weights without a normalization.
+    """
+    weights: dict[str, list[ParameterRow]] = {}
+    for t in targets:
+        if not _is_bias(t):
+            weights.setdefault(t.module, []).append(rows[t.name])
+    signal: dict[str | None, float] = {None: 1.0}
+    for module in norms.calls:
+        if module is None:
+            continue
+        own = weights.get(module, [])
+        # Recurrent cells have several weights and no single gain: their biases keep their factor.
+        single = len(own) == 1 and own[0].norm_before > 0
+        ratio = own[0].norm_after / own[0].norm_before if single else 1.0
+        signal[module] = signal[norms.upstream[module]] * ratio
+    chains = norms.chains()
+    return {
+        t.name: signal[t.module]
+        for t in targets
+        if _is_bias(t) and chains.get(t.module, 0) > 1 and len(weights.get(t.module, [])) < 2
+    }
+
+
+def _is_bias(t: Target) -> bool:
+    return t.kind.rpartition(".")[2] in ("bias", "in_proj_bias")

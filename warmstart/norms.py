@@ -46,10 +46,13 @@ class NormMap:
             pooling and dropout. The length of such a module's weight does not change the function,
             only the effective learning rate.
         calls: Modules with weights and normalizations (as None), in the order of their first call.
+        upstream: Module -> the one before it in its segment, None at a segment's start. Modules
+            that were given the same tensor (queries, keys and values; a shortcut) share theirs.
     """
 
     follows: dict[str, str] = field(default_factory=dict)
     calls: list[str | None] = field(default_factory=list)
+    upstream: dict[str, str | None] = field(default_factory=dict)
 
     def chains(self) -> dict[str, int]:
         """Module -> how many weights without a normalization are multiplied in its segment.
@@ -74,6 +77,15 @@ def watch_norms(model: nn.Module) -> Iterator[NormMap]:
     seen = NormMap()
     # id of an output -> (the output, kept alive so that its id stays its own; its maker)
     origin: dict[int, tuple[Tensor, str]] = {}
+    # id of an input -> (the input, kept alive likewise; what came before its first reader)
+    read: dict[int, tuple[Tensor, str | None]] = {}
+
+    def note(name: str, inputs: Any) -> None:
+        before = seen.calls[-1] if seen.calls else None
+        if inputs and isinstance(inputs[0], Tensor):
+            before = read.setdefault(id(inputs[0]), (inputs[0], before))[1]
+        seen.calls.append(name)
+        seen.upstream[name] = before
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -92,7 +104,7 @@ def watch_norms(model: nn.Module) -> Iterator[NormMap]:
             else:
                 origin[id(output)] = (output, name)
                 if _holds(module) and name not in seen.calls:
-                    seen.calls.append(name)
+                    note(name, inputs)
 
         return hook
 
@@ -104,6 +116,7 @@ def watch_norms(model: nn.Module) -> Iterator[NormMap]:
         for handle in handles:
             handle.remove()
         origin.clear()
+        read.clear()
 
 
 def _holds(module: nn.Module) -> bool:

@@ -19,9 +19,13 @@ from .targets import Target
 
 
 def shrink_target(
-    t: Target, direction: GradientDirection, floor: float, zero_gradient: str
+    t: Target,
+    direction: GradientDirection,
+    floor: float,
+    zero_gradient: str,
+    fixed: float | None = None,
 ) -> tuple[Tensor, ParameterRow]:
-    """Factors of one target, and what the report says about them."""
+    """Factors of one target (all ``fixed``, if given), and what the report says about them."""
     cosine, null = target_cosine(t, direction), target_cosine(t, direction, shuffle=True)
     g, w = t.view(combined(t, direction)), t.view(t.parameter.detach())
     silent = full(sum_over(g.abs(), t.dims)) == 0
@@ -30,6 +34,8 @@ def shrink_target(
     no_signal = silent if zero_gradient == "keep" else None
     s = factors_from_cosine(cosine, floor, no_signal=no_signal)
     s_null = factors_from_cosine(null, floor, no_signal=no_signal)
+    if fixed is not None:
+        s, s_null, floor = torch.full_like(s, fixed), torch.full_like(s, fixed), fixed
     square = full(sum_over(w.to(s.dtype) ** 2, t.dims))
     before, after = float(square.sum().sqrt()), float((square * s * s).sum().sqrt())
     norm = direction.norms.follows.get(t.module) if t.kind.endswith("weight") else None

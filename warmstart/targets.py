@@ -14,17 +14,13 @@ from torch import Tensor, nn
 
 from .entries import Entry, list_entries, unwrap
 from .ranks import is_dtensor
+from .units import UNIT_NAMES, checked_dims, default_dims, role_of
 
 Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 UnitRule = str | Callable[[str, nn.Module, Tensor], str | Sequence[int] | None]
 
-UNIT_NAMES = ("kernel", "filter", "row")
 BIAS_RULES = ("vector", "skip")
 
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_TABLE = (nn.Embedding, nn.EmbeddingBag)
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
@@ -193,7 +189,7 @@ def _default_skip_reason(entry: Entry, bias: str) -> str:
         return "normalization parameter"
     if any(p in ("lora_embedding_b", "lora_b", "lora_up") for p in parts):
         return ""
-    role = _role(entry)
+    role = role_of(entry)
     if role == "raw":
         return "raw parameter (name it in include to shrink it)"
     if role == "bias" and bias == "skip":
@@ -201,35 +197,11 @@ def _default_skip_reason(entry: Entry, bias: str) -> str:
     return ""
 
 
-def _role(entry: Entry) -> str:
-    """What a parameter is: conv, conv_transpose, matrix, transposed, bias or raw."""
-    owner, attribute = entry.owner, entry.attribute
-    if isinstance(owner, nn.MultiheadAttention):
-        if attribute == "in_proj_bias":
-            return "bias"
-        return "matrix" if attribute.endswith("proj_weight") else "raw"
-    if isinstance(owner, _RECURRENT):
-        return "matrix" if attribute.startswith("weight") else "bias"
-    # transformers' Conv1D is a linear layer whose weight is stored (in, out).
-    transposed = type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")
-    if not (transposed or isinstance(owner, (nn.Linear, *_CONV, *_CONV_TRANSPOSE, *_TABLE))):
-        return "raw"
-    if attribute == "bias":
-        return "bias"
-    if attribute != "weight":
-        return "raw"
-    if transposed:
-        return "transposed"
-    if isinstance(owner, _CONV_TRANSPOSE):
-        return "conv_transpose"
-    return "conv" if isinstance(owner, _CONV) else "matrix"
-
-
 def _target(entry: Entry, units: UnitRule) -> Target | None:
     """Decide the units of a selected parameter; None when a callable leaves it out."""
     p = entry.parameter
     if not isinstance(p, nn.parameter.UninitializedParameter):
-        unit, dims, split = _default_dims(entry, units if isinstance(units, str) else "kernel")
+        unit, dims, split = default_dims(entry, units if isinstance(units, str) else "kernel")
         if callable(units):
             answer = units(entry.name, entry.owner, p)
             if answer is None:
@@ -237,9 +209,9 @@ def _target(entry: Entry, units: UnitRule) -> Target | None:
             if isinstance(answer, str):
                 if answer not in UNIT_NAMES:
                     raise ValueError(f"units returned {answer!r} for {entry.name}: {UNIT_NAMES}")
-                unit, dims, split = _default_dims(entry, answer)
+                unit, dims, split = default_dims(entry, answer)
             else:
-                unit, dims, split = "custom", _checked_dims(entry, answer), None
+                unit, dims, split = "custom", checked_dims(entry, answer), None
     else:
         unit, dims, split = "", (), None
     kind = f"{type(entry.owner).__name__.removeprefix('Parametrized')}.{entry.attribute}"
@@ -255,43 +227,6 @@ def _target(entry: Entry, units: UnitRule) -> Target | None:
         entry.partner,
         entry.owner_name,
     )
-
-
-def _default_dims(
-    entry: Entry, units: str
-) -> tuple[str, tuple[int, ...], tuple[int, tuple[int, ...]] | None]:
-    """Unit name, dimensions of one unit, and the split that they count on."""
-    p, role = entry.parameter, _role(entry)
-    if entry.partner is not None:
-        # The magnitude has one entry per unit; each entry is its own unit, whatever `units` says.
-        return "weight-norm magnitude", (), None
-    if role == "bias" or p.ndim <= 1:
-        return "vector", tuple(range(p.ndim)), None
-    if role == "raw":
-        return "last axis", (p.ndim - 1,), None
-    if units == "row":
-        return "row", tuple(range(1, p.ndim)), None
-    if role == "transposed":
-        return "column", (0,), None
-    if role == "matrix" or p.ndim == 2:
-        return "row", tuple(range(1, p.ndim)), None
-    if units == "kernel":
-        return "kernel", tuple(range(2, p.ndim)), None
-    if role == "conv":
-        return "filter", tuple(range(1, p.ndim)), None
-    groups = int(getattr(entry.owner, "groups", 1))
-    if groups == 1:
-        return "filter", (0, *range(2, p.ndim)), None
-    # Grouped transposed convolutions store (in, out / groups, ...): an output is (group, column).
-    split = (0, (groups, p.shape[0] // groups))
-    return "filter", (1, *range(3, p.ndim + 1)), split
-
-
-def _checked_dims(entry: Entry, dims: Sequence[int]) -> tuple[int, ...]:
-    n = entry.parameter.ndim
-    if any(not isinstance(d, int) or not -n <= d < n for d in dims):
-        raise ValueError(f"units returned {dims!r} for {entry.name} with {n} dimensions")
-    return tuple(sorted({d % n for d in dims}))
 
 
 def check_patterns(names: Sequence[str], **groups: Patterns) -> None:
