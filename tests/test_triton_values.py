@@ -122,7 +122,7 @@ def test_update(cases: Cases, tensor: int) -> None:
     assert torch.allclose(case["after"], truth, atol=1e-6)
 
 
-@pytest.mark.parametrize("tensor", range(4))
+@pytest.mark.parametrize("tensor", range(5))
 @pytest.mark.parametrize("tensor_momentum", [False, True])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_momentum_step(cases: Cases, nesterov: bool, tensor_momentum: bool, tensor: int) -> None:
@@ -135,7 +135,7 @@ def test_momentum_step(cases: Cases, nesterov: bool, tensor_momentum: bool, tens
         assert torch.allclose(case[f"{way}_out"].double(), out, atol=4e-3), way
 
 
-@pytest.mark.parametrize("tensor", range(4))
+@pytest.mark.parametrize("tensor", range(5))
 @pytest.mark.parametrize("tensor_rate", [False, True])
 def test_weight_step(cases: Cases, tensor_rate: bool, tensor: int) -> None:
     """Decay and step would take one tensor's scale for another's."""

@@ -118,7 +118,8 @@ def steps() -> Iterator[Case]:
     """Both halves of an optimizer step, in one launch each and as torch does them."""
     from torch_specgd.triton_kernels import momentum_step, weight_step
 
-    shapes = ((5, 7), (4, 3, 2, 2), (40, 40), (2, 1, 9))
+    # The fourth is a rank's piece of a sharded convolution, and empty.
+    shapes = ((5, 7), (4, 3, 2, 2), (40, 40), (0, 1, 9), (2, 1, 9))
     for nesterov in (False, True):
         for mu in (0.9, torch.tensor(0.9)):
             grads = [torch.randn(s) for s in shapes]
@@ -137,7 +138,7 @@ def steps() -> Iterator[Case]:
         before = [torch.randn(s) for s in shapes]
         o = [torch.randn(s).half() for s in shapes]
         o[2] = o[2].T
-        scales = [1.0, 0.5, 2.0, 3.0]
+        scales = [1.0, 0.5, 2.0, 1.0, 3.0]
         found = []
         for fused in (True, False):
             weights = [w.clone() for w in before]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from .triton_kernels import momentum_step, weight_step
 from .update_rules import cautious_decay_, stochastic_round
 
 # Elements: three float32 blocks fit in the second cache of a core, and both threads of a pair
@@ -81,6 +82,9 @@ def next_updates(
                 _next_update(*block, beta, nesterov, maximize, rounding)
         return list(places)
     g = [x.neg() if maximize else x for x in grads]
+    if places is not None and rounding is None:
+        momentum_step(g, buffers, places, momentum, nesterov=nesterov)
+        return list(places)
     if rounding is not None:
         for b, x in zip(buffers, g, strict=True):
             b.copy_(_rounded_mean(b, x, momentum, rounding))
@@ -186,19 +190,10 @@ def apply_updates(
                 for block in blocks(*pair):
                     _apply_update(*block, -lr * s, decay, cautious)
         return
-    updates = [_as_wide(o, p) for p, o in zip(params, updates, strict=True)]
     if cautious:
         for p, o in zip(params, updates, strict=True):
-            cautious_decay_(p, o, decay)
-    elif weight_decay:
-        torch._foreach_mul_(params, 1 - decay)
-    if isinstance(lr, Tensor):
-        # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
-        scaled = torch._foreach_mul(torch._foreach_mul(updates, list(scales)), lr)
-        torch._foreach_sub_(params, scaled)
-        return
-    for p, o, s in zip(params, updates, scales, strict=True):
-        p.add_(o, alpha=-lr * s)
+            cautious_decay_(p, _as_wide(o, p), decay)
+    weight_step(params, updates, scales, lr, 0.0 if cautious else weight_decay)
 
 
 def _as_wide(o: Tensor, p: Tensor) -> Tensor:

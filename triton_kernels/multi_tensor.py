@@ -47,7 +47,10 @@ def momentum_step(
     if fusible(grads, buffers, outs) if fused is None else fused:
         from .kernels import launch
 
-        launch.momentum(*(_matrices(x) for x in (grads, buffers, outs)), momentum, nesterov)
+        some = _not_empty(grads)
+        if some:
+            lists = (_matrices(x, some) for x in (grads, buffers, outs))
+            launch.momentum(*lists, momentum, nesterov)
         return
     like = [g.to(b.dtype) for g, b in zip(grads, buffers, strict=True)]
     kept, new = list(buffers), momentum
@@ -92,9 +95,11 @@ def weight_step(
     if fusible(weights, directions) if fused is None else fused:
         from .kernels import launch
 
-        rate = _kept_scales(tuple(scales), device) * lr
-        decay = torch.ones_like(rate) - lr * weight_decay
-        launch.update(_matrices(weights), _matrices(directions), decay, rate)
+        some = _not_empty(weights)
+        if some:
+            rate = _kept_scales(tuple(scales[i] for i in some), device) * lr
+            decay = torch.ones_like(rate) - lr * weight_decay
+            launch.update(_matrices(weights, some), _matrices(directions, some), decay, rate)
         return
     kept = list(weights)
     wide = [
@@ -123,8 +128,13 @@ def fusible(*lists: Sequence[Tensor]) -> bool:
     )
 
 
-def _matrices(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t if t.ndim == 2 else t.reshape(1, -1) for t in tensors]
+def _not_empty(tensors: Sequence[Tensor]) -> list[int]:
+    """Positions of tensors with elements: a rank's piece of a sharded one may have none."""
+    return [i for i, t in enumerate(tensors) if t.numel()]
+
+
+def _matrices(tensors: Sequence[Tensor], some: Sequence[int]) -> list[Tensor]:
+    return [t if t.ndim == 2 else t.reshape(1, -1) for t in (tensors[i] for i in some)]
 
 
 @lru_cache(maxsize=64)
