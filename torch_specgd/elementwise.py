@@ -77,17 +77,17 @@ def next_updates(
         # On a CPU this is no wait for a device.
         beta = float(momentum)
         for b, g, u in zip(buffers, grads, places, strict=True):
-            for block in blocks(b, g, u):
-                _next_update(*block, beta, nesterov, maximize, rounding)
+            for b_, g_, u_ in blocks(b, g, u):
+                _next_update(b_, g_, u_, beta, nesterov, maximize, rounding)
         return list(places)
-    g = [x.neg() if maximize else x for x in grads]
+    gs = [x.neg() if maximize else x for x in grads]
     if rounding is not None:
-        for b, x in zip(buffers, g, strict=True):
+        for b, x in zip(buffers, gs, strict=True):
             b.copy_(_rounded_mean(b, x, momentum, rounding))
-    g = [x.to(b.dtype) for x, b in zip(g, buffers, strict=True)]
+    gs = [x.to(b.dtype) for x, b in zip(gs, buffers, strict=True)]
     if rounding is None:
-        _foreach_mean_(buffers, g, momentum)
-    updates = _foreach_look_ahead(g, buffers, momentum) if nesterov else list(buffers)
+        _foreach_mean_(list(buffers), gs, momentum)
+    updates = _foreach_look_ahead(gs, list(buffers), momentum) if nesterov else list(buffers)
     if places is None:
         return updates
     torch._foreach_copy_(list(places), updates)
@@ -127,9 +127,7 @@ def _rounded_mean(
     return stochastic_round(torch.lerp(b.float(), g.float(), weight), rounding)
 
 
-def _foreach_mean_(
-    buffers: Sequence[Tensor], grads: Sequence[Tensor], momentum: float | Tensor
-) -> None:
+def _foreach_mean_(buffers: list[Tensor], grads: list[Tensor], momentum: float | Tensor) -> None:
     if not buffers:
         return
     if not isinstance(momentum, Tensor):
@@ -141,7 +139,7 @@ def _foreach_mean_(
 
 
 def _foreach_look_ahead(
-    grads: Sequence[Tensor], buffers: Sequence[Tensor], momentum: float | Tensor
+    grads: list[Tensor], buffers: list[Tensor], momentum: float | Tensor
 ) -> list[Tensor]:
     if not buffers:
         return []
@@ -183,19 +181,19 @@ def apply_updates(
                 _fused_apply(p_, o_, lr * s, weight_decay / s)
                 continue
             for pair in zip(p_, o_, strict=True):
-                for block in blocks(*pair):
-                    _apply_update(*block, -lr * s, decay, cautious)
+                for p, o in blocks(*pair):
+                    _apply_update(p, o, -lr * s, decay, cautious)
         return
     updates = [_as_wide(o, p) for p, o in zip(params, updates, strict=True)]
     if cautious:
         for p, o in zip(params, updates, strict=True):
             cautious_decay_(p, o, decay)
     elif weight_decay:
-        torch._foreach_mul_(params, 1 - decay)
+        torch._foreach_mul_(list(params), 1 - decay)
     if isinstance(lr, Tensor):
         # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
-        scaled = torch._foreach_mul(torch._foreach_mul(updates, list(scales)), lr)
-        torch._foreach_sub_(params, scaled)
+        scaled = torch._foreach_mul(torch._foreach_mul(list(updates), list(scales)), lr)
+        torch._foreach_sub_(list(params), scaled)
         return
     for p, o, s in zip(params, updates, scales, strict=True):
         p.add_(o, alpha=-lr * s)
