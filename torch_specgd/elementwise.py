@@ -78,20 +78,20 @@ def next_updates(
         # On a CPU this is no wait for a device.
         beta = float(momentum)
         for b, g, u in zip(buffers, grads, places, strict=True):
-            for block in blocks(b, g, u):
-                _next_update(*block, beta, nesterov, maximize, rounding)
+            for b_, g_, u_ in blocks(b, g, u):
+                _next_update(b_, g_, u_, beta, nesterov, maximize, rounding)
         return list(places)
-    g = [x.neg() if maximize else x for x in grads]
+    gs = [x.neg() if maximize else x for x in grads]
     if places is not None and rounding is None:
-        momentum_step(g, buffers, places, momentum, nesterov=nesterov)
+        momentum_step(gs, buffers, places, momentum, nesterov=nesterov)
         return list(places)
     if rounding is not None:
-        for b, x in zip(buffers, g, strict=True):
+        for b, x in zip(buffers, gs, strict=True):
             b.copy_(_rounded_mean(b, x, momentum, rounding))
-    g = [x.to(b.dtype) for x, b in zip(g, buffers, strict=True)]
+    gs = [x.to(b.dtype) for x, b in zip(gs, buffers, strict=True)]
     if rounding is None:
-        _foreach_mean_(buffers, g, momentum)
-    updates = _foreach_look_ahead(g, buffers, momentum) if nesterov else list(buffers)
+        _foreach_mean_(list(buffers), gs, momentum)
+    updates = _foreach_look_ahead(gs, list(buffers), momentum) if nesterov else list(buffers)
     if places is None:
         return updates
     torch._foreach_copy_(list(places), updates)
@@ -131,9 +131,7 @@ def _rounded_mean(
     return stochastic_round(torch.lerp(b.float(), g.float(), weight), rounding)
 
 
-def _foreach_mean_(
-    buffers: Sequence[Tensor], grads: Sequence[Tensor], momentum: float | Tensor
-) -> None:
+def _foreach_mean_(buffers: list[Tensor], grads: list[Tensor], momentum: float | Tensor) -> None:
     if not buffers:
         return
     if not isinstance(momentum, Tensor):
@@ -145,7 +143,7 @@ def _foreach_mean_(
 
 
 def _foreach_look_ahead(
-    grads: Sequence[Tensor], buffers: Sequence[Tensor], momentum: float | Tensor
+    grads: list[Tensor], buffers: list[Tensor], momentum: float | Tensor
 ) -> list[Tensor]:
     if not buffers:
         return []
@@ -187,8 +185,8 @@ def apply_updates(
                 _fused_apply(p_, o_, lr * s, weight_decay / s)
                 continue
             for pair in zip(p_, o_, strict=True):
-                for block in blocks(*pair):
-                    _apply_update(*block, -lr * s, decay, cautious)
+                for p, o in blocks(*pair):
+                    _apply_update(p, o, -lr * s, decay, cautious)
         return
     if cautious:
         for p, o in zip(params, updates, strict=True):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def muon(
         compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
     """
-    views = [MatrixView.of(v) for v in views or ["auto"] * len(params)]
+    kinds = [MatrixView.of(v) for v in views or ["auto"] * len(params)]
     # All but the orthogonalization is elementwise: it runs on this rank's pieces.
     grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
     momentum_buffers = [local(b) for b in momentum_buffers]
@@ -79,12 +80,11 @@ def muon(
     scale = partial(shape_scale, adjust_lr_fn)
     traced = torch.compiler.is_compiling()  # the compiler plans memory by itself
     # Nearly always: whole matrices that stay where they are.
-    whole = not traced and not share_work and all(v.split is None for v in views)
+    whole = not traced and not share_work and all(v.split is None for v in kinds)
     whole = whole and not any(is_dtensor(p) for p in params)
     for chunk in chunks(params, max_batch_bytes):
-        weights, b, g, seen = (
-            [xs[i] for i in chunk] for xs in (params, momentum_buffers, grads, views)
-        )
+        weights, b, g = ([xs[i] for i in chunk] for xs in (params, momentum_buffers, grads))
+        seen = [kinds[i] for i in chunk]
         stacks = [] if traced else stack_updates(b, [p.shape for p in weights], seen, dtype_of)
         updates = next_updates(
             b,
@@ -160,7 +160,7 @@ def update_dtype(
     if compute_dtype is not None:
         return torch.bfloat16 if compute_dtype == torch.bfloat16 else dtype
     auto = isinstance(coefficients, str) and coefficients == "auto"
-    options = {} if auto else {"schedule": coefficients, "form": "direct"}
+    options: dict[str, Any] = {} if auto else {"schedule": coefficients, "form": "direct"}
     rounded = {
         plan(piece, 1, dtype, device, **options).dtype == torch.bfloat16
         for piece in piece_shapes(shape, view)

@@ -46,7 +46,7 @@ def stack_updates(
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, (b, shape, view) in enumerate(zip(buffers, shapes, views, strict=True)):
         alike.setdefault((b.shape, shape, b.dtype, b.device, view), []).append(i)
-    together: dict[tuple[object, ...], list[int]] = {}
+    together: dict[tuple[object, torch.dtype, torch.device], list[int]] = {}
     for members in alike.values():
         i = members[0]
         b, view = buffers[i], views[i]

@@ -53,12 +53,12 @@ def momentum_step(
             launch.momentum(*lists, momentum, nesterov)
         return
     like = [g.to(b.dtype) for g, b in zip(grads, buffers, strict=True)]
-    kept, new = list(buffers), momentum
-    torch._foreach_mul_(kept, new)
-    torch._foreach_add_(kept, torch._foreach_mul(like, 1 - new))
+    kept = list(buffers)
+    torch._foreach_mul_(kept, momentum)
+    torch._foreach_add_(kept, torch._foreach_mul(like, 1 - momentum))
     if nesterov:
-        ahead = torch._foreach_mul(kept, new)
-        torch._foreach_add_(ahead, torch._foreach_mul(like, 1 - new))
+        ahead = torch._foreach_mul(kept, momentum)
+        torch._foreach_add_(ahead, torch._foreach_mul(like, 1 - momentum))
         torch._foreach_copy_(list(outs), ahead)
     else:
         torch._foreach_copy_(list(outs), kept)
