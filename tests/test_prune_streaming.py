@@ -161,8 +161,8 @@ def test_ray_that_was_started_for_a_selection_ends_with_it(tmp_path, monkeypatch
 @ray_data_defaults
 @pytest.mark.parametrize(
     "options",
-    [{"c_d": "auto"}, {"per_class": True, "seed": 3}, {"method": "ccs"}],
-    ids=["auto", "per_class", "ccs"],
+    [{"c_d": "auto", "per_class": True, "seed": 3}, {"method": "ccs"}],
+    ids=["beta", "ccs"],
 )
 def test_ray_data_keeps_what_memory_keeps(tmp_path, monkeypatch, two_workers, options):
     """Two workers, blocks in any order, counts before the threshold: the very same rows."""
