@@ -34,9 +34,9 @@ def choose_floors(
     0.3^n of the signal (0.0007 at six layers) and training slows down instead of speeding up. The
     rule gives each such weight ``max(0.3, 0.1^(1 / n))``, and 0.3 wherever a normalization follows.
 
-    Where every weight is normalized it is the official 0.3. Checked on nets and seeds that it was
-    not chosen on (docs/warmstart.md): with normalization layers it reached a cold start's accuracy
-    in 0.36 of its steps; without them it ended 1.5 points below one. Compare before you rely on it.
+    Biases then follow ``chained_biases``. Where every weight is normalized the rule is the official
+    one with 0.3. How it was chosen, and how it did on a net and on seeds that it was not chosen on,
+    stands in docs/warmstart.md; without the chained biases it had failed there.
 
     Args:
         targets: What is shrunk.
