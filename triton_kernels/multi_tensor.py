@@ -49,8 +49,8 @@ def momentum_step(
 
         some = _not_empty(grads)
         if some:
-            lists = (_matrices(x, some) for x in (grads, buffers, outs))
-            launch.momentum(*lists, momentum, nesterov)
+            g, b, out = (_matrices(x, some) for x in (grads, buffers, outs))
+            launch.momentum(g, b, out, momentum, nesterov)
         return
     like = [g.to(b.dtype) for g, b in zip(grads, buffers, strict=True)]
     kept = list(buffers)

@@ -83,7 +83,9 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         orthogonalize_small(x, chosen.legs[-1].schedule, out)
         return
     ops = products_for(x, chosen.dtype) if ops is None else ops
-    size = x.shape[0] if x.device.type != "cpu" else _together(*x.shape[-2:], chosen.dtype)
+    size = (
+        x.shape[0] if x.device.type != "cpu" else _together(x.shape[-2], x.shape[-1], chosen.dtype)
+    )
     # Fresh memory costs more than a pass over it: the allocator gives blocks of this size back
     # to the system, and the first touch of each page then is a fault. A tall X is read as it
     # lies, a transposing copy would cost more.
