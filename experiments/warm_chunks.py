@@ -102,9 +102,10 @@ NO_FLOOR = ("cold", "warm", "warm, fresh momentum", "FIRE")
 FEW = ("cold", "warm", "uniform", "DASH")
 
 # (purpose, net, learning rate, methods, floor, seeds, chunks), most wanted first. "grid" compares;
-# "explore" (with the grid's cold starts) is all that floor="auto" was chosen on; "confirm" is what
-# it was not. "first rule" is how the rule without chained biases failed on such a net; on nets with
-# normalization the two are the same. "ablation" takes the rule apart, after the choice.
+# "tune" finds the rate at which a cold start is best. "explore" (with the grid's cold starts) is
+# all that floor="auto" was chosen on; "confirm" is what it was not. "first rule" is how the rule
+# without chained biases failed on such a net; on nets with normalization the two are the same.
+# "ablation" takes the rule apart, after the choice.
 PLAN: tuple[tuple[str, str, float, tuple[str, ...], float | str, tuple[int, ...], int], ...] = (
     ("grid", "norm", 0.01, ("cold", "warm", "DASH"), 0.3, (0, 1, 2), 4),
     ("grid", "plain", 0.03, ("cold", "warm", "DASH"), 0.7, (0, 1, 2), 4),
@@ -116,6 +117,11 @@ PLAN: tuple[tuple[str, str, float, tuple[str, ...], float | str, tuple[int, ...]
     ("explore", "plain", 0.03, ("DASH, chained biases", "uniform, chained biases"), 0.7, (0, 1), 4),
     ("explore", "plain", 0.03, ("DASH",), 0.56, (0, 1), 4),
     ("grid", "plain", 0.03, tuple(METHODS), 0.7, (0, 1, 2), 4),
+    ("tune", "norm", 0.03, ("cold",), 1.0, (0,), 4),
+    ("tune", "norm", 0.1, ("cold",), 1.0, (0,), 4),
+    ("tune", "norm", 0.3, ("cold",), 1.0, (0,), 4),
+    ("tune", "plain", 0.01, ("cold",), 1.0, (0,), 4),
+    ("tune", "plain", 0.1, ("cold",), 1.0, (0,), 4),
     ("grid", "norm", 0.1, tuple(METHODS), 0.3, (0, 1, 2), 4),
     ("grid", "plain", 0.03, ("uniform", "DASH"), 0.3, (0, 1, 2), 4),
     ("grid", "plain", 0.01, FEW, 0.7, (0, 1, 2), 4),
@@ -155,7 +161,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--shard", default="0/1", help="i/n: seeds i modulo n, for parallel runs")
-    parser.add_argument("--only", help="run only this purpose: grid, explore or confirm")
+    parser.add_argument("--only", help="run only this purpose, one of the first column of PLAN")
     args = parser.parse_args()
     if args.summary:
         summary(args.csv, args.figure)

@@ -103,7 +103,7 @@ def check_auto(everything: dict[tuple[str, str, str], Group]) -> None:
 def plot(everything: dict[tuple[str, str, str], Group], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    shown = {k: g for k, g in everything.items() if k[0] != "explore"}
+    shown = {k: g for k, g in everything.items() if k[0] not in ("explore", "ablation", "tune")}
     figure = Figure(figsize=(4.2 * len(shown), 6.5), layout="constrained")
     axes = figure.subplots(2, len(shown), squeeze=False)
     names = list(dict.fromkeys(m for g in shown.values() for m, _ in g))
