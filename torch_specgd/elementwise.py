@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .triton_kernels import momentum_step, weight_step
+from .triton_kernels.multi_tensor import (
+    foreach_look_ahead,
+    foreach_mean_,
+    momentum_step,
+    weight_step,
+)
 from .update_rules import cautious_decay_, stochastic_round
 
 # Elements: three float32 blocks fit in the second cache of a core, and both threads of a pair
@@ -90,8 +95,8 @@ def next_updates(
             b.copy_(_rounded_mean(b, x, momentum, rounding))
     gs = [x.to(b.dtype) for x, b in zip(gs, buffers, strict=True)]
     if rounding is None:
-        _foreach_mean_(list(buffers), gs, momentum)
-    updates = _foreach_look_ahead(gs, list(buffers), momentum) if nesterov else list(buffers)
+        foreach_mean_(list(buffers), gs, momentum)
+    updates = foreach_look_ahead(gs, list(buffers), momentum) if nesterov else list(buffers)
     if places is None:
         return updates
     torch._foreach_copy_(list(places), updates)
@@ -129,29 +134,6 @@ def _rounded_mean(
     weight = 1 - momentum
     weight = weight.float() if isinstance(weight, Tensor) else weight
     return stochastic_round(torch.lerp(b.float(), g.float(), weight), rounding)
-
-
-def _foreach_mean_(buffers: list[Tensor], grads: list[Tensor], momentum: float | Tensor) -> None:
-    if not buffers:
-        return
-    if not isinstance(momentum, Tensor):
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        return
-    # lerp wants a weight of the tensors' own dtype; a product takes one of any.
-    torch._foreach_mul_(buffers, momentum)
-    torch._foreach_add_(buffers, torch._foreach_mul(grads, 1 - momentum))
-
-
-def _foreach_look_ahead(
-    grads: list[Tensor], buffers: list[Tensor], momentum: float | Tensor
-) -> list[Tensor]:
-    if not buffers:
-        return []
-    if not isinstance(momentum, Tensor):
-        return list(torch._foreach_lerp(grads, buffers, momentum))
-    ahead = torch._foreach_mul(buffers, momentum)
-    torch._foreach_add_(ahead, torch._foreach_mul(grads, 1 - momentum))
-    return list(ahead)
 
 
 def apply_updates(

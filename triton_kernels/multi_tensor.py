@@ -53,15 +53,34 @@ def momentum_step(
             launch.momentum(g, b, out, momentum, nesterov)
         return
     like = [g.to(b.dtype) for g, b in zip(grads, buffers, strict=True)]
-    kept = list(buffers)
-    torch._foreach_mul_(kept, momentum)
-    torch._foreach_add_(kept, torch._foreach_mul(like, 1 - momentum))
-    if nesterov:
-        ahead = torch._foreach_mul(kept, momentum)
-        torch._foreach_add_(ahead, torch._foreach_mul(like, 1 - momentum))
-        torch._foreach_copy_(list(outs), ahead)
-    else:
-        torch._foreach_copy_(list(outs), kept)
+    foreach_mean_(list(buffers), like, momentum)
+    ahead = foreach_look_ahead(like, list(buffers), momentum) if nesterov else list(buffers)
+    torch._foreach_copy_(list(outs), ahead)
+
+
+def foreach_mean_(buffers: list[Tensor], grads: list[Tensor], momentum: float | Tensor) -> None:
+    """B <- B + (1 - momentum)(G - B) in place."""
+    if not buffers:
+        return
+    if not isinstance(momentum, Tensor):
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        return
+    # lerp wants a weight of the tensors' own dtype; a product takes one of any.
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, torch._foreach_mul(grads, 1 - momentum))
+
+
+def foreach_look_ahead(
+    grads: list[Tensor], buffers: list[Tensor], momentum: float | Tensor
+) -> list[Tensor]:
+    """Return G + momentum (B - G)."""
+    if not buffers:
+        return []
+    if not isinstance(momentum, Tensor):
+        return list(torch._foreach_lerp(grads, buffers, momentum))
+    ahead = torch._foreach_mul(buffers, momentum)
+    torch._foreach_add_(ahead, torch._foreach_mul(grads, 1 - momentum))
+    return list(ahead)
 
 
 def weight_step(
@@ -108,7 +127,12 @@ def weight_step(
     ]
     if weight_decay:
         torch._foreach_mul_(kept, 1 - lr * weight_decay)
-    torch._foreach_sub_(kept, torch._foreach_mul(torch._foreach_mul(wide, list(scales)), lr))
+    if isinstance(lr, Tensor):
+        # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
+        torch._foreach_sub_(kept, torch._foreach_mul(torch._foreach_mul(wide, list(scales)), lr))
+        return
+    for w, o, scale in zip(kept, wide, scales, strict=True):
+        w.add_(o, alpha=-lr * scale)
 
 
 def fusible(*lists: Sequence[Tensor]) -> bool:
