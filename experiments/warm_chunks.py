@@ -125,6 +125,7 @@ PLAN: tuple[tuple[str, str, float, tuple[str, ...], float | str, tuple[int, ...]
     ("grid", "norm", 0.1, tuple(METHODS), 0.3, (0, 1, 2), 4),
     ("grid", "plain", 0.03, ("uniform", "DASH"), 0.3, (0, 1, 2), 4),
     ("grid", "plain", 0.01, FEW, 0.7, (0, 1, 2), 4),
+    ("grid", "plain", 0.01, ("DASH",), "auto", (0, 1, 2), 4),
     ("ablation", "plain", 0.03, tuple(TRIED), 0.5, (0, 1, 2), 4),
     ("ablation", "plain", 0.03, tuple(TRIED), 0.7, (0, 1, 2), 4),
 )
