@@ -100,16 +100,24 @@ def check_auto(everything: dict[tuple[str, str, str], Group]) -> None:
         print(f"held on {net}, {len(seeds)} seeds: auto >= cold, steps(auto) < 0.5 steps(cold)")
 
 
+PANELS = 4  # side by side; more go below
+
+
 def plot(everything: dict[tuple[str, str, str], Group], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shown = {k: g for k, g in everything.items() if k[0] not in ("explore", "ablation", "tune")}
-    figure = Figure(figsize=(4.2 * len(shown), 6.5), layout="constrained")
-    axes = figure.subplots(2, len(shown), squeeze=False)
+    blocks = -(-len(shown) // PANELS)
+    figure = Figure(figsize=(4.2 * PANELS, 6.5 * blocks), layout="constrained")
+    axes = figure.subplots(2 * blocks, PANELS, squeeze=False)
+    for axis in axes.flat:
+        axis.set_visible(False)
     names = list(dict.fromkeys(m for g in shown.values() for m, _ in g))
-    for column, ((purpose, net, lr), group) in enumerate(shown.items()):
+    for panel, ((purpose, net, lr), group) in enumerate(shown.items()):
+        block, column = divmod(panel, PANELS)
         for row, quantity in enumerate(("test_accuracy", "steps")):
-            axis = axes[row][column]
+            axis = axes[2 * block + row][column]
+            axis.set_visible(True)
             chunks = range(1, min(max(run) for g in group.values() for run in g.values()) + 1)
             for (method, floor), runs in group.items():
                 y = [at(runs, k, quantity).mean() for k in chunks]
@@ -119,7 +127,7 @@ def plot(everything: dict[tuple[str, str, str], Group], path: Path) -> None:
             axis.set(xlabel="examples seen", ylabel=quantity.replace("_", " "),
                      title=f"{purpose}: {net}, lr {lr}" if row == 0 else "")  # fmt: skip
             axis.grid(alpha=0.3)
-        axes[1][column].legend(
+        axis.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize=8, frameon=False
         )
     path.parent.mkdir(exist_ok=True)
