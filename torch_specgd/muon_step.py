@@ -21,6 +21,9 @@ from .update_rules import neuron_normalize
 
 Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
 MAX_BATCH_BYTES = 1 << 29
+# On a CPU the allocator gives blocks above 32 MiB back to the system, whose pages then are cleared
+# and mapped anew in the next step; the updates of this much float32 take half of it.
+CPU_BATCH_BYTES = 3 << 24
 
 
 def muon(
@@ -82,6 +85,8 @@ def muon(
     # Nearly always: whole matrices that stay where they are.
     whole = not traced and not share_work and all(v.split is None for v in kinds)
     whole = whole and not any(is_dtensor(p) for p in params)
+    if whole and params and params[0].device.type == "cpu":
+        max_batch_bytes = min(max_batch_bytes, CPU_BATCH_BYTES)
     for chunk in chunks(params, max_batch_bytes):
         weights, b, g = ([xs[i] for i in chunk] for xs in (params, momentum_buffers, grads))
         seen = [kinds[i] for i in chunk]

@@ -87,11 +87,14 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         x.shape[0] if x.device.type != "cpu" else _together(x.shape[-2], x.shape[-1], chosen.dtype)
     )
     # Fresh memory costs more than a pass over it: the allocator gives blocks of this size back
-    # to the system, and the first touch of each page then is a fault. A tall X is read as it
-    # lies, a transposing copy would cost more.
+    # to the system, and the first touch of each page then is a fault. A tall X stays as it lies,
+    # a transposing copy would cost more than its slower Gram matrices.
     buffers: Sequence[Tensor] = ()
-    if x.device.type == "cpu" and x.shape[0] > size and x.stride(-1) == 1:
-        buffers = x.new_empty(2, size, *x.shape[-2:], dtype=chosen.dtype).unbind()
+    if x.device.type == "cpu" and x.shape[0] > size:
+        tall = x.stride(-1) != 1
+        shape = (size, *(reversed(x.shape[-2:]) if tall else x.shape[-2:]))
+        buffers = x.new_empty(2, *shape, dtype=chosen.dtype).unbind()
+        buffers = [b.mT for b in buffers] if tall else buffers
     for part, place in zip(x.split(size), out.split(size), strict=True):
         same = place.dtype == chosen.dtype
         spare = [buffer[: part.shape[0]] for buffer in buffers]
@@ -166,8 +169,8 @@ def _iterate(
 
 
 def _laid_out(like: Tensor, shape: torch.Size, tall: bool) -> Tensor:
-    """Return an empty result: row-major, or for a tall matrix the transpose of row-major."""
-    if tall:
+    """Return an empty result: row-major, or on a GPU the transpose of row-major if it is tall."""
+    if tall and like.device.type != "cpu":
         return like.new_empty(*shape[:-2], shape[-1], shape[-2]).mT
     return like.new_empty(shape)
 
