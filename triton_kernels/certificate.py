@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .precision import full_float32
+
 __all__ = ["Certificate", "certify"]
 
 
@@ -55,7 +57,11 @@ def certify(y: Tensor, iterations: int = 12) -> Certificate:
             f"{tuple(y.shape)} and {iterations}"
         )
     y = y.detach().to(torch.promote_types(y.dtype, torch.float32))
-    y = y.mT if y.shape[-2] > y.shape[-1] else y
+    with full_float32(y.device):
+        return _measure(y.mT if y.shape[-2] > y.shape[-1] else y, iterations)
+
+
+def _measure(y: Tensor, iterations: int) -> Certificate:
     g = y @ y.mT
     v = torch.ones_like(g[..., :1]) + torch.arange(g.shape[-1], device=g.device)[:, None] % 2
     for _ in range(iterations):

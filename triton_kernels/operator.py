@@ -7,6 +7,7 @@ call, and because only so does it run, fake and compile the same way with and wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
 from .normalize import Start, begin
 from .planning import SMALL, Leg, Plan, arithmetic_dtype, plan
+from .precision import full_float32
 from .products import Products, TorchProducts, cpu_has_amx
 from .schedules import SCHEDULES, Schedule
 
@@ -203,6 +205,11 @@ def _body(
     return out
 
 
+def _in_full_float32(x: Tensor, *arguments: Any) -> Tensor:
+    with full_float32(x.device):
+        return _body(x, *arguments)
+
+
 def flatten(schedule: Schedule | None) -> tuple[list[float], list[int], float, str, str]:
     """Return a schedule as the plain arguments that an operator can take."""
     if schedule is None:
@@ -231,7 +238,7 @@ def unflatten(
 
 orthogonalize_op = torch.library.custom_op(
     "torch_specgd::orthogonalize",
-    _body,
+    _in_full_float32,
     mutates_args=(),
     schema=(
         "(Tensor x, str method, float[] coefficients, int[] widths, float safety, "
