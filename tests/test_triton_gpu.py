@@ -40,14 +40,14 @@ def test_orthogonalize_on_the_device(shape: tuple[int, int, int]) -> None:
 
 def test_small_rank_launch_on_the_device() -> None:
     """Races and missing barriers do not show in the interpreter."""
-    from torch_specgd.triton_kernels.kernels import launch
+    from torch_specgd.triton_kernels.kernels.small import orthogonalize_small
 
     for n in (5, 16, 32, 60):
         x = torch.randn(64, n, 300, device="cuda")
-        found = launch.orthogonalize_small(x, SCHEDULES["deep"])
+        found = orthogonalize_small(x, SCHEDULES["deep"])
         truth = orthogonalize(x.double().cpu(), method="gram", schedule="deep")
         assert (found.cpu().double() - truth).abs().max() < 1e-3
-        assert torch.equal(found, launch.orthogonalize_small(x, SCHEDULES["deep"]))
+        assert torch.equal(found, orthogonalize_small(x, SCHEDULES["deep"]))
 
 
 def test_adversarial_spectra_on_the_device() -> None:

@@ -49,7 +49,7 @@ def tables() -> Iterator[Case]:
 def small() -> Iterator[Case]:
     """Whole orthogonalizations in one launch, at scales and ranks that break naive sums."""
     from torch_specgd.triton_kernels import SCHEDULES
-    from torch_specgd.triton_kernels.kernels import launch
+    from torch_specgd.triton_kernels.kernels.small import orthogonalize_small
 
     wide = torch.randn(2, 7, 150)
     inputs = {
@@ -65,11 +65,11 @@ def small() -> Iterator[Case]:
     }
     for name, x in inputs.items():
         for schedule in ("degree9_3", "polar_express"):
-            y = launch.orthogonalize_small(x, SCHEDULES[schedule])
+            y = orthogonalize_small(x, SCHEDULES[schedule])
             yield f"small-{name}-{schedule}", dict(x=x, y=y)
     broken = torch.randn(3, 8, 16)
     broken[1, 2, 3] = torch.nan
-    y = launch.orthogonalize_small(broken, SCHEDULES["degree9_3"])
+    y = orthogonalize_small(broken, SCHEDULES["degree9_3"])
     yield "small-broken-degree9_3", dict(x=broken, y=y)
 
 
@@ -90,9 +90,9 @@ def whole() -> Iterator[Case]:
             yield f"whole-{dtype}-{name}".replace("torch.", ""), dict(x=x, direct=y, gram=z)
 
 
-def elementwise() -> Iterator[Case]:
+def fused() -> Iterator[Case]:
     """Momentum, Nesterov, cast and norms; decay and update: many tensors, any strides."""
-    from torch_specgd.triton_kernels.kernels import launch
+    from torch_specgd.triton_kernels.kernels import elementwise
 
     shapes = ((5, 7), (3, 9), (40, 40), (1, 1))
     for nesterov in (False, True):
@@ -100,7 +100,7 @@ def elementwise() -> Iterator[Case]:
         buffers = [torch.randn(s) for s in shapes]
         outs = [torch.empty(s, dtype=torch.float16) for s in shapes]
         old = [b.clone() for b in buffers]
-        squares = launch.momentum(grads, buffers, outs, 0.9, nesterov)
+        squares = elementwise.momentum(grads, buffers, outs, 0.9, nesterov)
         for i in range(len(shapes)):
             case = dict(g=grads[i], old=old[i], new=buffers[i], out=outs[i], square=squares[i])
             yield f"momentum-{nesterov}-{i}", case
@@ -108,7 +108,7 @@ def elementwise() -> Iterator[Case]:
     before = [w.clone() for w in weights]
     o = [torch.randn(s) for s in shapes]
     decay, rate = torch.rand(len(shapes)), torch.rand(len(shapes))
-    launch.update(weights, o, decay, rate)
+    elementwise.update(weights, o, decay, rate)
     for i in range(len(shapes)):
         case = dict(before=before[i], after=weights[i], o=o[i], decay=decay[i], rate=rate[i])
         yield f"update-{i}", case
@@ -153,7 +153,7 @@ def main() -> None:
     """Run all cases and save them to the file named on the command line."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    parts = (products, tables, small, whole, elementwise, steps)
+    parts = (products, tables, small, whole, fused, steps)
     torch.save({name: case for part in parts for name, case in part()}, sys.argv[1])
 
 

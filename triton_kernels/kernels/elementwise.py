@@ -5,10 +5,19 @@ most BLOCK elements: the tensor it belongs to and the chunk's first element; add
 64-bit integers in device memory, so nothing is copied together.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-__all__ = ["momentum_kernel", "update_kernel"]
+from .configuration import architecture, load_table
+
+__all__ = ["momentum", "momentum_kernel", "update", "update_kernel"]
 
 
 @triton.jit
@@ -90,3 +99,100 @@ def update_kernel(
     o = tl.load(o_base + o_at, mask=keep, other=0.0).to(tl.float32)
     new = tl.load(scalars_ptr + 2 * t) * weight - tl.load(scalars_ptr + 2 * t + 1) * o
     tl.store(w_base + w_at, new.to(w_base.dtype.element_ty), mask=keep)
+
+
+def _work_list(shapes: Sequence[tuple[int, int]], block: int) -> Tensor:
+    """Return (tensor, first element) of every chunk of `block` elements."""
+    return torch.tensor(
+        [(t, first) for t, (r, c) in enumerate(shapes) for first in range(0, r * c, block)],
+        dtype=torch.int64,
+    ).reshape(-1, 2)
+
+
+# The tables below are kept: a training loop asks for the same ones in every step, a copy from
+# the host takes longer than the kernel, and a graph capture may not contain one.
+@lru_cache(maxsize=256)
+def _kept_table(values: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(device)
+
+
+@lru_cache(maxsize=256)
+def _kept_work(shapes: tuple[tuple[int, int], ...], block: int, device: torch.device) -> Tensor:
+    return _work_list(shapes, block).to(device)
+
+
+def _tables(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    device = tensors[0].device
+    addresses = tuple((t.data_ptr(),) for t in tensors)
+    return _kept_table(addresses, device), _kept_table(tuple(t.stride() for t in tensors), device)
+
+
+def _elementwise(like: Tensor) -> dict:
+    table = load_table(architecture(like.device))
+    return table["elementwise"] | {"enable_fp_fusion": True}
+
+
+def _work(tensors: Sequence[Tensor], block: int) -> tuple[Tensor, Tensor]:
+    device = tensors[0].device
+    shapes = tuple((t.shape[0], t.shape[1]) for t in tensors)
+    return _kept_work(shapes, block, device), _kept_table(shapes, device)
+
+
+def _one_number(value: float | Tensor, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32).reshape(1)
+    return torch.full((1,), value, dtype=torch.float32, device=device)  # no copy from the host
+
+
+def momentum(
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    mu: float | Tensor,
+    nesterov: bool = True,
+) -> Tensor:
+    """Update momentum buffers and write the operands of the iteration, all in one launch.
+
+    ``M <- M + (1 - mu)(G - M)``; the operand is M, or ``G + mu (M - G)`` with Nesterov.
+
+    Args:
+        grads: 2-D views, any strides, left alone.
+        buffers: Momentum, updated in place.
+        outs: Where the operands go, in their own dtype.
+        mu: Momentum, in [0, 1).
+        nesterov: Default True.
+
+    Returns:
+        (tensors,) float32, the squared Frobenius norm of each operand.
+    """
+    config = _elementwise(grads[0])
+    work, shapes = _work(grads, config["BLOCK"])
+    device = grads[0].device
+    partial = torch.empty(len(work), dtype=torch.float32, device=device)
+    momentum_kernel[(len(work),)](
+        work, shapes, *_tables(grads), *_tables(buffers), *_tables(outs), partial,
+        _one_number(mu, device),
+        grads[0], buffers[0], outs[0], NESTEROV=nesterov, **config,
+    )  # fmt: skip
+    squares = torch.zeros(len(grads), dtype=torch.float32, device=device)
+    return squares.index_add_(0, work[:, 0], partial)
+
+
+def update(
+    weights: Sequence[Tensor], directions: Sequence[Tensor], decay: Tensor, rate: Tensor
+) -> None:
+    """Set ``W <- decay W - rate O`` for all weights in one launch.
+
+    Args:
+        weights: 2-D views, any strides, updated in place.
+        directions: The orthogonalized matrices.
+        decay: (tensors,) ``1 - lr * weight_decay``.
+        rate: (tensors,) ``lr * scale``.
+    """
+    config = _elementwise(weights[0])
+    work, shapes = _work(weights, config["BLOCK"])
+    scalars = torch.stack((decay, rate), dim=1).to(weights[0].device, torch.float32).contiguous()
+    update_kernel[(len(work),)](
+        work, shapes, *_tables(weights), *_tables(directions), scalars,
+        weights[0], directions[0], **config,
+    )  # fmt: skip

@@ -1,34 +1,22 @@
-"""Launching the kernels: grids, strides, tables of addresses, and the Products they make up."""
+"""Launching the products: grids, strides, tables of addresses, and the Products they make up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import triton
 from torch import Tensor
 
 from ..products import plus_identity, quadratic_factors, scaled_sum
-from ..schedules import Schedule, Step
+from ..schedules import Step
 from .apply import apply_kernel
 from .configuration import architecture, choose, load_table
-from .elementwise import momentum_kernel, update_kernel
-from .small import small_kernel, small_scratch_kernel
 from .symmetric import symmetric_kernel, symmetric_tiles
 
-__all__ = [
-    "TritonProducts",
-    "address_table",
-    "apply",
-    "momentum",
-    "orthogonalize_small",
-    "symmetric",
-    "update",
-]
+__all__ = ["TritonProducts", "address_table", "apply", "gram_of_table", "symmetric"]
 
 GROUP = 8  # rows of tiles that share columns in L2
-REGISTER_LIMIT = 32  # rows at most for all of it in registers
 
 
 def _precision(table: dict, dtype: torch.dtype) -> str:
@@ -180,63 +168,6 @@ def apply(
     return out
 
 
-def small_limit(table: dict) -> int:
-    """Return the largest number of rows for which a whole orthogonalization is one program."""
-    return max(int(size) for size in table["small"])
-
-
-def small_steps(schedule: Schedule) -> tuple[bool, list[list[float]]]:
-    """Return whether all steps have degree 9, and their five numbers for `small_kernel`.
-
-    Raises:
-        ValueError: For a schedule that mixes degree 9 with others, or has degree 7.
-    """
-    widths = {len(step) for step in schedule.steps}
-    if widths == {5}:
-        factored = (quadratic_factors(step) for step in schedule.coefficients)
-        return True, [[c, *first, *second] for c, first, second in factored]
-    if widths <= {2, 3}:
-        return False, [[*step, 0.0, 0.0, 0.0][:5] for step in schedule.coefficients]
-    raise ValueError(
-        f"the one-launch kernel takes steps of degree 9 only or of degree 3 and 5 only, "
-        f"got {schedule}"
-    )
-
-
-@lru_cache(maxsize=64)
-def _steps_table(schedule: Schedule, device: torch.device) -> tuple[bool, Tensor]:
-    """Return `small_steps` on the device; kept, because a graph capture may not copy to it."""
-    degree9, steps = small_steps(schedule)
-    return degree9, torch.tensor(steps, dtype=torch.float32, device=device)
-
-
-def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None) -> Tensor:
-    """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
-
-    Args:
-        x: (b, n, m), any strides and scale.
-        schedule: Steps of degree 9 only, or of degree 3 and 5 only.
-        out: Where the result goes, default a new tensor; same dtype, any strides.
-    """
-    batch, n, m = x.shape
-    size = max(16, triton.next_power_of_2(n))
-    table = load_table(architecture(x.device))
-    if str(size) not in table["small"]:
-        raise ValueError(f"the one-launch kernel takes at most {small_limit(table)} rows, got {n}")
-    degree9, table_of_steps = _steps_table(schedule, x.device)
-    y = torch.empty_like(x) if out is None else out
-    scratch = table_of_steps
-    if size > REGISTER_LIMIT:
-        scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=x.device)
-    kernel = small_kernel if size <= REGISTER_LIMIT else small_scratch_kernel
-    kernel[(batch,)](
-        x, y, scratch, x, table_of_steps, n, m, len(schedule), *x.stride(), *y.stride(),
-        N=size, DEGREE9=degree9, SCHATTEN4=schedule.normalization == "schatten4", TABLE=False,
-        PRECISION=table["float32_precision"], enable_fp_fusion=True, **table["small"][str(size)],
-    )  # fmt: skip
-    return y
-
-
 class TritonProducts:
     """The products of the iteration through the kernels."""
 
@@ -269,100 +200,3 @@ class TritonProducts:
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""
         return apply(q, x, torch.ones(2, dtype=torch.float32, device=self._device), out=out)
-
-
-def _work_list(shapes: Sequence[tuple[int, int]], block: int) -> Tensor:
-    """Return (tensor, first element) of every chunk of `block` elements."""
-    return torch.tensor(
-        [(t, first) for t, (r, c) in enumerate(shapes) for first in range(0, r * c, block)],
-        dtype=torch.int64,
-    ).reshape(-1, 2)
-
-
-# The tables below are kept: a training loop asks for the same ones in every step, a copy from
-# the host takes longer than the kernel, and a graph capture may not contain one.
-@lru_cache(maxsize=256)
-def _kept_table(values: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device)
-
-
-@lru_cache(maxsize=256)
-def _kept_work(shapes: tuple[tuple[int, int], ...], block: int, device: torch.device) -> Tensor:
-    return _work_list(shapes, block).to(device)
-
-
-def _tables(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    device = tensors[0].device
-    addresses = tuple((t.data_ptr(),) for t in tensors)
-    return _kept_table(addresses, device), _kept_table(tuple(t.stride() for t in tensors), device)
-
-
-def _elementwise(like: Tensor) -> dict:
-    table = load_table(architecture(like.device))
-    return table["elementwise"] | {"enable_fp_fusion": True}
-
-
-def _work(tensors: Sequence[Tensor], block: int) -> tuple[Tensor, Tensor]:
-    device = tensors[0].device
-    shapes = tuple((t.shape[0], t.shape[1]) for t in tensors)
-    return _kept_work(shapes, block, device), _kept_table(shapes, device)
-
-
-def _one_number(value: float | Tensor, device: torch.device) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32).reshape(1)
-    return torch.full((1,), value, dtype=torch.float32, device=device)  # no copy from the host
-
-
-def momentum(
-    grads: Sequence[Tensor],
-    buffers: Sequence[Tensor],
-    outs: Sequence[Tensor],
-    mu: float | Tensor,
-    nesterov: bool = True,
-) -> Tensor:
-    """Update momentum buffers and write the operands of the iteration, all in one launch.
-
-    ``M <- M + (1 - mu)(G - M)``; the operand is M, or ``G + mu (M - G)`` with Nesterov.
-
-    Args:
-        grads: 2-D views, any strides, left alone.
-        buffers: Momentum, updated in place.
-        outs: Where the operands go, in their own dtype.
-        mu: Momentum, in [0, 1).
-        nesterov: Default True.
-
-    Returns:
-        (tensors,) float32, the squared Frobenius norm of each operand.
-    """
-    config = _elementwise(grads[0])
-    work, shapes = _work(grads, config["BLOCK"])
-    device = grads[0].device
-    partial = torch.empty(len(work), dtype=torch.float32, device=device)
-    momentum_kernel[(len(work),)](
-        work, shapes, *_tables(grads), *_tables(buffers), *_tables(outs), partial,
-        _one_number(mu, device),
-        grads[0], buffers[0], outs[0], NESTEROV=nesterov, **config,
-    )  # fmt: skip
-    squares = torch.zeros(len(grads), dtype=torch.float32, device=device)
-    return squares.index_add_(0, work[:, 0], partial)
-
-
-def update(
-    weights: Sequence[Tensor], directions: Sequence[Tensor], decay: Tensor, rate: Tensor
-) -> None:
-    """Set ``W <- decay W - rate O`` for all weights in one launch.
-
-    Args:
-        weights: 2-D views, any strides, updated in place.
-        directions: The orthogonalized matrices.
-        decay: (tensors,) ``1 - lr * weight_decay``.
-        rate: (tensors,) ``lr * scale``.
-    """
-    config = _elementwise(weights[0])
-    work, shapes = _work(weights, config["BLOCK"])
-    scalars = torch.stack((decay, rate), dim=1).to(weights[0].device, torch.float32).contiguous()
-    update_kernel[(len(work),)](
-        work, shapes, *_tables(weights), *_tables(directions), scalars,
-        weights[0], directions[0], **config,
-    )  # fmt: skip
