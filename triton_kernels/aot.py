@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,15 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from .kernels.configuration import ARCHITECTURES, load_table
+from .machine_code import read_amd, read_nvidia
 
 __all__ = ["Resources", "Variant", "compile_variant", "report", "variants"]
 
-_MATRIX = {
-    "sm_80": r"\bHMMA\b",
-    "sm_90": r"\b(?:HGMMA|HMMA)\b",
-    "sm_100": r"\b(?:UTC\w*MMA|HMMA)\b",
-    "gfx942": r"\bv_mfma_\w+",
-}
 # Registers of an SM (or of a SIMD's lane), threads at most, for the occupancy estimate.
 _REGISTERS, _THREADS = 65536, 2048
 
@@ -63,13 +55,25 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes: registers and spilled bytes a thread, shared bytes."""
+    """What one compiled kernel takes, `MachineCode` and more.
+
+    Attributes:
+        registers: A thread.
+        spilled: Bytes a thread.
+        shared: Bytes of shared memory a block.
+        occupancy: Blocks that fit on a processor.
+        matrix: Matrix instructions by name.
+        loops: The same of each innermost loop, with shapes.
+        copies: Asynchronous copies to shared memory, by name.
+    """
 
     registers: int
     spilled: int
     shared: int
     occupancy: int
     matrix: dict[str, int]
+    loops: list[dict[str, int]]
+    copies: dict[str, int]
 
 
 def _constants(kernel: str, config: dict[str, Any], precision: str) -> dict[str, Any]:
@@ -169,49 +173,28 @@ def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
             yield Variant(kernel, arch, "bf16", tuple((table["elementwise"] | extra).items()))
 
 
-def _tool(name: str, *arguments: str) -> str:
-    import triton
-
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def _nvidia(compiled: Any) -> tuple[int, int, str]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("cuobjdump", "-sass", file.name)
-    fields = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    return fields["REG"], fields["STACK"] + fields["LOCAL"], code
-
-
-def _amd(compiled: Any) -> tuple[int, int, str]:
-    code = compiled.asm["amdgcn"]
-    fields = {k: int(v) for k, v in re.findall(r"\.(\w+_count|\w+_size):\s+(\d+)", code)}
-    spilled = 4 * fields["vgpr_spill_count"] + fields["private_segment_fixed_size"]
-    return fields["vgpr_count"], spilled, code
-
-
 def resources(variant: Variant) -> Resources:
     """Compile a variant and read what it takes from its machine code."""
     compiled = compile_variant(variant)
     amd = variant.arch.startswith("gfx")
-    registers, spilled, code = (_amd if amd else _nvidia)(compiled)
+    code = (read_amd if amd else read_nvidia)(compiled)
     shared = int(compiled.metadata.shared)
     options, table = dict(variant.config), load_table(variant.arch)
     threads = options["num_warps"] * (64 if amd else 32)
+    registers = max(code.registers, 1)
     # gfx942 has 512 vector registers a lane and four SIMDs; accumulators are counted in them.
     by_registers = (
-        512 // max(registers, 1) * 4 // options["num_warps"]
-        if amd
-        else _REGISTERS // (max(registers, 1) * threads)
+        512 // registers * 4 // options["num_warps"] if amd else _REGISTERS // (registers * threads)
     )
     by_shared = table["shared_limit"] // shared if shared else 32
-    found = re.findall(_MATRIX[variant.arch], code)
-    names = {name: found.count(name) for name in sorted(set(found))}
     return Resources(
-        registers, spilled, shared, min(by_registers, by_shared, _THREADS // threads), names
+        code.registers,
+        code.spilled,
+        shared,
+        min(by_registers, by_shared, _THREADS // threads),
+        code.matrix,
+        list(code.loops),
+        code.copies,
     )
 
 
