@@ -3,23 +3,26 @@
     python benchmarks/engine_accuracy.py [--write docs/engine_tables.md]
 
 Errors: mean |sigma - 1| over the nonzero directions, in three precisions, products emulated
-with 16-bit storage and float32 accumulation (what tensor cores do). Costs: counted FLOPs and
-launches of one orthogonalization on paper; no GPU was timed. Rates are the data sheets' dense
-16-bit peaks (H100 989, B200 2250 TFLOP/s) at 65 %.
+with 16-bit storage and float32 accumulation (what tensor cores do). Costs: counted launches, tiles,
+FLOPs and bytes of one step's orthogonalizations on paper; no GPU was timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from torch_specgd.triton_kernels import SCHEDULES, Schedule, plan
+from torch_specgd.triton_kernels import SCHEDULES, plan
+from torch_specgd.triton_kernels.cost import Cost, CountingProducts, cost_on_paper, counted
 from torch_specgd.triton_kernels.iteration import direct, gram
-from torch_specgd.triton_kernels.normalize import begin
+from torch_specgd.triton_kernels.normalize import Start, begin
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference.polar import spectra, with_spectrum
@@ -33,7 +36,6 @@ METHODS: list[tuple[str, str, dict[torch.dtype, Form]]] = [
     ("ours, flat spectra (flat)", "flat", {torch.float16: (1,), torch.float32: ()}),
 ]
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-RATE = {"H100": 989e12 * 0.65, "B200": 2250e12 * 0.65}
 MODELS: dict[str, list[tuple[int, int, int]]] = {
     "GPT-2 (124M)": [(12, 768, 768), (36, 768, 768), (12, 768, 3072), (12, 3072, 768)],
     "Llama-3-8B": [(64, 4096, 4096), (64, 1024, 4096), (96, 4096, 14336)],
@@ -78,40 +80,79 @@ def accuracy_table() -> list[str]:
     return lines
 
 
-def costs(batch: int, a: int, b: int) -> dict[str, tuple[float, int]]:
-    """Return (FLOPs, launches) of one shape group for every method."""
-    jordan: Schedule = SCHEDULES["jordan"]
-    ours = plan((a, b), batch=batch, device="cuda")
-    return {
-        "torch.optim.Muon": (batch * jordan.flops(a, b, symmetric=False), 15 * batch),
-        "flash-muon (symmetric X X^T only)": (
-            batch * (jordan.flops(a, b) + 5 * min(a, b) ** 3), 15 * batch),
-        "dion (symmetric, batched)": (batch * jordan.flops(a, b), 15),
-        "gram-newton-schulz (restart 2)": (
-            batch * (jordan.flops(a, b, form="gram", restarts=(2,)) if a != b
-                     else jordan.flops(a, b)), 18 if a != b else 15),
-        "ours, default": (ours.flops(), ours.traffic()[1]),
-        "ours, flat": (
-            plan((a, b), batch=batch, device="cuda", accuracy="fast").flops(),
-            plan((a, b), batch=batch, device="cuda", accuracy="fast").traffic()[1]),
-    }  # fmt: skip
+def newton_schulz(x: Tensor, ops: CountingProducts) -> None:
+    """Five steps of degree 5 as the peers run them: cast, norm, and three products a step."""
+    y = x.to(torch.bfloat16)
+    y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        r = ops.gram(y)
+        y = ops.apply(ops.symmetric(r, r, r), y)
+
+
+class AllSymmetric(CountingProducts):
+    """gram-newton-schulz takes Q for symmetric as well, and computes half of it."""
+
+    def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Note ``Q X``, for two n x n matrices as a symmetric product."""
+        return self.symmetric(q, x) if q.shape == x.shape else super().apply(q, x, out)
+
+
+def gram_newton_schulz(x: Tensor, ops: CountingProducts) -> None:
+    """The Gram form of gram-newton-schulz, one restart; square matrices go the other way."""
+    if x.shape[-2] == x.shape[-1]:
+        return newton_schulz(x, ops)
+    ops = AllSymmetric(ops.arch, ops.halved, ops.fallback, ops.launches)
+    y = x.to(torch.float16)
+    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True)
+    y = y / norm
+    gram(Start(y, ops.gram(y), None, norm, norm), SCHEDULES["you"], ops, (2,))
+
+
+# Which products compute one triangle; whether the matrices of a shape are one batch.
+PEERS: dict[str, tuple[Callable[[Tensor, CountingProducts], None], tuple[str, ...], bool]] = {
+    "torch.optim.Muon": (newton_schulz, (), False),
+    "flash-muon (symmetric X X^T only)": (newton_schulz, ("gram",), False),
+    "dion (symmetric, batched)": (newton_schulz, ("gram", "symmetric"), True),
+    "gram-newton-schulz (restart 2)": (gram_newton_schulz, ("gram", "symmetric"), True),
+}
+
+
+def costs(batch: int, a: int, b: int, arch: str) -> dict[str, Cost]:
+    """Return the cost of one shape group for every method."""
+    n, m = sorted((a, b))
+    found = {}
+    for method, (run, halved, batched) in PEERS.items():
+        x = torch.empty(batch if batched else 1, n, m, device="meta")
+        cost = counted(partial(run, x), arch, halved=halved, fallback=False)
+        found[method] = cost if batched else replace(cost, launches=cost.launches * batch)
+    for label, accuracy in (("ours, default", "default"), ("ours, flat", "fast")):
+        chosen = plan((a, b), batch=batch, device="cuda", accuracy=accuracy)
+        found[label] = cost_on_paper(chosen, arch)
+    return found
 
 
 def cost_table() -> list[str]:
     lines = [
-        "| model | method | TFLOP a step | launches | ms on H100 (paper) | ms on B200 (paper) |",
-        "|---|---|---|---|---|---|",
+        "| model | method | TFLOP | in whole tiles | GB | launches: products | others "
+        "| ms on H100 (paper) | ms on B200 (paper) |",
+        "|---" * 9 + "|",
     ]
     for model, shapes in MODELS.items():
-        total: dict[str, list[float]] = {}
+        total: dict[str, dict[str, Cost]] = {}
         for shape in shapes:
-            for method, (flops, launches) in costs(*shape).items():
-                entry = total.setdefault(method, [0.0, 0])
-                entry[0] += flops
-                entry[1] += launches
-        for method, (flops, launches) in total.items():
-            times = " | ".join(f"{1e3 * flops / rate:.3f}" for rate in RATE.values())
-            lines.append(f"| {model} | {method} | {flops / 1e12:.3f} | {launches} | {times} |")
+            for arch in ("sm_90", "sm_100"):
+                for method, cost in costs(*shape, arch).items():
+                    known = total.setdefault(method, {})
+                    known[arch] = known[arch] + cost if arch in known else cost
+        for method, known in total.items():
+            one = known["sm_90"]
+            products = sum(launch.tiles > 0 for launch in one.launches)
+            times = " | ".join(f"{1e3 * cost.seconds:.3f}" for cost in known.values())
+            lines.append(
+                f"| {model} | {method} | {one.needed / 1e12:.3f} | {one.flops / 1e12:.3f} "
+                f"| {one.moved / 1e9:.2f} | {products} | {len(one.launches) - products} "
+                f"| {times} |"
+            )
     return lines
 
 
@@ -155,8 +196,15 @@ def main() -> None:
             "",
             "## Cost of one optimizer step, on paper",
             "",
-            "Counted, not timed: symmetric results count half where the method has a symmetric",
-            "kernel, the rate is 65 % of the dense 16-bit peak, and launches cost nothing here.",
+            "Counted, not timed, by `triton_kernels.cost`: each method runs on float32 matrices",
+            "without data over products that note what they launch. TFLOP: symmetric results count",
+            "half where the method has a symmetric kernel. In whole tiles: with the padding of the",
+            "tiles that our kernels choose on an H100, which all methods are granted. GB: every",
+            "operand of every launch once, casts and norms included, nothing kept in a cache. A",
+            "launch takes the longer of its waves of tiles at 65 % of the dense 16-bit peak and",
+            "its bytes at the memory's rate (H100: 989 TFLOP/s, 3.35 TB/s; B200: 2250, 8.0);",
+            "nothing is added for the launch itself. How many FLOPs a tile takes is compared with",
+            "the machine code in `tests/test_triton_aot.py`.",
             "",
             *cost_table(),
             "",

@@ -6,15 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference.polar import spectra, with_spectrum
-from reference.rounded import RoundedProducts, largest_singular_value
-from torch_specgd.triton_kernels import SCHEDULES, certify, orthogonalize
+from reference.rounded import (
+    MirroredProducts,
+    RoundedProducts,
+    SplitProducts,
+    largest_singular_value,
+)
+from torch_specgd.triton_kernels import SCHEDULES, certify, orthogonalize, products
 from torch_specgd.triton_kernels.iteration import direct, gram
 from torch_specgd.triton_kernels.normalize import begin
 from torch_specgd.triton_kernels.planning import RESTARTS
 
 LIMIT = 1.1
 SHIPPED = [
-    *((name, "direct", dtype, ()) for name in ("deep", "flat")
+    *((name, "direct", dtype, ()) for name in ("deep", "flat", "polar_express_8")
       for dtype in (torch.bfloat16, torch.float16)),
     *((name, "gram", dtype, restarts) for (name, dtype), restarts in RESTARTS.items()),
     *((name, "gram", torch.float32, ()) for name in ("deep", "flat")),
@@ -24,13 +29,20 @@ SHIPPED = [
 def _run(
     x: torch.Tensor, name: str, form: str, dtype: torch.dtype, restarts: tuple[int, ...]
 ) -> float:
-    ops = RoundedProducts()
     schedule = SCHEDULES[name]
-    start = begin(x, dtype, schedule.normalization, ops)
-    chosen = form == "direct"
-    return largest_singular_value(
-        direct(start, schedule, ops) if chosen else gram(start, schedule, ops, restarts)
-    )
+    worst = 0.0
+    # A CPU's start on whole products, a GPU's on mirrored triangles, or in the small kernel.
+    ways = [(True, RoundedProducts()), (False, MirroredProducts())]
+    if dtype == torch.float32:
+        ways.append((False, SplitProducts()))
+    for look, ops in ways:
+        start = begin(x, dtype, schedule.normalization, ops, look=look)
+        if form == "direct":
+            y = direct(start, schedule, ops)
+        else:
+            y = gram(start, schedule, ops, restarts)
+        worst = max(worst, largest_singular_value(y))
+    return worst
 
 
 def _few_dimensions(n: int, count: int) -> torch.Tensor:
@@ -57,6 +69,28 @@ def test_few_dimensions(
 
 
 @pytest.mark.parametrize(("name", "form", "dtype", "restarts"), SHIPPED)
+@pytest.mark.parametrize("rank", [1, 2, 3, 8])
+def test_few_directions_of_many(
+    rank: int, name: str, form: str, dtype: torch.dtype, restarts: tuple[int, ...]
+) -> None:
+    """The gradient of a few tokens has their rank; mirrored triangles of a carried Q sent its
+    largest singular value to 2.3 in float32, and beyond any bound in float16."""
+    for shape in ((33, 130), (48, 48)):
+        x = torch.randn(50, shape[0], rank) @ torch.randn(50, rank, shape[1])
+        assert _run(x, name, form, dtype, restarts) < LIMIT
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 8])
+def test_low_rank_through_the_cpus_triangles(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU mirrors blocks from 512 rows on: 600 rows and a gradient of rank 2 gave 9."""
+    monkeypatch.setattr(products, "_TRIANGLE_ROWS", 33)
+    for shape in ((70, 80), (70, 200)):
+        x = torch.randn(50, shape[0], rank) @ torch.randn(50, rank, shape[1])
+        y = orthogonalize(x, dtype=torch.float32)
+        assert largest_singular_value(y) < LIMIT
+
+
+@pytest.mark.parametrize(("name", "form", "dtype", "restarts"), SHIPPED)
 def test_every_spectrum(
     name: str, form: str, dtype: torch.dtype, restarts: tuple[int, ...]
 ) -> None:
@@ -78,6 +112,21 @@ def test_any_spectrum(values: list[float], seed: int, case: tuple) -> None:
     n = len(values)
     x = with_spectrum(torch.tensor(values), n, n + seed % 9, seed).float()
     assert _run(x[None], *case) < LIMIT
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-4, 1.0, 1e4, 1e30, 1e35])
+def test_start_of_a_gpu_at_any_scale(scale: float, dtype: torch.dtype) -> None:
+    """A GPU may not look at the norms, and would let a tiny or huge gradient vanish or overflow."""
+    ops, schedule = RoundedProducts(), SCHEDULES["deep"]
+    x = torch.stack([scale * torch.randn(20, 70), torch.zeros(20, 70), torch.randn(20, 70)])
+    x[2, 3, 4] = torch.nan
+    start = begin(x, dtype, schedule.normalization, ops, look=False)
+    y = direct(start, schedule, ops)
+    s = torch.linalg.svdvals(y[0].double())
+    assert (s - 1).abs().max() < (0.06 if dtype == torch.bfloat16 else 0.04)
+    assert torch.equal(y[1], torch.zeros_like(y[1]))
+    assert y[2].isnan().any()
 
 
 def test_without_safety_rank_one_explodes() -> None:

@@ -137,7 +137,8 @@ def test_flops_against_the_published_count() -> None:
     assert gram == 8 * n * n * m + 28 * n**3
     assert gram / 1e12 == pytest.approx(0.790, abs=1e-3)
     nine = SCHEDULES["degree9_3"]
-    assert nine.flops(n, m, form="gram", restarts=(2,)) == 6 * n * n * m + 9 * n**3
+    # One of the nine products is general: Q, see iteration.gram.
+    assert nine.flops(n, m, form="gram", restarts=(2,)) == 6 * n * n * m + 10 * n**3
     assert nine.flops(n, m) == 9 * n * n * m + 6 * n**3
 
 
@@ -158,7 +159,7 @@ def test_prints_what_it_does() -> None:
     for part in ("degree 9,9,5", "safety 1.1", "slope 121.4", "1.0588", "above 1.1032"):
         assert part in line
     n, m = 30, 70
-    for form, cost in (("direct", "9 n^2 m + 5 n^3"), ("gram", "3 n^2 m + 11 n^3")):
+    for form, cost in (("direct", "9 n^2 m + 5 n^3"), ("gram", "3 n^2 m + 13 n^3")):
         assert f"{cost} {form.capitalize() if form == 'gram' else form}" in line
         a, b = (int(term.split()[0]) for term in cost.split("+"))
         assert SCHEDULES["flat"].flops(n, m, form=form) == a * n * n * m + b * n**3

@@ -158,14 +158,14 @@ def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
             for load, configs in table[kernel].items():
                 for config in configs:
                     dtype = "fp32" if load.endswith("32") else "bf16"
-                    full = config | {"HAS_C": kernel == "symmetric", "TABLE": False}
+                    full = config | {"HAS_C": kernel == "symmetric", "TABLE": 0}
                     full |= {"HAS_E": True} if kernel == "symmetric" else {"GROUP": 8}
                     yield Variant(kernel, arch, dtype, tuple(full.items()))
-            last = table[kernel]["pointer16"][-1] | {"HAS_C": kernel == "apply", "TABLE": True}
+            last = table[kernel]["pointer16"][-1] | {"HAS_C": kernel == "apply", "TABLE": 16}
             last |= {"HAS_E": False} if kernel == "symmetric" else {"GROUP": 8}
             yield Variant(kernel, arch, "bf16", tuple(last.items()))
         for size, config in table["small"].items():
-            full = config | {"N": int(size), "DEGREE9": True, "SCHATTEN4": True, "TABLE": False}
+            full = config | {"N": int(size), "DEGREE9": True, "SCHATTEN4": True, "TABLE": 0}
             kernel = "small" if int(size) <= 32 else "small_scratch"
             yield Variant(kernel, arch, "fp32", tuple(full.items()))
         for kernel in ("momentum", "update"):

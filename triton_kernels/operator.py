@@ -30,14 +30,14 @@ _WORKSPACE = 2**26  # elements at most where every thread has its own matrix
 
 def products_for(x: Tensor, dtype: torch.dtype) -> Products:
     """Return Triton's products where their tiles fill the GPU, PyTorch's everywhere else."""
-    if not x.is_cuda or dtype not in (torch.float16, torch.bfloat16) or x.shape[-2] < 256:
+    if not x.is_cuda or dtype not in (torch.float16, torch.bfloat16):
         return TorchProducts()
-    from .kernels.configuration import architecture, load_table
+    from .kernels.configuration import architecture, load_table, worth_tiles
+
+    if not worth_tiles(load_table(architecture(x.device)), x.shape[0], x.shape[-2]):
+        return TorchProducts()
     from .kernels.launch import TritonProducts
 
-    tiles = x.shape[0] * (x.shape[-2] // 64) ** 2 // 2
-    if tiles < 0.6 * load_table(architecture(x.device))["processors"]:
-        return TorchProducts()
     return TritonProducts(x.device)
 
 
@@ -95,7 +95,7 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
     if x.device.type == "cpu" and x.shape[0] > size and x.stride(-1) == 1:
         buffers = x.new_empty(2, size, *x.shape[-2:], dtype=chosen.dtype).unbind()
     for part, place in zip(x.split(size), out.split(size), strict=True):
-        same = place.dtype == chosen.dtype
+        same = ops.casts or place.dtype == chosen.dtype
         spare = [buffer[: part.shape[0]] for buffer in buffers]
         y = _run_legs(part, chosen, ops, place if same else None, spare)
         if y is not place:
@@ -109,7 +109,10 @@ def _run_legs(
     first, last = chosen.legs[0], chosen.legs[-1]
     # The first leg's bound is the tighter one, and serves a schedule made for a looser one too.
     start = begin(x, chosen.dtype, first.schedule.normalization, ops, spare[0] if spare else None)
-    flat = start.flatness >= first.flatness if len(chosen.legs) > 1 else None
+    flat = None
+    if len(chosen.legs) > 1:
+        assert start.flatness is not None  # only a CPU's plan has two
+        flat = start.flatness >= first.flatness
     if flat is None or not bool(flat.any()):
         return _go(start, last, ops, out, spare)
     if bool(flat.all()):

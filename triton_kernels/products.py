@@ -56,7 +56,13 @@ def cpu_has_amx() -> bool:
 
 
 class Products(Protocol):
-    """What the iteration needs: everything n x n is symmetric, and all of it commutes."""
+    """What the iteration needs: everything n x n is symmetric, and all of it commutes.
+
+    Attributes:
+        casts: Whether `apply` writes to an `out` of any dtype.
+    """
+
+    casts: bool
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``X X^T`` for X of shape (b, n, m)."""
@@ -154,6 +160,8 @@ def triangle_product(
 
 class TorchProducts:
     """The products through batched matrix multiplication, on any device and dtype."""
+
+    casts = False
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``X X^T``."""

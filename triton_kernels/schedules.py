@@ -158,7 +158,9 @@ class Schedule:
         short, long = min(m, n), max(m, n)
         half = 1 if symmetric else 2
         segments, small = self.products(form, restarts)
-        return segments * (half + 2) * short * short * long + half * small * short**3
+        general = 0 if form == "direct" else len(self) - segments
+        cubes = half * (small - general) + 2 * general
+        return segments * (half + 2) * short * short * long + cubes * short**3
 
     def products(self, form: str = "direct", restarts: Sequence[int] = ()) -> tuple[int, int]:
         """Return how often X is touched (a Gram matrix and a product each) and the n^3 products."""
@@ -166,12 +168,13 @@ class Schedule:
         if form == "direct":
             return len(self), own
         segments = 1 + len(set(restarts) - {0})
-        # Every step but a segment's last carries R along (two products) and Q (one).
+        # Every step but a segment's last carries R along (two products) and Q (one, general).
         return segments, own + 3 * (len(self) - segments)
 
     def _cost(self, form: str) -> str:
-        segments, small = self.products(form)
-        return f"{3 * segments} n^2 m" + (f" + {small} n^3" if small else "")
+        segments, _ = self.products(form)
+        cubes = self.flops(1, 1, form=form) - 3 * segments
+        return f"{3 * segments} n^2 m" + (f" + {cubes} n^3" if cubes else "")
 
     def __str__(self) -> str:
         low, high = self.range()
@@ -181,7 +184,7 @@ class Schedule:
             f"{self.normalization}; [{self.lower:g}, 1] -> [{low:.4f}, {high:.4f}], "
             f"slope {self.slope:.4g}, diverges above {self.divergence_threshold:.4f}; "
             f"FLOPs {self._cost('direct')} direct, {self._cost('gram')} Gram "
-            "(a restart + 3 n^2 m - 3 n^3)"
+            "(a restart + 3 n^2 m - 4 n^3)"
         )
 
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .addresses import kept_table
 from .configuration import architecture, load_table
 
 __all__ = ["momentum", "momentum_kernel", "update", "update_kernel"]
@@ -109,13 +110,6 @@ def _work_list(shapes: Sequence[tuple[int, int]], block: int) -> Tensor:
     ).reshape(-1, 2)
 
 
-# The tables below are kept: a training loop asks for the same ones in every step, a copy from
-# the host takes longer than the kernel, and a graph capture may not contain one.
-@lru_cache(maxsize=256)
-def _kept_table(values: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device)
-
-
 @lru_cache(maxsize=256)
 def _kept_work(shapes: tuple[tuple[int, int], ...], block: int, device: torch.device) -> Tensor:
     return _work_list(shapes, block).to(device)
@@ -124,7 +118,7 @@ def _kept_work(shapes: tuple[tuple[int, int], ...], block: int, device: torch.de
 def _tables(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     device = tensors[0].device
     addresses = tuple((t.data_ptr(),) for t in tensors)
-    return _kept_table(addresses, device), _kept_table(tuple(t.stride() for t in tensors), device)
+    return kept_table(addresses, device), kept_table(tuple(t.stride() for t in tensors), device)
 
 
 def _elementwise(like: Tensor) -> dict:
@@ -135,7 +129,7 @@ def _elementwise(like: Tensor) -> dict:
 def _work(tensors: Sequence[Tensor], block: int) -> tuple[Tensor, Tensor]:
     device = tensors[0].device
     shapes = tuple((t.shape[0], t.shape[1]) for t in tensors)
-    return _kept_work(shapes, block, device), _kept_table(shapes, device)
+    return _kept_work(shapes, block, device), kept_table(shapes, device)
 
 
 def _one_number(value: float | Tensor, device: torch.device) -> Tensor:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 from torch import Tensor
 
 from ..products import plus_identity, quadratic_factors, scaled_sum
 from ..schedules import Step
+from .addresses import AddressTable
 from .apply import apply_kernel
-from .configuration import architecture, choose, load_table
-from .symmetric import symmetric_kernel, symmetric_tiles
+from .configuration import architecture, choose, load_table, symmetric_tiles
+from .symmetric import symmetric_kernel
 
-__all__ = ["TritonProducts", "address_table", "apply", "gram_of_table", "symmetric"]
+__all__ = ["TritonProducts", "apply", "gram_of_table", "symmetric"]
 
 GROUP = 8  # rows of tiles that share columns in L2
 
@@ -47,25 +46,18 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def _settle(table: dict, kind: str, m: int, first: Tensor, second: Tensor) -> dict:
+def _settle(
+    table: dict, kind: str, m: int, first: Tensor, second: Tensor, config: dict | None
+) -> dict:
     """Choose a configuration, and give tensor descriptors their memory where they are used."""
     _refuse_long_strides(first, second)
     batch, n, _ = first.shape
-    describable = _describable(first, second)
-    config = choose(table, kind, first.element_size(), batch, n, m, describable)
+    if config is None:
+        describable = _describable(first, second)
+        config = choose(table, kind, first.element_size(), batch, n, m, describable)
     if config["DESCRIPTOR"]:
         triton.set_allocator(_scratch)
     return config
-
-
-def address_table(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the addresses of tensors as int64 on their device: matrices without a stack.
-
-    Args:
-        tensors: At least one, all of one device and dtype. They must outlive the launch.
-    """
-    addresses = torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64)
-    return addresses.to(tensors[0].device, non_blocking=True)
 
 
 def symmetric(
@@ -90,7 +82,7 @@ def symmetric(
     """
     batch, n, k = a.shape
     table = load_table(architecture(a.device))
-    config = _settle(table, "symmetric", n, a, b) if config is None else config
+    config = _settle(table, "symmetric", n, a, b, config)
     d = torch.empty(batch, n, n, dtype=out_dtype or a.dtype, device=a.device)
     e = torch.empty_like(d) if second is not None else None
     tiles = symmetric_tiles(n, config["BLOCK_M"], config["BLOCK_N"])
@@ -99,30 +91,30 @@ def symmetric(
         a, b, old, d, d if e is None else e,
         *scalars, *(second or scalars), n, k, tiles,
         *a.stride(), *b.stride(), *old.stride(), *d.stride(),
-        HAS_C=c is not None, HAS_E=e is not None, TABLE=False,
+        HAS_C=c is not None, HAS_E=e is not None, TABLE=0,
         PRECISION=_precision(table, a.dtype), **config,
     )  # fmt: skip
     return d, e
 
 
-def gram_of_table(addresses: Tensor, like: Tensor, count: int) -> Tensor:
-    """Return the Gram matrices of `count` unstacked matrices that all look like `like`.
+def gram_of_table(matrices: AddressTable) -> Tensor:
+    """Return the Gram matrices of unstacked (n, k) matrices, (count, n, n).
 
     Args:
-        addresses: From `address_table`.
-        like: (n, k), one of the matrices: shape, strides and dtype of all.
-        count: How many.
+        matrices: From `address_table`.
     """
+    count, like = len(matrices.addresses), matrices.like
+    _refuse_long_strides(like)
     n, k = like.shape
     table = load_table(architecture(like.device))
     config = choose(table, "symmetric", like.element_size(), count, n, n, False)
     d = torch.empty(count, n, n, dtype=like.dtype, device=like.device)
     tiles = symmetric_tiles(n, config["BLOCK_M"], config["BLOCK_N"])
     symmetric_kernel[(count * tiles,)](
-        addresses, addresses, d, d, d,
+        matrices.addresses, matrices.addresses, d, d, d,
         1.0, 0.0, 0.0, 1.0, 0.0, 0.0, n, k, tiles,
         0, *like.stride(), 0, *like.stride(), *d.stride(), *d.stride(),
-        HAS_C=False, HAS_E=False, TABLE=True,
+        HAS_C=False, HAS_E=False, TABLE=matrices.alignment,
         PRECISION=_precision(table, like.dtype), **config,
     )  # fmt: skip
     return d
@@ -133,10 +125,9 @@ def apply(
     x: Tensor,
     scalars: Tensor,
     c: Tensor | None = None,
-    out: Tensor | None = None,
-    addresses: Tensor | None = None,
+    out: Tensor | AddressTable | None = None,
     config: dict | None = None,
-) -> Tensor:
+) -> Tensor | AddressTable:
     """Return ``alpha Q X + beta C``; with C = out = a weight this is its whole update.
 
     Args:
@@ -144,25 +135,30 @@ def apply(
         x: (b, n, m), any strides.
         scalars: (2,) float32 on the device: alpha and beta.
         c: (b, n, m), or None for no second term.
-        out: Where to write, default a new tensor. May be `c`.
-        addresses: Instead of `c` and `out`: a table of unstacked matrices, updated in place;
-            `out` (n, m) then is one of them.
+        out: Where to write, default a new tensor. May be `c`. A table of b unstacked (n, m)
+            matrices is C as well, and updated in place.
         config: Default from the architecture's table.
+
+    Returns:
+        `out`.
     """
     batch, n, m = x.shape
     table = load_table(architecture(x.device))
-    config = _settle(table, "apply", m, q, x) if config is None else config
+    config = _settle(table, "apply", m, q, x, config)
     if out is None:
         out = torch.empty_like(x)
-    old = out if c is None else c
-    strides = (0, *out.stride()) if addresses is not None else out.stride()
-    old_strides = strides if addresses is not None else old.stride()
     tiles = triton.cdiv(n, config["BLOCK_M"]) * triton.cdiv(m, config["BLOCK_N"])
-    in_table = addresses is not None
+    if isinstance(out, AddressTable):
+        places, like = (out.addresses, out.addresses), out.like
+        strides = (0, *like.stride()) * 2
+    else:
+        like, old = out, out if c is None else c
+        places, strides = (old, out), (*old.stride(), *out.stride())
+    in_table = isinstance(out, AddressTable)
+    _refuse_long_strides(like)
     apply_kernel[(batch * tiles,)](
-        q, x, addresses if in_table else old, addresses if in_table else out, scalars, out,
-        n, m, *q.stride(), *x.stride(), *old_strides, *strides,
-        GROUP=GROUP, HAS_C=in_table or c is not None, TABLE=in_table,
+        q, x, *places, scalars, like, n, m, *q.stride(), *x.stride(), *strides,
+        GROUP=GROUP, HAS_C=in_table or c is not None, TABLE=out.alignment if in_table else 0,
         PRECISION=_precision(table, x.dtype), **config,
     )  # fmt: skip
     return out
@@ -171,8 +167,10 @@ def apply(
 class TritonProducts:
     """The products of the iteration through the kernels."""
 
+    casts = True
+
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._ones = torch.ones(2, dtype=torch.float32, device=device)
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``X X^T``."""
@@ -199,4 +197,6 @@ class TritonProducts:
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""
-        return apply(q, x, torch.ones(2, dtype=torch.float32, device=self._device), out=out)
+        result = apply(q, x, self._ones, out=out)
+        assert isinstance(result, Tensor)
+        return result

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..products import quadratic_factors
 from ..schedules import Schedule
+from .addresses import AddressTable
 from .configuration import architecture, load_table
 from .symmetric import _load_tile
 
@@ -78,15 +79,15 @@ def small_kernel(
     BLOCK: tl.constexpr,  # columns a turn
     DEGREE9: tl.constexpr,
     SCHATTEN4: tl.constexpr,
-    TABLE: tl.constexpr,
+    TABLE: tl.constexpr,  # 0, or x_ptr and y_ptr hold addresses that this many bytes divide
     PRECISION: tl.constexpr,
 ):
     """Orthogonalize one matrix, everything in registers."""
     batch = tl.program_id(0).to(tl.int64)
     if TABLE:
         element: tl.constexpr = type_ptr.dtype
-        x_base = tl.load(x_ptr + batch).to(element)
-        y_base = tl.load(y_ptr + batch).to(element)
+        x_base = tl.multiple_of(tl.load(x_ptr + batch).to(element), TABLE)
+        y_base = tl.multiple_of(tl.load(y_ptr + batch).to(element), TABLE)
     else:
         x_base = x_ptr + batch * stride_xb
         y_base = y_ptr + batch * stride_yb
@@ -177,8 +178,8 @@ def small_scratch_kernel(
     batch = tl.program_id(0).to(tl.int64)
     if TABLE:
         element: tl.constexpr = type_ptr.dtype
-        x_base = tl.load(x_ptr + batch).to(element)
-        y_base = tl.load(y_ptr + batch).to(element)
+        x_base = tl.multiple_of(tl.load(x_ptr + batch).to(element), TABLE)
+        y_base = tl.multiple_of(tl.load(y_ptr + batch).to(element), TABLE)
     else:
         x_base = x_ptr + batch * stride_xb
         y_base = y_ptr + batch * stride_yb
@@ -256,28 +257,45 @@ def _steps_table(schedule: Schedule, device: torch.device) -> tuple[bool, Tensor
     return degree9, torch.tensor(steps, dtype=torch.float32, device=device)
 
 
-def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None) -> Tensor:
+def orthogonalize_small(
+    x: Tensor | AddressTable, schedule: Schedule, out: Tensor | AddressTable | None = None
+) -> Tensor | AddressTable:
     """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
 
     Args:
-        x: (b, n, m), any strides and scale.
+        x: (b, n, m), any strides and scale; or a table of (n, m) matrices.
         schedule: Steps of degree 9 only, or of degree 3 and 5 only.
-        out: Where the result goes, default a new tensor; same dtype, any strides.
+        out: Where the result goes, default a new tensor; same dtype, any strides. A table where
+            `x` is one, of as many matrices.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: For more rows than the architecture's table has, or another schedule.
     """
-    batch, n, m = x.shape
+    in_table = isinstance(x, AddressTable)
+    like = x.like[None] if in_table else x
+    batch, (n, m) = len(x.addresses) if in_table else len(x), like.shape[-2:]
     size = max(16, triton.next_power_of_2(n))
-    table = load_table(architecture(x.device))
+    table = load_table(architecture(like.device))
     if str(size) not in table["small"]:
         raise ValueError(f"the one-launch kernel takes at most {small_limit(table)} rows, got {n}")
-    degree9, table_of_steps = _steps_table(schedule, x.device)
-    y = torch.empty_like(x) if out is None else out
+    degree9, table_of_steps = _steps_table(schedule, like.device)
+    if out is None:
+        if in_table:
+            raise ValueError("a table of matrices needs a table of results in `out`")
+        out = torch.empty_like(x)
+    y = out.like[None] if isinstance(out, AddressTable) else out
     scratch = table_of_steps
     if size > REGISTER_LIMIT:
-        scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=x.device)
+        scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=like.device)
     kernel = small_kernel if size <= REGISTER_LIMIT else small_scratch_kernel
     kernel[(batch,)](
-        x, y, scratch, x, table_of_steps, n, m, len(schedule), *x.stride(), *y.stride(),
-        N=size, DEGREE9=degree9, SCHATTEN4=schedule.normalization == "schatten4", TABLE=False,
+        *((x.addresses, out.addresses) if in_table else (x, y)),
+        scratch, like, table_of_steps, n, m, len(schedule), *like.stride(), *y.stride(),
+        N=size, DEGREE9=degree9, SCHATTEN4=schedule.normalization == "schatten4",
+        TABLE=min(x.alignment, out.alignment) if in_table else 0,
         PRECISION=table["float32_precision"], enable_fp_fusion=True, **table["small"][str(size)],
     )  # fmt: skip
-    return y
+    return out
