@@ -151,19 +151,11 @@ def compile_variant(variant: Variant) -> Any:
 
 
 def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
-    """Yield every kernel with every shipped configuration."""
+    """Yield every kernel with every shipped configuration, with all its options and with none."""
     for arch in archs:
         table = load_table(arch)
         for kernel in ("symmetric", "apply"):
-            for load, configs in table[kernel].items():
-                for config in configs:
-                    dtype = "fp32" if load.endswith("32") else "bf16"
-                    full = config | {"HAS_C": kernel == "symmetric", "TABLE": 0}
-                    full |= {"HAS_E": True} if kernel == "symmetric" else {"GROUP": 8}
-                    yield Variant(kernel, arch, dtype, tuple(full.items()))
-            last = table[kernel]["pointer16"][-1] | {"HAS_C": kernel == "apply", "TABLE": 16}
-            last |= {"HAS_E": False} if kernel == "symmetric" else {"GROUP": 8}
-            yield Variant(kernel, arch, "bf16", tuple(last.items()))
+            yield from _products(arch, kernel, table[kernel])
         for size, config in table["small"].items():
             full = config | {"N": int(size), "DEGREE9": True, "SCHATTEN4": True, "TABLE": 0}
             kernel = "small" if int(size) <= 32 else "small_scratch"
@@ -171,6 +163,24 @@ def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
         for kernel in ("momentum", "update"):
             extra = {"NESTEROV": True} if kernel == "momentum" else {}
             yield Variant(kernel, arch, "bf16", tuple((table["elementwise"] | extra).items()))
+
+
+def _products(arch: str, kernel: str, lists: dict[str, list[dict[str, Any]]]) -> Iterator[Variant]:
+    """Yield a product's configurations: bfloat16 or float32, float16, and over tables."""
+    symmetric = kernel == "symmetric"
+    # The epilogue of the symmetric product that takes most registers: an addend, two results.
+    full = {"HAS_C": True, "HAS_E": True} if symmetric else {"HAS_C": False, "GROUP": 8}
+    plain = {"HAS_C": False, "HAS_E": False} if symmetric else {"HAS_C": False, "GROUP": 8}
+    grouped = plain | {"HAS_C": not symmetric}
+    for load, configs in lists.items():
+        for config in configs:
+            wanted = [("fp32" if load.endswith("32") else "bf16", full | {"TABLE": 0})]
+            if load.endswith("16"):
+                wanted.append(("fp16", plain | {"TABLE": 0}))
+            if load == "pointer16":
+                wanted.append(("bf16", grouped | {"TABLE": 16}))
+            for dtype, options in wanted:
+                yield Variant(kernel, arch, dtype, tuple((config | options).items()))
 
 
 def resources(variant: Variant) -> Resources:

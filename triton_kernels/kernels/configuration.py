@@ -21,6 +21,7 @@ __all__ = [
     "architecture",
     "choose",
     "load_table",
+    "read_table",
     "symmetric_tiles",
     "worth_tiles",
 ]
@@ -31,7 +32,15 @@ Config = dict[str, Any]
 
 
 @lru_cache(maxsize=8)
-def _read(path: str) -> dict[str, Any]:
+def read_table(path: str) -> dict[str, Any]:
+    """Return the table in a file, read once.
+
+    Args:
+        path: Of the JSON file.
+
+    Raises:
+        ValueError: For one without the needed keys.
+    """
     table = json.loads(Path(path).read_text())
     missing = {"processors", "symmetric", "apply", "small", "elementwise"} - table.keys()
     if missing:
@@ -50,10 +59,10 @@ def load_table(arch: str) -> dict[str, Any]:
     """
     override = os.environ.get(ENVIRONMENT)
     if override:
-        return _read(override)
+        return read_table(override)
     if arch not in ARCHITECTURES:
         raise ValueError(f"no configuration table for {arch!r}; available: {ARCHITECTURES}")
-    return _read(str(Path(__file__).parent / "configs" / f"{arch}.json"))
+    return read_table(str(Path(__file__).parent / "configs" / f"{arch}.json"))
 
 
 @lru_cache(maxsize=16)
