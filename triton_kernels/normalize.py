@@ -41,10 +41,11 @@ def prescale(x: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: The result's dtype.
 
     Returns:
-        A new tensor; zero matrices stay zero, a matrix with a NaN is NaN in itself alone.
+        A new tensor, row-major; zero matrices stay zero, a matrix with a NaN is NaN in itself alone.
     """
+    # Row-major, also where a tall matrix comes in transposed: so tensor descriptors can read it.
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
     # The largest entry first: the square of 1e30 does not fit in float32.
-    y = torch.empty_like(x, dtype=dtype)
     torch.div(x, largest_entry(x), out=y)
     if dtype == torch.float16:
         norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=torch.float32)
@@ -55,7 +56,7 @@ def prescale(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _trace(r: Tensor) -> Tensor:
     wide = torch.promote_types(r.dtype, torch.float32)
-    return r.diagonal(dim1=-2, dim2=-1).to(wide).sum(-1)[..., None, None]
+    return r.diagonal(dim1=-2, dim2=-1).to(wide).sum(-1).view(-1, 1, 1)
 
 
 def _bound(r: Tensor, normalization: str) -> Tensor:

@@ -168,8 +168,11 @@ def momentum(
         _one_number(mu, device),
         grads[0], buffers[0], outs[0], NESTEROV=nesterov, **config,
     )  # fmt: skip
-    squares = torch.zeros(len(grads), dtype=torch.float32, device=device)
-    return squares.index_add_(0, work[:, 0], partial)
+    chunks = tuple((-(-t.numel() // config["BLOCK"]),) for t in grads)
+    # In a fixed order, where an index_add_ on a GPU adds in any; unsafe: without a look at chunks.
+    return torch.segment_reduce(
+        partial, "sum", lengths=kept_table(chunks, device).flatten(), unsafe=True
+    )
 
 
 def update(
