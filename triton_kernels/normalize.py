@@ -41,7 +41,7 @@ def prescale(x: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: The result's dtype.
 
     Returns:
-        A new tensor, row-major; zero matrices stay zero, a matrix with a NaN is NaN in itself alone.
+        A new row-major tensor; zero matrices stay zero, a NaN stays in its own matrix.
     """
     # Row-major, also where a tall matrix comes in transposed: so tensor descriptors can read it.
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
