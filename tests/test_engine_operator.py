@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, plan
+from torch_specgd.triton_kernels import SCHEDULES, operator, orthogonalize, plan
 from torch_specgd.triton_kernels.operator import flatten, orthogonalize_op
 
 
@@ -87,6 +87,23 @@ def test_plan_can_be_overridden_and_run() -> None:
     assert plan((40, 80), schedule="degree9_3", form="direct", arithmetic=torch.float64) is chosen
 
 
+def test_a_plans_restarts_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own restarts would be printed, and others run."""
+    options = {"schedule": "polar_express", "form": "gram", "arithmetic": torch.float16}
+    with pytest.raises(ValueError, match="polar_express"):
+        plan((40, 80), **options)
+    chosen = plan((40, 80), **options, restarts=(2, 4))
+    assert "restart before (2, 4)" in str(chosen)
+    seen = []
+    monkeypatch.setattr(
+        operator,
+        "gram",
+        lambda start, schedule, ops, restarts, out: seen.append(restarts) or start.x,
+    )
+    orthogonalize(torch.randn(40, 80), plan=chosen)
+    assert seen == [(2, 4)]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -135,8 +152,6 @@ def test_parts_of_a_batch_do_not_mix(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, amx: bool
 ) -> None:
     """Working memory is used again for the next part: nothing of the last one may shine through."""
-    from torch_specgd.triton_kernels import operator
-
     monkeypatch.setattr(operator, "cpu_has_amx", lambda: amx)
     monkeypatch.setattr(operator, "_CHUNK", 2 * 70 * 90)
     x = torch.randn(5, 70, 90).to(dtype)

@@ -140,6 +140,7 @@ def _iterate(
     accuracy: str,
     eps: float,
     dtype: torch.dtype | None,
+    restarts: list[int] | None,
     out: Tensor,
 ) -> None:
     """Run an iterative method on (b, n, m), n <= m, and write the result to `out`."""
@@ -165,7 +166,7 @@ def _iterate(
         own = arithmetic_dtype(x.dtype, x.shape[-2], x.device.type, True)
     chosen = plan(
         tuple(x.shape[-2:]), x.shape[0], x.dtype, x.device.type, accuracy,
-        schedule=schedule, form=form, arithmetic=own,
+        schedule=schedule, form=form, arithmetic=own, restarts=restarts,
     )  # fmt: skip
     run_plan(x, chosen, out)
 
@@ -191,6 +192,7 @@ def _body(
     dtype: torch.dtype | None,
     smoothing: float,
     tolerance: float | None,
+    restarts: list[int] | None = None,
 ) -> Tensor:
     out = _laid_out(x, x.shape, x.shape[-2] > x.shape[-1])
     if x.numel() == 0:
@@ -204,7 +206,7 @@ def _body(
     schedule = unflatten(name, coefficients, widths, safety, normalization)
     if x.shape[-2] > x.shape[-1]:
         batch, place = batch.mT, place.mT
-    _iterate(batch, form or method, schedule, accuracy, eps, dtype, place)
+    _iterate(batch, form or method, schedule, accuracy, eps, dtype, restarts, place)
     return out
 
 
@@ -246,7 +248,7 @@ orthogonalize_op = torch.library.custom_op(
     schema=(
         "(Tensor x, str method, float[] coefficients, int[] widths, float safety, "
         "str normalization, str name, str form, str accuracy, float eps, ScalarType? dtype, "
-        "float smoothing, float? tolerance) -> Tensor"
+        "float smoothing, float? tolerance, int[]? restarts=None) -> Tensor"
     ),
 )
 

@@ -6,6 +6,7 @@ it is cached, can be printed before anything runs, and any part of it can be ove
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -137,10 +138,23 @@ def arithmetic_dtype(dtype: torch.dtype, short: int, device: str, direct: bool) 
     return torch.bfloat16 if device == "cpu" and cpu_multiplies_bf16() else torch.float32
 
 
-def _leg(schedule: Schedule, n: int, m: int, dtype: torch.dtype, form: str | None) -> Leg:
+def _leg(
+    schedule: Schedule,
+    n: int,
+    m: int,
+    dtype: torch.dtype,
+    form: str | None,
+    restarts: tuple[int, ...] | None,
+) -> Leg:
     """Choose the form by counted FLOPs, among those that are safe in this dtype."""
     exact = dtype in (torch.float32, torch.float64)
-    restarts = () if exact else RESTARTS.get((schedule.name, dtype))
+    if restarts is None:
+        restarts = () if exact else RESTARTS.get((schedule.name, dtype))
+    if form == "gram" and restarts is None:
+        raise ValueError(
+            f"no restarts of the Gram form are known to be safe for {schedule.name!r} in {dtype}; "
+            "pass restarts, form 'direct', or float32 as the arithmetic"
+        )
     if form == "direct" or restarts is None:
         return Leg(schedule, "direct")
     carried = schedule.flops(n, m, form="gram", restarts=restarts)
@@ -171,16 +185,17 @@ def _plan(
     schedule: Schedule | None,
     form: str | None,
     arithmetic: torch.dtype | None,
+    restarts: tuple[int, ...] | None,
 ) -> Plan:
     chosen = (schedule,) if schedule else _schedules(accuracy, n, device)
     # Wide matrices on a GPU take the Gram form in float16, square ones the direct in bfloat16.
-    restarts = RESTARTS.get((chosen[-1].name, torch.float16))
-    wide = restarts is not None and (
-        chosen[-1].flops(n, m, form="gram", restarts=restarts) < chosen[-1].flops(n, m)
+    known = RESTARTS.get((chosen[-1].name, torch.float16))
+    wide = known is not None and (
+        chosen[-1].flops(n, m, form="gram", restarts=known) < chosen[-1].flops(n, m)
     )
     direct = form == "direct" or (form is None and not wide)
     own = arithmetic or arithmetic_dtype(dtype, n, device, direct)
-    legs = [_leg(s, n, m, own, form) for s in chosen]
+    legs = [_leg(s, n, m, own, form, restarts) for s in chosen]
     if len(legs) > 1:
         first = legs[0]
         legs[0] = Leg(first.schedule, first.form, first.restarts, REACH / first.schedule.slope)
@@ -200,6 +215,7 @@ def plan(
     schedule: Any = None,
     form: str | None = None,
     arithmetic: torch.dtype | None = None,
+    restarts: Sequence[int] | None = None,
 ) -> Plan:
     """Choose schedule, form and precision by counted FLOPs.
 
@@ -214,12 +230,14 @@ def plan(
         schedule: Instead of the accuracy's own: anything `resolve_schedule` takes.
         form: "direct" or "gram" instead of the cheaper one.
         arithmetic: Dtype of the iteration instead of the rule's.
+        restarts: Of the Gram form, instead of those measured to be safe (`RESTARTS`).
 
     Returns:
         The plan; `orthogonalize(x, plan=...)` runs it.
 
     Raises:
-        ValueError: For an empty shape, a batch below 1, or unknown names.
+        ValueError: For an empty shape, a batch below 1, unknown names, or a Gram form in 16 bits
+            of which no restarts are known to be safe.
 
     Example:
         >>> plan((768, 3072), batch=12).legs[-1].schedule.name
@@ -236,4 +254,5 @@ def plan(
     n, m = sorted(shape[-2:])
     own = None if schedule is None else resolve_schedule(schedule)
     kind = torch.device(device).type
-    return _plan(n, m, batch, dtype, kind, accuracy, own, form, arithmetic)
+    again = None if restarts is None else tuple(restarts)
+    return _plan(n, m, batch, dtype, kind, accuracy, own, form, arithmetic, again)
