@@ -95,6 +95,17 @@ def test_tiles_are_copied_beside_the_multiplications(variant: aot.Variant) -> No
         assert set(copies) == {"LDGSTS"}
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_elementwise_kernels_load_whole_lines(arch: str) -> None:
+    """Momentum and update move memory and nothing else: two bytes at a time take eight times as
+    many instructions, and a division of 64-bit integers an element more than the memory's time."""
+    for variant in aot.variants((arch,)):
+        if variant.kernel not in ("momentum", "update") or not dict(variant.config)["FLAT"]:
+            continue
+        # 1024 elements of 2 bytes over 4 warps of 32 or 64 threads.
+        assert _committed()[variant.name]["widest"] == (8 if arch == "gfx942" else 16)
+
+
 def test_descriptors_where_the_target_has_them() -> None:
     """Hopper and Blackwell would load tiles as Ampere does."""
     for arch in ("sm_90", "sm_100"):

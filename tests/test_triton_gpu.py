@@ -123,11 +123,13 @@ def test_cuda_graph(shape: tuple[int, int, int]) -> None:
     assert torch.equal(y, expected)
 
 
-def test_steps_of_an_optimizer_in_a_graph() -> None:
+@pytest.mark.parametrize(
+    "shapes", [((64, 3, 3, 3), (300, 70), (16, 1024)), ((64, 64), (256, 48), (1, 16))]
+)
+def test_steps_of_an_optimizer_in_a_graph(shapes: tuple[tuple[int, ...], ...]) -> None:
     """One launch for all tensors must equal torch's operations, and be allowed in a capture."""
     from torch_specgd.triton_kernels import momentum_step, weight_step
 
-    shapes = ((64, 3, 3, 3), (300, 70), (16, 1024))
     g = [torch.randn(s, device="cuda") for s in shapes]
     lr = torch.full((), 0.3, device="cuda")
 

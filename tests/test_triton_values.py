@@ -165,9 +165,10 @@ def test_offsets_beyond_32_bits(cases: Cases) -> None:
 
 @pytest.mark.parametrize("tensor", range(5))
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_momentum(cases: Cases, nesterov: bool, tensor: int) -> None:
+@pytest.mark.parametrize("kind", ["strided", "flat"])
+def test_momentum(cases: Cases, kind: str, nesterov: bool, tensor: int) -> None:
     """The fused step would drift from the optimizer's formula, or touch the user's gradient."""
-    case = cases[f"momentum-{nesterov}-{tensor}"]
+    case = cases[f"momentum-{kind}-{nesterov}-{tensor}"]
     new = case["old"].lerp(case["g"], 0.1)
     out = case["g"].lerp(new, 0.9) if nesterov else new
     assert torch.allclose(case["new"], new, atol=1e-6)
@@ -176,9 +177,10 @@ def test_momentum(cases: Cases, nesterov: bool, tensor: int) -> None:
 
 
 @pytest.mark.parametrize("tensor", range(5))
-def test_update(cases: Cases, tensor: int) -> None:
+@pytest.mark.parametrize("kind", ["strided", "flat"])
+def test_update(cases: Cases, kind: str, tensor: int) -> None:
     """Decay and step of the fused update would differ from the formula."""
-    case = cases[f"update-{tensor}"]
+    case = cases[f"update-{kind}-{tensor}"]
     truth = case["decay"] * case["before"] - case["rate"] * case["o"]
     assert torch.allclose(case["after"], truth, atol=1e-6)
 

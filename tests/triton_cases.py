@@ -162,28 +162,41 @@ def offsets() -> Iterator[Case]:
     yield "offsets", {k: v.clone() for k, v in case.items()}
 
 
+# Any strides; and contiguous with sizes that fill whole lines, which takes another way.
+SHAPES = {
+    "strided": ((5, 7), (1, 17), (33, 130), (130, 33), (1, 1)),
+    "flat": ((40, 40), (1, 48), (33, 64), (64, 33), (16, 1)),
+}
+
+
 def fused() -> Iterator[Case]:
-    """Momentum, Nesterov, cast and norms; decay and update: many tensors, any strides."""
+    """Momentum, Nesterov, cast and norms; decay and update: many tensors in one launch."""
     from torch_specgd.triton_kernels.kernels import elementwise
 
-    shapes = ((5, 7), (1, 17), (33, 130), (130, 33), (1, 1))
-    for nesterov in (False, True):
-        grads = [torch.randn(c, r).T for r, c in shapes]
-        buffers = [torch.randn(s) for s in shapes]
-        outs = [torch.empty(s, dtype=torch.float16) for s in shapes]
-        old = [b.clone() for b in buffers]
-        squares = elementwise.momentum(grads, buffers, outs, 0.9, nesterov)
+    for kind, shapes in SHAPES.items():
+
+        def some(shapes: tuple = shapes, kind: str = kind) -> list[Tensor]:
+            if kind == "flat":
+                return [torch.randn(s) for s in shapes]
+            return [torch.randn(c, r).T for r, c in shapes]
+
+        for nesterov in (False, True):
+            grads = some()
+            buffers = [torch.randn(s) for s in shapes]
+            outs = [torch.empty(s, dtype=torch.float16) for s in shapes]
+            old = [b.clone() for b in buffers]
+            squares = elementwise.momentum(grads, buffers, outs, 0.9, nesterov)
+            for i in range(len(shapes)):
+                case = dict(g=grads[i], old=old[i], new=buffers[i], out=outs[i], square=squares[i])
+                yield f"momentum-{kind}-{nesterov}-{i}", case
+        weights = some()
+        before = [w.clone() for w in weights]
+        o = [torch.randn(s) for s in shapes]
+        decay, rate = torch.rand(len(shapes)), torch.rand(len(shapes))
+        elementwise.update(weights, o, decay, rate)
         for i in range(len(shapes)):
-            case = dict(g=grads[i], old=old[i], new=buffers[i], out=outs[i], square=squares[i])
-            yield f"momentum-{nesterov}-{i}", case
-    weights = [torch.randn(c, r).T for r, c in shapes]
-    before = [w.clone() for w in weights]
-    o = [torch.randn(s) for s in shapes]
-    decay, rate = torch.rand(len(shapes)), torch.rand(len(shapes))
-    elementwise.update(weights, o, decay, rate)
-    for i in range(len(shapes)):
-        case = dict(before=before[i], after=weights[i], o=o[i], decay=decay[i], rate=rate[i])
-        yield f"update-{i}", case
+            case = dict(before=before[i], after=weights[i], o=o[i], decay=decay[i], rate=rate[i])
+            yield f"update-{kind}-{i}", case
 
 
 def steps() -> Iterator[Case]:

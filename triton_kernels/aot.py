@@ -24,6 +24,7 @@ from .machine_code import read_amd, read_nvidia
 
 __all__ = ["Resources", "Variant", "compile_variant", "report", "variants"]
 
+_FLAGS = ("HAS_E", "HAS_C", "TABLE", "DESCRIPTOR", "DEGREE9", "FLAT")
 # Registers of an SM (or of a SIMD's lane), threads at most, for the occupancy estimate.
 _REGISTERS, _THREADS = 65536, 2048
 
@@ -43,10 +44,7 @@ class Variant:
         short = {"BLOCK_M": "", "BLOCK_N": "x", "BLOCK_K": "x", "N": "n", "BLOCK": "b"}
         tile = "".join(f"{short[k]}{v}" for k, v in self.config if k in short)
         options = dict(self.config)
-        tail = "".join(
-            f" {flag.lower()}" for flag in ("HAS_E", "HAS_C", "TABLE", "DESCRIPTOR", "DEGREE9")
-            if options.get(flag)
-        )  # fmt: skip
+        tail = "".join(f" {flag.lower()}" for flag in _FLAGS if options.get(flag))
         return (
             f"{self.arch} {self.kernel} {self.dtype} {tile} "
             f"{options['num_warps']}w{options['num_stages']}s{tail}"
@@ -65,6 +63,7 @@ class Resources:
         matrix: Matrix instructions by name.
         loops: The same of each innermost loop, with shapes.
         copies: Asynchronous copies to shared memory, by name.
+        widest: Bytes of the widest load from global memory to registers.
     """
 
     registers: int
@@ -74,6 +73,7 @@ class Resources:
     matrix: dict[str, int]
     loops: list[dict[str, int]]
     copies: dict[str, int]
+    widest: int
 
 
 def _constants(kernel: str, config: dict[str, Any], precision: str) -> dict[str, Any]:
@@ -161,8 +161,9 @@ def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
             kernel = "small" if int(size) <= 32 else "small_scratch"
             yield Variant(kernel, arch, "fp32", tuple(full.items()))
         for kernel in ("momentum", "update"):
-            extra = {"NESTEROV": True} if kernel == "momentum" else {}
-            yield Variant(kernel, arch, "bf16", tuple((table["elementwise"] | extra).items()))
+            for flat in (True, False):
+                extra = {"FLAT": flat} | ({"NESTEROV": True} if kernel == "momentum" else {})
+                yield Variant(kernel, arch, "bf16", tuple((table["elementwise"] | extra).items()))
 
 
 def _products(arch: str, kernel: str, lists: dict[str, list[dict[str, Any]]]) -> Iterator[Variant]:
@@ -205,6 +206,7 @@ def resources(variant: Variant) -> Resources:
         code.matrix,
         list(code.loops),
         code.copies,
+        code.widest,
     )
 
 

@@ -36,6 +36,7 @@ class MachineCode:
         loops: The same of each innermost loop that has some, in the order of the code; with
             shapes (m, n, k joined by x) where the code tells them.
         copies: Asynchronous copies to shared memory by name.
+        widest: Bytes of the widest load from global memory to registers.
     """
 
     registers: int
@@ -43,6 +44,7 @@ class MachineCode:
     matrix: dict[str, int]
     loops: tuple[dict[str, int], ...]
     copies: dict[str, int]
+    widest: int
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -85,6 +87,7 @@ def read_nvidia(compiled: Any) -> MachineCode:
         _sorted(match[1] for _, match in found),
         _innermost(jumps, [(at, _nvidia_name(match, shape)) for at, match in found]),
         _sorted(copies.elements()),
+        max((_loaded(name) for _, name, _ in lines if name.startswith("LDG")), default=0),
     )
 
 
@@ -134,6 +137,16 @@ def read_amd(compiled: Any) -> MachineCode:
         _sorted(name for _, name in found),
         _innermost([(labels[label], at) for label, at in branches], found),
         {},
+        max(map(_loaded, re.findall(r"(?:global|buffer)_load_\w+", code)), default=0),
+    )
+
+
+def _loaded(name: str) -> int:
+    """Return the bytes that a load moves a thread."""
+    if match := re.search(r"\.(64|128)$|dwordx(2|3|4)", name):
+        return int(match[1]) // 8 if match[1] else 4 * int(match[2])
+    return {"U8": 1, "S8": 1, "U16": 2, "S16": 2}.get(
+        name.split(".")[-1], 2 if "short" in name else 4
     )
 
 
