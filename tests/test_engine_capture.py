@@ -22,18 +22,18 @@ from torch_specgd.triton_kernels.kernels import (
     configuration,
     elementwise,
     launch,
-    small,
+    launch_small,
 )
 from torch_specgd.triton_kernels.operator import _body, flatten
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 KERNELS = {
     launch: ("symmetric_kernel", "apply_kernel"),
-    small: ("small_kernel", "small_scratch_kernel"),
+    launch_small: ("small_kernel", "small_scratch_kernel"),
     elementwise: ("momentum_kernel", "update_kernel"),
 }
 CACHES = (
-    small._steps_table,
+    launch_small._steps_table,
     addresses.kept_table,
     elementwise._kept_work,
     multi_tensor._kept_scales,

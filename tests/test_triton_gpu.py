@@ -40,7 +40,7 @@ def test_orthogonalize_on_the_device(shape: tuple[int, int, int]) -> None:
 
 def test_small_rank_launch_on_the_device() -> None:
     """Races and missing barriers do not show in the interpreter."""
-    from torch_specgd.triton_kernels.kernels.small import orthogonalize_small
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
 
     for n in (5, 16, 32, 60):
         x = torch.randn(64, n, 300, device="cuda")
@@ -54,7 +54,10 @@ def test_tables_of_addresses_on_the_device() -> None:
     """Grouped launches would read or update another layer's weight."""
     from torch_specgd.triton_kernels.kernels import launch
     from torch_specgd.triton_kernels.kernels.addresses import address_table
-    from torch_specgd.triton_kernels.kernels.small import orthogonalize_small
+    from torch_specgd.triton_kernels.kernels.launch_small import (
+        orthogonalize_small,
+        orthogonalize_small_table,
+    )
 
     for dtype in (torch.float32, torch.bfloat16):
         limit = 2**-18 if dtype == torch.float32 else 2**-7
@@ -70,7 +73,7 @@ def test_tables_of_addresses_on_the_device() -> None:
         truth = 0.99 * before - 0.1 * q.double() @ before
         assert (torch.stack(weights).double() - truth).abs().max() < 2 * limit * truth.abs().max()
     x, y = ([torch.randn(16, 500, device="cuda") for _ in range(9)] for _ in range(2))
-    orthogonalize_small(address_table(x), SCHEDULES["deep"], address_table(y))
+    orthogonalize_small_table(address_table(x), SCHEDULES["deep"], address_table(y))
     assert torch.equal(torch.stack(y), orthogonalize_small(torch.stack(x), SCHEDULES["deep"]))
 
 

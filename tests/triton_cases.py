@@ -40,7 +40,7 @@ def tables() -> Iterator[Case]:
     from torch_specgd.triton_kernels import SCHEDULES
     from torch_specgd.triton_kernels.kernels import launch
     from torch_specgd.triton_kernels.kernels.addresses import address_table
-    from torch_specgd.triton_kernels.kernels.small import orthogonalize_small
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small_table
 
     scalars = torch.tensor([-0.1, 0.99])
     for n, m in ((24, 40), *SIZES):
@@ -56,14 +56,14 @@ def tables() -> Iterator[Case]:
     memory = torch.randn(4, 20 * 50 + 1)
     x = [one[i % 2 :][:1000].view(20, 50) for i, one in enumerate(memory)]
     y = [torch.empty_like(one) for one in x]
-    orthogonalize_small(address_table(x), SCHEDULES["deep"], address_table(y))
+    orthogonalize_small_table(address_table(x), SCHEDULES["deep"], address_table(y))
     yield "table-small", dict(x=torch.stack(x), y=torch.stack(y))
 
 
 def small() -> Iterator[Case]:
     """Whole orthogonalizations in one launch, at scales and ranks that break naive sums."""
     from torch_specgd.triton_kernels import SCHEDULES
-    from torch_specgd.triton_kernels.kernels.small import orthogonalize_small
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
 
     wide = torch.randn(2, 7, 150)
     inputs = {
@@ -91,7 +91,7 @@ def at_128_rows() -> Iterator[Case]:
     """The one-launch kernel with the table of an architecture that offers 128 rows."""
     from torch_specgd.triton_kernels import SCHEDULES
     from torch_specgd.triton_kernels.kernels import configuration
-    from torch_specgd.triton_kernels.kernels.small import orthogonalize_small
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
 
     path = Path(configuration.__file__).parent / "configs" / "sm_100.json"
     os.environ[configuration.ENVIRONMENT] = str(path)
@@ -145,7 +145,7 @@ def offsets() -> Iterator[Case]:
     is never allocated."""
     from torch_specgd.triton_kernels import SCHEDULES
     from torch_specgd.triton_kernels.kernels import elementwise, launch
-    from torch_specgd.triton_kernels.kernels.small import orthogonalize_small
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
 
     memory = torch.empty(2**31 + 2**16, dtype=torch.float16)
     x, y, z, w = (memory.as_strided((3, 16, 32), (2**30, 32, 1), 2**12 * k) for k in range(4))

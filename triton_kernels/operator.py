@@ -80,7 +80,7 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         ops: The products, default those for x's device.
     """
     if chosen.one_launch:
-        from .kernels.small import orthogonalize_small
+        from .kernels.launch_small import orthogonalize_small
 
         orthogonalize_small(x, chosen.legs[-1].schedule, out)
         return

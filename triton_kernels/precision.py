@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -21,7 +22,8 @@ def full_float32(device: torch.device) -> Iterator[None]:
     Args:
         device: Whose products.
     """
-    backend = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    backends: Any = torch.backends  # its stubs lack mkldnn.matmul
+    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
     allowed = backend.fp32_precision
     backend.fp32_precision = "ieee"
     try:

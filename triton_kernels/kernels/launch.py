@@ -149,16 +149,15 @@ def apply(
         out = torch.empty_like(x)
     tiles = triton.cdiv(n, config["BLOCK_M"]) * triton.cdiv(m, config["BLOCK_N"])
     if isinstance(out, AddressTable):
-        places, like = (out.addresses, out.addresses), out.like
+        places, like, alignment = (out.addresses, out.addresses), out.like, out.alignment
         strides = (0, *like.stride()) * 2
     else:
-        like, old = out, out if c is None else c
+        like, old, alignment = out, out if c is None else c, 0
         places, strides = (old, out), (*old.stride(), *out.stride())
-    in_table = isinstance(out, AddressTable)
     _refuse_long_strides(like)
     apply_kernel[(batch * tiles,)](
         q, x, *places, scalars, like, n, m, *q.stride(), *x.stride(), *strides,
-        GROUP=GROUP, HAS_C=in_table or c is not None, TABLE=out.alignment if in_table else 0,
+        GROUP=GROUP, HAS_C=alignment > 0 or c is not None, TABLE=alignment,
         PRECISION=_precision(table, x.dtype), **config,
     )  # fmt: skip
     return out

@@ -7,24 +7,12 @@ factors are one launch. Up to 32 rows all matrices stay in registers; above, the
 keeps them in a scratch of 16 to 64 KiB each that never leaves the cache.
 """
 
-from __future__ import annotations
-
-from functools import lru_cache
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..products import quadratic_factors
-from ..schedules import Schedule
-from .addresses import AddressTable
-from .configuration import architecture, load_table
 from .symmetric import _load_tile
 
-__all__ = ["orthogonalize_small", "small_kernel", "small_limit", "small_scratch_kernel"]
-
-REGISTER_LIMIT = 32  # rows at most for all of it in registers
+__all__ = ["small_kernel", "small_scratch_kernel"]
 
 
 @triton.jit
@@ -225,77 +213,3 @@ def small_scratch_kernel(
         keep = (i < n)[:, None] & (cols < m)[None, :]
         offsets = i.to(tl.int64)[:, None] * stride_yn + cols.to(tl.int64)[None, :] * stride_ym
         tl.store(y_base + offsets, y.to(y_base.dtype.element_ty), mask=keep)
-
-
-def small_limit(table: dict) -> int:
-    """Return the largest number of rows for which a whole orthogonalization is one program."""
-    return max(int(size) for size in table["small"])
-
-
-def small_steps(schedule: Schedule) -> tuple[bool, list[list[float]]]:
-    """Return whether all steps have degree 9, and their five numbers for `small_kernel`.
-
-    Raises:
-        ValueError: For a schedule that mixes degree 9 with others, or has degree 7.
-    """
-    widths = {len(step) for step in schedule.steps}
-    if widths == {5}:
-        factored = (quadratic_factors(step) for step in schedule.coefficients)
-        return True, [[c, *first, *second] for c, first, second in factored]
-    if widths <= {2, 3}:
-        return False, [[*step, 0.0, 0.0, 0.0][:5] for step in schedule.coefficients]
-    raise ValueError(
-        f"the one-launch kernel takes steps of degree 9 only or of degree 3 and 5 only, "
-        f"got {schedule}"
-    )
-
-
-@lru_cache(maxsize=64)
-def _steps_table(schedule: Schedule, device: torch.device) -> tuple[bool, Tensor]:
-    """Return `small_steps` on the device; kept, because a graph capture may not copy to it."""
-    degree9, steps = small_steps(schedule)
-    return degree9, torch.tensor(steps, dtype=torch.float32, device=device)
-
-
-def orthogonalize_small(
-    x: Tensor | AddressTable, schedule: Schedule, out: Tensor | AddressTable | None = None
-) -> Tensor | AddressTable:
-    """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
-
-    Args:
-        x: (b, n, m), any strides and scale; or a table of (n, m) matrices.
-        schedule: Steps of degree 9 only, or of degree 3 and 5 only.
-        out: Where the result goes, default a new tensor; same dtype, any strides. A table where
-            `x` is one, of as many matrices.
-
-    Returns:
-        `out`.
-
-    Raises:
-        ValueError: For more rows than the architecture's table has, or another schedule.
-    """
-    in_table = isinstance(x, AddressTable)
-    like = x.like[None] if in_table else x
-    batch, (n, m) = len(x.addresses) if in_table else len(x), like.shape[-2:]
-    size = max(16, triton.next_power_of_2(n))
-    table = load_table(architecture(like.device))
-    if str(size) not in table["small"]:
-        raise ValueError(f"the one-launch kernel takes at most {small_limit(table)} rows, got {n}")
-    degree9, table_of_steps = _steps_table(schedule, like.device)
-    if out is None:
-        if in_table:
-            raise ValueError("a table of matrices needs a table of results in `out`")
-        out = torch.empty_like(x)
-    y = out.like[None] if isinstance(out, AddressTable) else out
-    scratch = table_of_steps
-    if size > REGISTER_LIMIT:
-        scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=like.device)
-    kernel = small_kernel if size <= REGISTER_LIMIT else small_scratch_kernel
-    kernel[(batch,)](
-        *((x.addresses, out.addresses) if in_table else (x, y)),
-        scratch, like, table_of_steps, n, m, len(schedule), *like.stride(), *y.stride(),
-        N=size, DEGREE9=degree9, SCHATTEN4=schedule.normalization == "schatten4",
-        TABLE=min(x.alignment, out.alignment) if in_table else 0,
-        PRECISION=table["float32_precision"], enable_fp_fusion=True, **table["small"][str(size)],
-    )  # fmt: skip
-    return out
