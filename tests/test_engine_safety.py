@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from reference.polar import few_dimensions, spectra, with_spectrum
 from reference.rounded import (
+    FlushedProducts,
     MirroredProducts,
     RoundedProducts,
     SplitProducts,
@@ -131,6 +132,17 @@ def test_shipped_restarts_are_the_best_of_their_number(name: str) -> None:
     assert min(worst.values()) > LIMIT
 
 
+def test_default_needs_no_float16_denormals() -> None:
+    """A GPU that flushes them would lose R's small entries, and with them the iteration."""
+    ops, schedule = FlushedProducts(), SCHEDULES["deep"]
+    restarts = RESTARTS[("deep", torch.float16)]
+    inputs = [few_dimensions(n, 800) for n in (2, 3, 5, 12)]
+    inputs += [with_spectrum(v, 48, 96).float()[None] for v in spectra(48).values()]
+    for x in (*inputs, torch.randn(1, 512, 2048)):
+        start = begin(x, torch.float16, schedule.normalization, ops, look=False)
+        assert largest_singular_value(gram(start, schedule, ops, restarts)) < LIMIT
+
+
 def test_without_safety_rank_one_explodes() -> None:
     """Shows that the test above can fail: the raw published steps do diverge."""
     raw = SCHEDULES["polar_express"].steps
@@ -168,6 +180,11 @@ def test_certificate_sees_what_is_wrong() -> None:
     assert good.deviation.max() < 1e-6
     assert good.rank.tolist() == pytest.approx([20, 5], abs=1e-6)
     assert good.sigma_max.tolist() == pytest.approx([1, 1], abs=1e-6)
+    # Far above one, where 3 g^2 - 2 g^3 by itself would leave for infinity.
+    worse = certify(torch.diag(torch.tensor([1.3, 1.2, 1.0, 0.0], dtype=torch.float64)))
+    assert worse.rank.item() == pytest.approx(3, abs=1e-3)
+    assert worse.deviation.item() > 0.4
+    assert certify(9 * low_rank).deviation.item() == pytest.approx(80, abs=0.1)
     bad = certify(1.1 * q)
     assert bad.sigma_max.item() == pytest.approx(1.1, abs=1e-6)
     assert bad.deviation.item() > 0.1

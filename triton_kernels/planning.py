@@ -84,7 +84,7 @@ class Plan:
         )  # fmt: skip
 
     def traffic(self, leg: int = -1) -> tuple[int, int]:
-        """Count bytes moved to and from memory, and launches, of the batch through one leg."""
+        """Count bytes moved by products, and their launches, of the batch through one leg."""
         n, m = self.shape
         size = self.dtype.itemsize
         chosen = self.legs[leg]
@@ -106,7 +106,7 @@ class Plan:
             size, launches = self.traffic(i)
             lines.append(
                 f"  {when}: {leg.form}{restarts}, {self.flops(i) / 1e9:.3f} GFLOP, "
-                f"{size / 1e6:.1f} MB, {launches} launches\n    {leg.schedule}"
+                f"{size / 1e6:.1f} MB, {launches} products\n    {leg.schedule}"
             )
         return "\n".join(lines)
 

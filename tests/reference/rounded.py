@@ -50,6 +50,32 @@ class MirroredProducts(RoundedProducts):
         return _mirrored(super().symmetric(a, b, c, alpha, beta, gamma))
 
 
+class FlushedProducts(MirroredProducts):
+    """Matrix units that take float16 denormals for zero (MI200's do), and never write one."""
+
+    def gram(self, x: Tensor) -> Tensor:
+        return _flushed(super().gram(_flushed(x)))
+
+    def symmetric(
+        self,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor | None = None,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        gamma: float = 0.0,
+    ) -> Tensor:
+        c = None if c is None else _flushed(c)
+        return _flushed(super().symmetric(_flushed(a), _flushed(b), c, alpha, beta, gamma))
+
+    def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return _flushed(super().apply(_flushed(q), _flushed(x)))
+
+
+def _flushed(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < torch.finfo(x.dtype).smallest_normal, 0.0, x)
+
+
 class SplitProducts(RoundedProducts):
     """Float32 products as tensor cores do them in three TF32 products, which lose two bits."""
 
