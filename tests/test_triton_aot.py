@@ -138,6 +138,25 @@ def test_cost_counts_the_launch(n: int, m: int, k: int) -> None:
         assert any(tile in name and name.split()[1] == launch.kind for name in names)
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.25, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("n", [256, 1024, 4096])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_plan_takes_the_form_that_is_faster_on_paper(arch: str, n: int, ratio: float) -> None:
+    """Chosen by FLOPs alone, small matrices would pay more for traffic than they save."""
+    shape, batch = (n, int(n * ratio)), max(1, 64 * 1024**2 // n**2)
+    seconds = {
+        leg: cost_on_paper(
+            plan(shape, batch, device="cuda", form=form, arithmetic=dtype), arch
+        ).seconds
+        for leg, form, dtype in (
+            ("direct", "direct", torch.bfloat16),
+            ("gram", "gram", torch.float16),
+        )
+    }
+    # One rule for all GPUs: an A100 moves more bytes a FLOP than an H100.
+    assert seconds[plan(shape, batch, device="cuda").legs[-1].form] < 1.04 * min(seconds.values())
+
+
 @pytest.mark.parametrize("accuracy", ["default", "fast", "high"])
 @pytest.mark.parametrize("shape", [(768, 3072), (1024, 1024)])
 def test_cost_of_a_plan_is_what_the_plan_says(shape: tuple[int, int], accuracy: str) -> None:

@@ -35,6 +35,11 @@ RESTARTS: dict[tuple[str, torch.dtype], tuple[int, ...]] = {
 }
 
 
+# FLOPs that good kernels reach while a byte is moved: 101 (A100) to 192 (H100). A CPU's products
+# are bound by arithmetic, and its passes over X are fused or in the cache.
+FLOPS_A_BYTE = {"cuda": 180}
+
+
 @dataclass(frozen=True)
 class Leg:
     """One way through: a schedule in one form.
@@ -51,6 +56,20 @@ class Leg:
     form: str
     restarts: tuple[int, ...] = ()
     flatness: float = 0.0
+
+    def traffic(self, n: int, m: int, itemsize: int) -> tuple[int, int]:
+        """Count bytes moved by the products of one n x m matrix, and their launches."""
+        segments, small = self.schedule.products(self.form, self.restarts)
+        elements = segments * (3 * n * m + 2 * n * n) + small * 3 * n * n
+        return itemsize * elements, 2 * segments + small
+
+    def work(self, n: int, m: int, dtype: torch.dtype, device: str) -> int:
+        """Count FLOPs, and bytes as the FLOPs that could be done meanwhile."""
+        moved = self.traffic(n, m, dtype.itemsize)[0]
+        if dtype == torch.float16:
+            moved += 6 * n * m  # two more passes to begin with, see `normalize.prescale`
+        flops = self.schedule.flops(n, m, form=self.form, restarts=self.restarts)
+        return flops + FLOPS_A_BYTE.get(device, 0) * moved
 
 
 @dataclass(frozen=True)
@@ -87,12 +106,10 @@ class Plan:
         """Count bytes moved by products, and their launches, of the batch through one leg."""
         n, m = self.shape
         size = self.dtype.itemsize
-        chosen = self.legs[leg]
         if self.one_launch:
             return self.batch * 3 * n * m * size, 1
-        segments, small = chosen.schedule.products(chosen.form, chosen.restarts)
-        big = segments * (n * m + n * n) + segments * (2 * n * m + n * n)
-        return self.batch * size * (big + small * 3 * n * n), 2 * segments + small
+        moved, launches = self.legs[leg].traffic(n, m, size)
+        return self.batch * moved, launches
 
     def __str__(self) -> str:
         n, m = self.shape
@@ -143,10 +160,11 @@ def _leg(
     n: int,
     m: int,
     dtype: torch.dtype,
+    device: str,
     form: str | None,
     restarts: tuple[int, ...] | None,
 ) -> Leg:
-    """Choose the form by counted FLOPs, among those that are safe in this dtype."""
+    """Choose the form by counted FLOPs and bytes, among those that are safe in this dtype."""
     exact = dtype in (torch.float32, torch.float64)
     if restarts is None:
         restarts = () if exact else RESTARTS.get((schedule.name, dtype))
@@ -155,12 +173,13 @@ def _leg(
             f"no restarts of the Gram form are known to be safe for {schedule.name!r} in {dtype}; "
             "pass restarts, form 'direct', or float32 as the arithmetic"
         )
+    direct = Leg(schedule, "direct")
     if form == "direct" or restarts is None:
-        return Leg(schedule, "direct")
-    carried = schedule.flops(n, m, form="gram", restarts=restarts)
-    if form == "gram" or carried < schedule.flops(n, m, form="direct"):
-        return Leg(schedule, "gram", restarts)
-    return Leg(schedule, "direct")
+        return direct
+    carried = Leg(schedule, "gram", restarts)
+    if form == "gram":
+        return carried
+    return min(direct, carried, key=lambda leg: leg.work(n, m, dtype, device))
 
 
 def _schedules(accuracy: str, short: int, device: str) -> tuple[Schedule, ...]:
@@ -191,11 +210,12 @@ def _plan(
     # Wide matrices on a GPU take the Gram form in float16, square ones the direct in bfloat16.
     known = RESTARTS.get((chosen[-1].name, torch.float16))
     wide = known is not None and (
-        chosen[-1].flops(n, m, form="gram", restarts=known) < chosen[-1].flops(n, m)
+        Leg(chosen[-1], "gram", known).work(n, m, torch.float16, device)
+        < Leg(chosen[-1], "direct").work(n, m, torch.bfloat16, device)
     )
     direct = form == "direct" or (form is None and not wide)
     own = arithmetic or arithmetic_dtype(dtype, n, device, direct)
-    legs = [_leg(s, n, m, own, form, restarts) for s in chosen]
+    legs = [_leg(s, n, m, own, device, form, restarts) for s in chosen]
     if len(legs) > 1:
         first = legs[0]
         legs[0] = Leg(first.schedule, first.form, first.restarts, REACH / first.schedule.slope)
@@ -217,7 +237,7 @@ def plan(
     arithmetic: torch.dtype | None = None,
     restarts: Sequence[int] | None = None,
 ) -> Plan:
-    """Choose schedule, form and precision by counted FLOPs.
+    """Choose schedule, form and precision by counted FLOPs and bytes.
 
     Args:
         shape: (..., rows, columns); leading dimensions multiply `batch`.
