@@ -17,7 +17,7 @@ from reference.rounded import (
 )
 from torch_specgd.triton_kernels import SCHEDULES, certify, orthogonalize, products
 from torch_specgd.triton_kernels.iteration import direct, gram
-from torch_specgd.triton_kernels.normalize import begin
+from torch_specgd.triton_kernels.normalize import begin, prescale
 from torch_specgd.triton_kernels.planning import RESTARTS
 
 LIMIT = 1.1
@@ -141,6 +141,19 @@ def test_default_needs_no_float16_denormals() -> None:
     for x in (*inputs, torch.randn(1, 512, 2048)):
         start = begin(x, torch.float16, schedule.normalization, ops, look=False)
         assert largest_singular_value(gram(start, schedule, ops, restarts)) < LIMIT
+
+
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_start_of_a_gpu_rounds_once(given: torch.dtype, dtype: torch.dtype) -> None:
+    """A bfloat16 gradient would lose a second bit on its way to float16, in every entry."""
+    x = torch.randn(3, 40, 60).to(given)
+    y = prescale(x, dtype).double()
+    scale = (y * x.double()).sum(dim=(1, 2), keepdim=True) / x.double().square().sum(
+        dim=(1, 2), keepdim=True
+    )
+    unit = torch.finfo(dtype).eps / 2
+    assert ((y / (scale * x.double()) - 1).abs().amax()) < 1.1 * unit
 
 
 def test_without_safety_rank_one_explodes() -> None:

@@ -45,8 +45,10 @@ def prescale(x: Tensor, dtype: torch.dtype) -> Tensor:
     """
     # Row-major, also where a tall matrix comes in transposed: so tensor descriptors can read it.
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    # The largest entry first: the square of 1e30 does not fit in float32.
-    torch.div(x, largest_entry(x), out=y)
+    # The largest entry first: the square of 1e30 does not fit in float32. In a wide dtype, or the
+    # quotient of 16-bit numbers is rounded to theirs before it is to y's.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    torch.div(x, largest_entry(x).to(wide), out=y)
     if dtype == torch.float16:
         norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=torch.float32)
         # A power of two rounds nothing.
