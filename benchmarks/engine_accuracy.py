@@ -1,4 +1,4 @@
-"""Polar errors and costs of the schedules, computed; writes docs/engine_tables.md.
+"""Polar errors, restarts, resources and costs, computed; writes docs/engine_tables.md.
 
     python benchmarks/engine_accuracy.py [--write docs/engine_tables.md]
 
@@ -10,6 +10,7 @@ FLOPs and bytes of one step's orthogonalizations on paper; no GPU was timed.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,12 +23,14 @@ from torch import Tensor
 from torch_specgd.triton_kernels import SCHEDULES, plan
 from torch_specgd.triton_kernels.cost import Cost, CountingProducts, cost_on_paper, counted
 from torch_specgd.triton_kernels.iteration import direct, gram
+from torch_specgd.triton_kernels.kernels.configuration import load_table
 from torch_specgd.triton_kernels.normalize import Start, begin
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference.polar import few_dimensions, spectra, with_spectrum
 from reference.rounded import MirroredProducts, RoundedProducts, largest_singular_value
 
+RESOURCES = Path(__file__).parents[1] / "docs" / "engine_resources.json"
 Form = tuple[int, ...] | None
 METHODS: list[tuple[str, str, dict[torch.dtype, Form]]] = [
     ("torch.optim.Muon (Jordan)", "jordan", {}),
@@ -211,6 +214,33 @@ def cost_table() -> list[str]:
     return lines
 
 
+def resource_table() -> list[str]:
+    """Summarize docs/engine_resources.json, one row a kernel and target."""
+    everything = json.loads(RESOURCES.read_text())
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for name, entry in everything.items():
+        arch, kernel, *_ = name.split()
+        groups.setdefault((arch, kernel), []).append(entry)
+    lines = [
+        "| target | kernel | variants | registers | spilled bytes | shared KiB (limit) "
+        "| blocks a processor | matrix instructions in inner loops | copies to shared memory |",
+        "|---" * 9 + "|",
+    ]
+    for (arch, kernel), entries in groups.items():
+        registers, occupancy = ([e[key] for e in entries] for key in ("registers", "occupancy"))
+        loops = sorted({name for e in entries for loop in e["loops"] for name in loop})
+        copies = sorted({name for e in entries for name in e["copies"]})
+        shared = max(e["shared"] for e in entries) / 1024
+        lines.append(
+            f"| {arch} | {kernel} | {len(entries)} | {min(registers)} to {max(registers)} "
+            f"| {max(e['spilled'] for e in entries)} "
+            f"| {shared:.0f} ({load_table(arch)['shared_limit'] // 1024}) "
+            f"| {min(occupancy)} to {max(occupancy)} | {', '.join(loops) or 'none'} "
+            f"| {', '.join(copies) or 'none'} |"
+        )
+    return lines
+
+
 def schedule_table() -> list[str]:
     lines = [
         "| schedule | steps | degree | safety | norm | output on [lower, 1] | slope | reach "
@@ -258,6 +288,14 @@ def main() -> None:
             "them to it. bfloat16 runs the direct form.",
             "",
             *restart_table(),
+            "",
+            "## What the compiled kernels take",
+            "",
+            "The range over all variants, of `engine_resources.json`: Triton 3.9, written by",
+            "`python -m torch_specgd.triton_kernels.aot --write docs/engine_resources.json`,",
+            "compared by `--check` in CI.",
+            "",
+            *resource_table(),
             "",
             "## Cost of one optimizer step, on paper",
             "",

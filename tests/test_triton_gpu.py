@@ -29,7 +29,19 @@ def test_products_on_the_device(shape: tuple[int, int, int], dtype: torch.dtype)
     assert (found - q.double() @ x.double()).abs().max() < limit
 
 
-@pytest.mark.parametrize("shape", [(2, 300, 300), (2, 300, 1200), (5, 16, 1024), (5, 1024, 16)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        # Through torch's products, the one-launch kernel, and ours: direct, Gram, tall.
+        (2, 300, 300),
+        (2, 300, 1200),
+        (5, 16, 1024),
+        (5, 1024, 16),
+        (16, 512, 512),
+        (6, 768, 3072),
+        (6, 3072, 768),
+    ],
+)
 def test_orthogonalize_on_the_device(shape: tuple[int, int, int]) -> None:
     """The GPU would train another model than the CPU."""
     x = torch.randn(shape, device="cuda")
