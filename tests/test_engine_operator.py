@@ -87,6 +87,20 @@ def test_plan_can_be_overridden_and_run() -> None:
     assert plan((40, 80), schedule="degree9_3", form="direct", arithmetic=torch.float64) is chosen
 
 
+def test_one_launch_is_for_short_matrices() -> None:
+    """An embedding's LoRA factor would be streamed by one program while all others wait."""
+    assert plan((16, 1024), batch=192, device="cuda").one_launch
+    assert plan((4096, 64), device="cuda").one_launch
+    for shape, options in (
+        ((16, 50257), {}),
+        ((65, 1024), {}),
+        ((16, 1024), {"accuracy": "fast", "schedule": "flat"}),
+        ((16, 1024), {"arithmetic": torch.bfloat16}),
+    ):
+        assert not plan(shape, device="cuda", **options).one_launch
+    assert not plan((16, 1024)).one_launch
+
+
 def test_a_plans_restarts_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own restarts would be printed, and others run."""
     options = {"schedule": "polar_express", "form": "gram", "arithmetic": torch.float16}

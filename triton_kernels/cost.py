@@ -212,7 +212,8 @@ class _Elementwise(TorchDispatchMode):
     ) -> Any:
         found = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        results = [found] if isinstance(found, Tensor) else []
+        several = found if isinstance(found, tuple) else (found,)
+        results = [x for x in several if isinstance(x, Tensor)]
         if results and not func.is_view and not name.startswith(("empty", "new_empty", "detach")):
             touched = {id(x): x for x in (*args, *results) if isinstance(x, Tensor)}
             moved = sum(x.numel() * x.element_size() for x in touched.values())

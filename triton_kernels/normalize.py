@@ -25,7 +25,7 @@ _LOW, _HIGH = 1e-14, 1e18
 def largest_entry(x: Tensor) -> Tensor:
     """Return max |x_ij| of each matrix, shape (..., 1, 1), with 1 for a zero matrix."""
     amax = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
-    return torch.where(amax == 0, 1.0, amax)
+    return amax + (amax == 0)
 
 
 def prescale(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,7 +52,7 @@ def prescale(x: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float16:
         norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=torch.float32)
         # A power of two rounds nothing.
-        y.mul_(torch.exp2(7.0 - torch.where(norm == 0, 1.0, norm).log2().ceil()))
+        y.mul_(torch.exp2(7 - torch.frexp(norm).exponent))
     return y
 
 
@@ -157,4 +157,4 @@ def begin(
 
 
 def _reciprocal(bound: Tensor) -> Tensor:
-    return torch.where(bound == 0, 1.0, bound).reciprocal()
+    return (bound + (bound == 0)).reciprocal()

@@ -23,6 +23,9 @@ FORMS = ("direct", "gram")
 # Short sides up to here run in float32 (LoRA factors keep their accuracy, 16 bits gain nothing)
 # and, on a GPU, in the one-launch kernel.
 SMALL = 64
+# Columns up to which one program takes a matrix from end to end; a longer one it would stream
+# alone, beside idle processors.
+STREAMED = 8192
 # Slope at zero of five Polar Express steps with safety factor 1.02: the reach to be had at least.
 REACH = 947.9
 
@@ -220,7 +223,8 @@ def _plan(
         first = legs[0]
         legs[0] = Leg(first.schedule, first.form, first.restarts, REACH / first.schedule.slope)
     uniform = {len(step) for step in legs[-1].schedule.steps} in ({5}, {2}, {3}, {2, 3})
-    one_launch = device == "cuda" and n <= SMALL and own == torch.float32 and uniform
+    one_launch = device == "cuda" and n <= SMALL and m <= STREAMED and uniform
+    one_launch = one_launch and own == torch.float32
     one_launch = one_launch and legs[-1].schedule.normalization != "schatten8"
     return Plan((n, m), batch, own, device, accuracy, tuple(legs), one_launch)
 
