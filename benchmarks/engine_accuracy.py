@@ -114,7 +114,8 @@ def gram_newton_schulz(x: Tensor, ops: CountingProducts) -> None:
 RESTART_CHOICES = {
     "deep": [(), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)],
     "flat": [(), (1,), (2,), (1, 2)],
-    "polar_express": [(), (2,), (3,), (2, 4)],
+    "polar_express": [(), (2,), (3,), (1, 3), (2, 4)],
+    "polar_express_8": [(), (5,), (1, 3, 6)],
 }
 
 
@@ -146,8 +147,8 @@ def restart_table() -> list[str]:
     """Every choice of restarts of the Gram form by its worst largest singular value."""
     inputs = hard_matrices()
     lines = [
-        "| schedule | exact | restart before | float32 | float16 | bfloat16 | FLOPs |",
-        "|---" * 7 + "|",
+        "| schedule | exact | restart before | float32 | float16 | bfloat16 | FLOPs | the rule's |",
+        "|---" * 8 + "|",
     ]
     for name, choices in RESTART_CHOICES.items():
         schedule = SCHEDULES[name]
@@ -159,9 +160,14 @@ def restart_table() -> list[str]:
             )
             cubes = schedule.flops(1, 1, form=form, restarts=restarts or ())
             squares = 3 * schedule.products(form, restarts or ())[0]
+            ruled = ", ".join(
+                str(d)[6:]
+                for d in DTYPES[::-1]
+                if restarts == schedule.restarts(torch.finfo(d).eps / 2)
+            )
             lines.append(
                 f"| {name} | {schedule.range(1e-9)[1]:.4f} | {label} | {worst} "
-                f"| {squares} n^2 m + {cubes - squares} n^3 |"
+                f"| {squares} n^2 m + {cubes - squares} n^3 | {ruled} |"
             )
     return lines
 
@@ -283,9 +289,10 @@ def main() -> None:
             "",
             "The largest singular value that came out, over 3,200 matrices of few dimensions, 400",
             "of few directions, and every spectrum of the tests, in emulated storage with mirrored",
-            "triangles. A choice is safe below 1.1 (Polar Express: near its exact range). Shipped",
-            "are the cheapest safe ones (`planning.RESTARTS`); `tests/test_engine_safety.py` holds",
-            "them to it. bfloat16 runs the direct form.",
+            "triangles. The rule (`Schedule.restarts`): a segment ends before the square of its",
+            "slope, by which it multiplies what should be zero in R, times the unit roundoff",
+            "exceeds 0.12. The last column says in which precisions it makes this choice. In",
+            "bfloat16 it restarts nearly every step, which is the direct form.",
             "",
             *restart_table(),
             "",

@@ -29,15 +29,6 @@ STREAMED = 8192
 # Slope at zero of five Polar Express steps with safety factor 1.02: the reach to be had at least.
 REACH = 947.9
 
-# Restarts of the Gram form that keep sigma_max below 1.1 on all adversarial matrices of the
-# tests, in emulated 16-bit storage; float32 and float64 need none. No entry: direct only. In
-# bfloat16 no choice of restarts does: a Gram matrix of few dimensions gets negative eigenvalues.
-RESTARTS: dict[tuple[str, torch.dtype], tuple[int, ...]] = {
-    ("deep", torch.float16): (1, 2),
-    ("flat", torch.float16): (1,),
-}
-
-
 # FLOPs that good kernels reach while a byte is moved: 101 (A100) to 192 (H100). A CPU's products
 # are bound by arithmetic, and its passes over X are fused or in the cache.
 FLOPS_A_BYTE = {"cuda": 180}
@@ -167,18 +158,12 @@ def _leg(
     form: str | None,
     restarts: tuple[int, ...] | None,
 ) -> Leg:
-    """Choose the form by counted FLOPs and bytes, among those that are safe in this dtype."""
-    exact = dtype in (torch.float32, torch.float64)
-    if restarts is None:
-        restarts = () if exact else RESTARTS.get((schedule.name, dtype))
-    if form == "gram" and restarts is None:
-        raise ValueError(
-            f"no restarts of the Gram form are known to be safe for {schedule.name!r} in {dtype}; "
-            "pass restarts, form 'direct', or float32 as the arithmetic"
-        )
+    """Choose the form by counted FLOPs and bytes; the Gram form with the restarts it needs."""
     direct = Leg(schedule, "direct")
-    if form == "direct" or restarts is None:
+    if form == "direct":
         return direct
+    if restarts is None:
+        restarts = schedule.restarts(torch.finfo(dtype).eps / 2)
     carried = Leg(schedule, "gram", restarts)
     if form == "gram":
         return carried
@@ -211,10 +196,9 @@ def _plan(
 ) -> Plan:
     chosen = (schedule,) if schedule else _schedules(accuracy, n, device)
     # Wide matrices on a GPU take the Gram form in float16, square ones the direct in bfloat16.
-    known = RESTARTS.get((chosen[-1].name, torch.float16))
-    wide = known is not None and (
-        Leg(chosen[-1], "gram", known).work(n, m, torch.float16, device)
-        < Leg(chosen[-1], "direct").work(n, m, torch.bfloat16, device)
+    carried = Leg(chosen[-1], "gram", chosen[-1].restarts(torch.finfo(torch.float16).eps / 2))
+    wide = carried.work(n, m, torch.float16, device) < (
+        Leg(chosen[-1], "direct").work(n, m, torch.bfloat16, device)
     )
     direct = form == "direct" or (form is None and not wide)
     own = arithmetic or arithmetic_dtype(dtype, n, device, direct)
@@ -254,14 +238,13 @@ def plan(
         schedule: Instead of the accuracy's own: anything `resolve_schedule` takes.
         form: "direct" or "gram" instead of the cheaper one.
         arithmetic: Dtype of the iteration instead of the rule's.
-        restarts: Of the Gram form, instead of those measured to be safe (`RESTARTS`).
+        restarts: Of the Gram form, instead of those that it needs (`Schedule.restarts`).
 
     Returns:
         The plan; `orthogonalize(x, plan=...)` runs it.
 
     Raises:
-        ValueError: For an empty shape, a batch below 1, unknown names, or a Gram form in 16 bits
-            of which no restarts are known to be safe.
+        ValueError: For an empty shape, a batch below 1, or unknown names.
 
     Example:
         >>> plan((768, 3072), batch=12).legs[-1].schedule.name

@@ -37,6 +37,9 @@ NORMALIZATIONS = ("frobenius", "schatten4", "schatten8")
 # Products of n x n matrices that one step needs beyond the Gram matrix: h has degree
 # len(step) - 1, and degree 4 takes two products as a product of two quadratics.
 _SMALL_PRODUCTS = {2: 0, 3: 1, 4: 2, 5: 2}
+# How far an eigenvalue of R that ought to be zero may grow within a segment of the Gram form. The
+# largest singular value then rises by about a quarter of that, see docs/engine_tables.md.
+_GROWTH = 0.12
 # Outputs outside (0, _BOUND] count as lost: no schedule in use comes near this on [0, 1].
 _BOUND = 1.5
 
@@ -170,6 +173,27 @@ class Schedule:
         segments = 1 + len(set(restarts) - {0})
         # Every step but a segment's last carries R along (two products) and Q (one, general).
         return segments, own + 3 * (len(self) - segments)
+
+    def restarts(self, roundoff: float) -> tuple[int, ...]:
+        """Return the steps before which the Gram form has to form R anew, as few as are safe.
+
+        In R, what ought to be zero is off by a rounding, and a segment multiplies that by the
+        square of its slope: a segment ends before the product reaches 0.12.
+
+        Args:
+            roundoff: Unit roundoff of the arithmetic, half the machine epsilon.
+
+        Example:
+            >>> SCHEDULES["deep"].restarts(2**-11), SCHEDULES["deep"].restarts(2**-24)
+            ((1, 2), ())
+        """
+        found, slope = [], 1.0
+        for k, (first, *_) in enumerate(self.coefficients):
+            slope *= first
+            if k and slope**2 * roundoff > _GROWTH:
+                found.append(k)
+                slope = first
+        return tuple(found)
 
     def _cost(self, form: str) -> str:
         segments, _ = self.products(form)
