@@ -104,7 +104,7 @@ def gram_newton_schulz(x: Tensor, ops: CountingProducts) -> None:
     """The Gram form of gram-newton-schulz, one restart; square matrices go the other way."""
     if x.shape[-2] == x.shape[-1]:
         return newton_schulz(x, ops)
-    ops = AllSymmetric(ops.arch, ops.halved, ops.fallback, ops.launches)
+    ops = AllSymmetric(ops.arch, ops.halved, launches=ops.launches)
     y = x.to(torch.float16)
     norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True)
     y = y / norm
@@ -187,7 +187,7 @@ def costs(batch: int, a: int, b: int, arch: str) -> dict[str, Cost]:
     found = {}
     for method, (run, halved, batched) in PEERS.items():
         x = torch.empty(batch if batched else 1, n, m, device="meta")
-        cost = counted(partial(run, x), arch, halved=halved, fallback=False)
+        cost = counted(partial(run, x), arch, halved=halved)
         found[method] = cost if batched else replace(cost, launches=cost.launches * batch)
     for label, accuracy in (("ours, default", "default"), ("ours, flat", "fast")):
         chosen = plan((a, b), batch=batch, device="cuda", accuracy=accuracy)

@@ -117,7 +117,7 @@ def test_descriptors_where_the_target_has_them() -> None:
 @pytest.mark.parametrize(("n", "m", "k"), [(256, 512, 128), (300, 1000, 70)])
 def test_cost_counts_the_launch(n: int, m: int, k: int) -> None:
     """The table on paper would be about other launches than those that run."""
-    ops = CountingProducts("sm_90", fallback=False)
+    ops = CountingProducts("sm_90")
     x = torch.empty(3, n, k, dtype=torch.bfloat16, device="meta")
     ops.gram(x)
     ops.apply(x.new_empty(3, n, n), x.new_empty(3, n, m))
@@ -155,6 +155,16 @@ def test_plan_takes_the_form_that_is_faster_on_paper(arch: str, n: int, ratio: f
     }
     # One rule for all GPUs: an A100 moves more bytes a FLOP than an H100.
     assert seconds[plan(shape, batch, device="cuda").legs[-1].form] < 1.04 * min(seconds.values())
+
+
+def test_cost_of_few_small_matrices_is_the_librarys() -> None:
+    """Few matrices of 256 rows leave our tiles half idle: the library multiplies, nothing halved,
+    and identities and sums are launches of their own."""
+    few, many = (plan((256, 400), batch=b, device="cuda") for b in (1, 64))
+    one, all_ = cost_on_paper(few, "sm_100"), cost_on_paper(many, "sm_100")
+    assert all_.needed == many.flops()
+    assert one.needed > few.flops()
+    assert len(one.launches) > len(all_.launches)
 
 
 @pytest.mark.parametrize("accuracy", ["default", "fast", "high"])

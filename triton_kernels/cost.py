@@ -130,18 +130,17 @@ class CountingProducts:
     Args:
         arch: Whose tiles.
         halved: Which products compute one triangle only: any of "gram" and "symmetric".
-        fallback: Whether matrices too small for the tiles go to the vendor's library, as the
-            engine does it: whole matrices then, in tiles of the same sizes.
+        library: Whether the vendor's library multiplies, as it does for the engine where matrices
+            are few and small, or float32: nothing halved or fused, tiles of the same sizes.
     """
 
     arch: str
     halved: Sequence[str] = ("gram", "symmetric")
-    fallback: bool = True
+    library: bool = False
     launches: list[Launch] = field(default_factory=list)
-    casts: bool = True
 
-    def _ours(self, batch: int, n: int) -> bool:
-        return not self.fallback or worth_tiles(load_table(self.arch), batch, n)
+    def __post_init__(self) -> None:
+        self.casts = not self.library
 
     def _config(self, kind: str, x: Tensor, batch: int, n: int, m: int) -> Config:
         table = load_table(self.arch)
@@ -151,7 +150,7 @@ class CountingProducts:
         self, kind: str, half: bool, a: Tensor, shape: tuple[int, int, int, int], moved: int
     ) -> None:
         batch, n, m, k = shape
-        half = half and self._ours(batch, n)
+        half = half and not self.library
         config = self._config("symmetric" if half else "apply", a, batch, n, m)
         tile = (config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"])
         if half:
@@ -179,12 +178,15 @@ class CountingProducts:
     ) -> Tensor:  # fmt: skip
         """Note ``alpha A B + beta C + gamma I``."""
         self._small(a, 1 + len({id(x) for x in (a, b, c) if x is not None}))
-        return torch.empty_like(a)
+        result = torch.empty_like(a)
+        return plus_identity(result, gamma) if gamma and self.library else result
 
     def quadratics(
         self, r: Tensor, step: Step, u: Tensor | None = None
     ) -> tuple[Tensor, Tensor, float]:
         """Note both factors of a degree-9 step: one product, two results."""
+        if u is None and self.library:
+            u = self.symmetric(r, r)
         if u is not None:
             v = plus_identity(scaled_sum(u, 1.0, r, 1.0), 1.0)
             return v, plus_identity(scaled_sum(u, 1.0, r, 1.0), 1.0), 1.0
@@ -261,4 +263,7 @@ def cost_on_paper(chosen: Plan, arch: str) -> Cost:
         flops = chosen.flops()
         return Cost(arch, (Launch("small", (chosen.batch, n, m, n), moved, needed=flops),))
     x = torch.empty(chosen.batch, n, m, dtype=torch.float32, device="meta")
-    return counted(lambda ops: run_plan(x, chosen, torch.empty_like(x), ops), arch)
+    ours = chosen.dtype.itemsize == 2 and worth_tiles(load_table(arch), chosen.batch, n)
+    return counted(
+        lambda ops: run_plan(x, chosen, torch.empty_like(x), ops), arch, library=not ours
+    )
