@@ -113,6 +113,18 @@ def test_float32_is_float32_where_tf32_is_allowed() -> None:
     assert torch.equal(found, expected)
 
 
+def test_scalars_of_a_16_bit_pass_stay_in_float32_on_the_device() -> None:
+    """The engine leaves to a GPU's additions what a CPU's would round."""
+    from torch_specgd.triton_kernels.products import plus_identity, scaled_sum
+
+    ones = (1 + torch.arange(128, device="cuda") / 128).to(torch.bfloat16).expand(2, 64, 128)
+    found = scaled_sum(torch.zeros_like(ones), 1.0, ones, 0.7019).double() / ones.double()
+    assert abs(found.mean().item() - 0.7019) < 1e-4
+    start = torch.full((1, 64, 64), 0.30078125, device="cuda").to(torch.bfloat16)
+    # 1.00408 rounds up; with the scalar rounded to 0.703125 first, the sum is a tie and stays 1.
+    assert (plus_identity(start, 0.7033).diagonal(dim1=-2, dim2=-1) == 1.0078125).all()
+
+
 def test_adversarial_spectra_on_the_device() -> None:
     """Tensor cores flush or round otherwise than the emulation."""
     for n, m in ((128, 512), (768, 3072), (1024, 1024)):  # the larger run our kernels
