@@ -32,6 +32,7 @@ from torch_specgd.triton_kernels import (
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 PRODUCTS = ((1, 1024, 1024), (8, 1024, 4096), (1, 4096, 4096), (1, 8192, 8192))
+GROUPED = ((12, 768, 768), (12, 768, 3072), (32, 1024, 1024))
 UPDATES = ((12, 768, 3072), (192, 16, 1024))
 WHOLE = ((12, 768, 768), (12, 768, 3072), (8, 4096, 4096), (2, 4096, 14336), (192, 16, 1024))
 
@@ -70,6 +71,34 @@ def products(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     }
 
 
+def grouped(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+    """Matrices that lie apart: the Gram product, and the product whose epilogue is the update."""
+    from torch_specgd.triton_kernels.kernels import launch
+    from torch_specgd.triton_kernels.kernels.addresses import address_table
+
+    count, *rest = shape
+    x, w = ([torch.randn(rest, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+            for _ in range(2))  # fmt: skip
+    matrices, weights = address_table(x), address_table(w)
+    q = launch.gram_of_table(matrices) / shape[2]
+    stacked, step = torch.stack(x), torch.tensor([-1e-3, 1.0 - 1e-4], device="cuda")
+
+    def stack_and_multiply() -> Tensor:
+        y = torch.stack(x)
+        return torch.bmm(y, y.mT)
+
+    def multiply_and_update() -> None:
+        torch._foreach_mul_(w, 1.0 - 1e-4)
+        torch._foreach_add_(w, list(torch.bmm(q, stacked)), alpha=-1e-3)
+
+    return {
+        "gram, stack and torch": stack_and_multiply,
+        "gram, table": lambda: launch.gram_of_table(matrices),
+        "update, torch": multiply_and_update,
+        "update, table": lambda: launch.apply(q, stacked, step, out=weights),
+    }
+
+
 def loop(x: Tensor) -> list[Tensor]:
     return [_zeropower_via_newtonschulz(one, JORDAN, 5, 1e-7) for one in x]
 
@@ -78,6 +107,7 @@ def whole(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     x = torch.randn(shape, device="cuda")
     graph, static = torch.cuda.CUDAGraph(), x.clone()
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         orthogonalize(static)
     torch.cuda.current_stream().wait_stream(side)
@@ -114,7 +144,12 @@ def updates(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     }
 
 
-KINDS = (("products", PRODUCTS, products), ("whole", WHOLE, whole), ("updates", UPDATES, updates))
+KINDS = (
+    ("products", PRODUCTS, products),
+    ("grouped", GROUPED, grouped),
+    ("whole", WHOLE, whole),
+    ("updates", UPDATES, updates),
+)
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, plan
+from torch_specgd.triton_kernels import SCHEDULES, operator, orthogonalize, plan
 from torch_specgd.triton_kernels.operator import flatten, orthogonalize_op
 
 
@@ -87,6 +87,36 @@ def test_plan_can_be_overridden_and_run() -> None:
     assert plan((40, 80), schedule="degree9_3", form="direct", arithmetic=torch.float64) is chosen
 
 
+def test_one_launch_is_for_short_matrices() -> None:
+    """An embedding's LoRA factor would be streamed by one program while all others wait."""
+    assert plan((16, 1024), batch=192, device="cuda").one_launch
+    assert plan((4096, 64), device="cuda").one_launch
+    for shape, options in (
+        ((16, 50257), {}),
+        ((65, 1024), {}),
+        ((16, 1024), {"accuracy": "fast", "schedule": "flat"}),
+        ((16, 1024), {"arithmetic": torch.bfloat16}),
+    ):
+        assert not plan(shape, device="cuda", **options).one_launch
+    assert not plan((16, 1024)).one_launch
+
+
+def test_a_plans_restarts_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own restarts would be printed, and others run."""
+    options = {"schedule": "polar_express", "form": "gram", "arithmetic": torch.float16}
+    assert plan((40, 80), **options).legs[-1].restarts == (1, 3)
+    chosen = plan((40, 80), **options, restarts=(2, 4))
+    assert "restart before (2, 4)" in str(chosen)
+    seen = []
+    monkeypatch.setattr(
+        operator,
+        "gram",
+        lambda start, schedule, ops, restarts, out: seen.append(restarts) or start.x,
+    )
+    orthogonalize(torch.randn(40, 80), plan=chosen)
+    assert seen == [(2, 4)]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -135,8 +165,6 @@ def test_parts_of_a_batch_do_not_mix(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, amx: bool
 ) -> None:
     """Working memory is used again for the next part: nothing of the last one may shine through."""
-    from torch_specgd.triton_kernels import operator
-
     monkeypatch.setattr(operator, "cpu_has_amx", lambda: amx)
     monkeypatch.setattr(operator, "_CHUNK", 2 * 70 * 90)
     x = torch.randn(5, 70, 90).to(dtype)

@@ -1,22 +1,26 @@
 """Kernels compile for targets that are not here, and use what those targets offer."""
 
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
-from torch_specgd.triton_kernels import aot
+from torch_specgd.triton_kernels import aot, plan
+from torch_specgd.triton_kernels.cost import CountingProducts, cost_on_paper
 from torch_specgd.triton_kernels.kernels.configuration import (
     ARCHITECTURES,
     choose,
     load_table,
+    symmetric_tiles,
 )
+from torch_specgd.triton_kernels.machine_code import flops
 
 REPORT = Path(__file__).parents[1] / "docs" / "engine_resources.json"
-INSTRUCTION = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "MMA", "gfx942": "v_mfma"}
+INSTRUCTION = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 
 
 @lru_cache
@@ -37,8 +41,8 @@ def test_compiles_and_matches_the_report(arch: str, kernel: str) -> None:
     found = aot.resources(variant)
     assert found.spilled == 0
     committed = _committed()[variant.name]
-    assert found.shared == committed["shared"]
-    assert found.matrix == committed["matrix"]
+    for field in ("shared", "matrix", "loops", "copies"):
+        assert getattr(found, field) == committed[field], field
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -57,9 +61,127 @@ def test_shipped_configurations_fit(arch: str) -> None:
         assert entry["spilled"] == 0, variant.name
         assert entry["shared"] <= limit, variant.name
         assert entry["occupancy"] >= 1, variant.name
-        if variant.kernel in ("symmetric", "apply") and variant.dtype == "bf16":
-            used = "".join(entry["matrix"])
-            assert INSTRUCTION[arch] in used, f"{variant.name} uses {used}"
+
+
+PRODUCTS = [v for v in aot.variants() if v.kernel in ("symmetric", "apply")]
+
+
+@pytest.mark.parametrize("variant", PRODUCTS, ids=lambda v: v.name)
+def test_inner_loop_multiplies_one_step_of_the_tile(variant: aot.Variant) -> None:
+    """The cost model counts tiles times FLOPs: the machine code must do neither less nor more.
+
+    One innermost loop, only the target's matrix instructions in it, and as many as the tile's
+    step needs (float32 is three products of TF32, but on gfx942, which multiplies it).
+    """
+    (loop,) = _committed()[variant.name]["loops"]
+    config = dict(variant.config)
+    step = 2 * config["BLOCK_M"] * config["BLOCK_N"] * config["BLOCK_K"]
+    if variant.dtype == "fp32" and load_table(variant.arch)["float32_precision"] == "tf32x3":
+        step *= 3
+    assert all(name.startswith(INSTRUCTION[variant.arch]) for name in loop)
+    assert sum(n * flops(name, config["num_warps"]) for name, n in loop.items()) == step
+
+
+@pytest.mark.parametrize("variant", PRODUCTS, ids=lambda v: v.name)
+def test_tiles_are_copied_beside_the_multiplications(variant: aot.Variant) -> None:
+    """A descriptor that the compiler turned into plain loads, or an address it cannot trust to be
+    aligned, would leave the matrix units waiting for memory."""
+    copies = _committed()[variant.name]["copies"]
+    if variant.arch == "gfx942":
+        assert not copies  # through registers, which the backend pipelines
+    elif dict(variant.config)["DESCRIPTOR"]:
+        assert set(copies) == {"UTMALDG"}
+    else:
+        assert set(copies) == {"LDGSTS"}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_elementwise_kernels_load_whole_lines(arch: str) -> None:
+    """Momentum and update move memory and nothing else: two bytes at a time take eight times as
+    many instructions, and a division of 64-bit integers an element more than the memory's time."""
+    for variant in aot.variants((arch,)):
+        if variant.kernel not in ("momentum", "update") or not dict(variant.config)["FLAT"]:
+            continue
+        # 1024 elements of 2 bytes over 4 warps of 32 or 64 threads.
+        assert _committed()[variant.name]["widest"] == (8 if arch == "gfx942" else 16)
+
+
+def test_descriptors_where_the_target_has_them() -> None:
+    """Hopper and Blackwell would load tiles as Ampere does."""
+    for arch in ("sm_90", "sm_100"):
+        assert {"symmetric", "apply"} == {
+            v.kernel for v in PRODUCTS if v.arch == arch and dict(v.config)["DESCRIPTOR"]
+        }
+
+
+@pytest.mark.parametrize(("n", "m", "k"), [(256, 512, 128), (300, 1000, 70)])
+def test_cost_counts_the_launch(n: int, m: int, k: int) -> None:
+    """The table on paper would be about other launches than those that run."""
+    ops = CountingProducts("sm_90")
+    x = torch.empty(3, n, k, dtype=torch.bfloat16, device="meta")
+    ops.gram(x)
+    ops.apply(x.new_empty(3, n, n), x.new_empty(3, n, m))
+    gram, product = ops.launches
+    block_m, block_n, block_k = gram.tile
+    assert gram.needed == 3 * n * n * k
+    assert product.needed == 2 * 3 * n * n * m
+    assert gram.tiles == 3 * symmetric_tiles(n, block_m, block_n)
+    # Each tile that touches the lower triangle once: no fewer elements than it has.
+    assert gram.tiles * block_m * block_n >= 3 * n * (n + 1) // 2
+    assert gram.tile_flops == -(-k // block_k) * 2 * block_m * block_n * block_k
+    for launch in (gram, product):
+        assert launch.flops >= launch.needed
+        assert launch.moved > 0
+    names = {v.name for v in PRODUCTS if v.arch == "sm_90"}
+    for launch in (gram, product):
+        tile = "x".join(map(str, launch.tile))
+        assert any(tile in name and name.split()[1] == launch.kind for name in names)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.25, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("n", [256, 1024, 4096])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_plan_takes_the_form_that_is_faster_on_paper(arch: str, n: int, ratio: float) -> None:
+    """Chosen by FLOPs alone, small matrices would pay more for traffic than they save."""
+    shape, batch = (n, int(n * ratio)), max(1, 64 * 1024**2 // n**2)
+    seconds = {
+        leg: cost_on_paper(
+            plan(shape, batch, device="cuda", form=form, arithmetic=dtype), arch
+        ).seconds
+        for leg, form, dtype in (
+            ("direct", "direct", torch.bfloat16),
+            ("gram", "gram", torch.float16),
+        )
+    }
+    # One rule for all GPUs: an A100 moves more bytes a FLOP than an H100.
+    assert seconds[plan(shape, batch, device="cuda").legs[-1].form] < 1.04 * min(seconds.values())
+
+
+def test_cost_of_few_small_matrices_is_the_librarys() -> None:
+    """Few matrices of 256 rows leave our tiles half idle: the library multiplies, nothing halved,
+    and identities and sums are launches of their own."""
+    few, many = (plan((256, 400), batch=b, device="cuda") for b in (1, 64))
+    one, all_ = cost_on_paper(few, "sm_100"), cost_on_paper(many, "sm_100")
+    assert all_.needed == many.flops()
+    assert one.needed > few.flops()
+    assert len(one.launches) > len(all_.launches)
+
+
+@pytest.mark.parametrize("accuracy", ["default", "fast", "high"])
+@pytest.mark.parametrize("shape", [(768, 3072), (1024, 1024)])
+def test_cost_of_a_plan_is_what_the_plan_says(shape: tuple[int, int], accuracy: str) -> None:
+    """The plan chooses by FLOPs that nothing it runs would have."""
+    chosen = plan(shape, batch=12, device="cuda", accuracy=accuracy)
+    cost = cost_on_paper(chosen, "sm_100")
+    assert cost.needed == chosen.flops()
+    products = [one for one in cost.launches if one.tiles]
+    assert len(products) == chosen.traffic()[1]
+    assert cost.moved >= sum(one.moved for one in products)
+    text = str(cost)
+    assert "on paper" in text
+    assert "tiles 128x256x64" in text
+    with pytest.raises(ValueError, match="cpu"):
+        cost_on_paper(plan(shape), "sm_90")
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "gfx942"])
@@ -115,10 +237,29 @@ def test_tuning_keeps_the_fastest_of_each_tile(tmp_path: Path) -> None:
     assert all(c["num_stages"] == 3 for c in listed)
 
 
+def test_a_tuned_table_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody would tune for an hour, and run with the shipped tiles or those of last time."""
+    from torch_specgd.triton_kernels.kernels.tuning import tune
+
+    def chosen(kind: str) -> int:
+        return choose(load_table("sm_80"), kind, 2, 64, 4096, 4096, True)["num_stages"]
+
+    def clock(best: int, kind: str, config: dict, shape: tuple[int, int, int]) -> float:
+        return float("inf") if config["BLOCK_N"] > 128 else abs(config["num_stages"] - best) + 1.0
+
+    path = tmp_path / "table.json"
+    for best in (3, 2):
+        tune(path, partial(clock, best))
+        with monkeypatch.context() as patch:
+            patch.setenv("TORCH_SPECGD_TRITON_CONFIG", str(path))
+            assert [chosen(kind) for kind in ("symmetric", "apply")] == [best, best]
+        assert chosen("apply") == 3
+    with pytest.raises(RuntimeError, match="none here"):
+        tune(path)
+
+
 def test_long_strides_are_refused() -> None:
     """Offsets inside a tile would wrap around silently."""
-    import torch
-
     from torch_specgd.triton_kernels.kernels.launch import symmetric
 
     x = torch.empty_strided((1, 2, 2), (0, 2**23, 1), device="meta")

@@ -29,7 +29,19 @@ def test_products_on_the_device(shape: tuple[int, int, int], dtype: torch.dtype)
     assert (found - q.double() @ x.double()).abs().max() < limit
 
 
-@pytest.mark.parametrize("shape", [(2, 300, 300), (2, 300, 1200), (5, 16, 1024), (5, 1024, 16)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        # Through torch's products, the one-launch kernel, and ours: direct, Gram, tall.
+        (2, 300, 300),
+        (2, 300, 1200),
+        (5, 16, 1024),
+        (5, 1024, 16),
+        (16, 512, 512),
+        (6, 768, 3072),
+        (6, 3072, 768),
+    ],
+)
 def test_orthogonalize_on_the_device(shape: tuple[int, int, int]) -> None:
     """The GPU would train another model than the CPU."""
     x = torch.randn(shape, device="cuda")
@@ -40,26 +52,96 @@ def test_orthogonalize_on_the_device(shape: tuple[int, int, int]) -> None:
 
 def test_small_rank_launch_on_the_device() -> None:
     """Races and missing barriers do not show in the interpreter."""
-    from torch_specgd.triton_kernels.kernels import launch
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
 
     for n in (5, 16, 32, 60):
         x = torch.randn(64, n, 300, device="cuda")
-        found = launch.orthogonalize_small(x, SCHEDULES["deep"])
+        found = orthogonalize_small(x, SCHEDULES["deep"])
         truth = orthogonalize(x.double().cpu(), method="gram", schedule="deep")
         assert (found.cpu().double() - truth).abs().max() < 1e-3
-        assert torch.equal(found, launch.orthogonalize_small(x, SCHEDULES["deep"]))
+        assert torch.equal(found, orthogonalize_small(x, SCHEDULES["deep"]))
+
+
+def test_tables_of_addresses_on_the_device() -> None:
+    """Grouped launches would read or update another layer's weight."""
+    from torch_specgd.triton_kernels.kernels import launch
+    from torch_specgd.triton_kernels.kernels.addresses import address_table
+    from torch_specgd.triton_kernels.kernels.launch_small import (
+        orthogonalize_small,
+        orthogonalize_small_table,
+    )
+
+    for dtype in (torch.float32, torch.bfloat16):
+        limit = 2**-18 if dtype == torch.float32 else 2**-7
+        weights = [torch.randn(300, 700, device="cuda").to(dtype) for _ in range(5)]
+        before = torch.stack(weights).double()
+        table = address_table(weights)
+        gram = launch.gram_of_table(table).double()
+        truth = before @ before.mT
+        assert (gram - truth).abs().max() < limit * truth.abs().max()
+        q = (truth / truth.norm()).to(dtype)
+        x = torch.stack(weights)
+        launch.apply(q, x, torch.tensor([-0.1, 0.99], device="cuda"), out=table)
+        truth = 0.99 * before - 0.1 * q.double() @ before
+        assert (torch.stack(weights).double() - truth).abs().max() < 2 * limit * truth.abs().max()
+    x, y = ([torch.randn(16, 500, device="cuda") for _ in range(9)] for _ in range(2))
+    orthogonalize_small_table(address_table(x), SCHEDULES["deep"], address_table(y))
+    assert torch.equal(torch.stack(y), orthogonalize_small(torch.stack(x), SCHEDULES["deep"]))
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "apply"])
+def test_tuning_measures_on_the_device(kind: str) -> None:
+    """A first run of tune() would end in an error, or call a broken configuration the fastest."""
+    from torch_specgd.triton_kernels.kernels.configuration import architecture, load_table
+    from torch_specgd.triton_kernels.kernels.tuning import _on_device, candidates
+
+    table = load_table(architecture(torch.device("cuda")))
+    for descriptor in {name.startswith("descriptor") for name in table[kind]}:
+        config = candidates(kind, descriptor, table["shared_limit"])[0]
+        assert 0 < _on_device(kind, config, (2, 256, 512)) < 1000
+
+
+def test_float32_is_float32_where_tf32_is_allowed() -> None:
+    """Training scripts allow TF32, in which a Gram matrix loses its small eigenvalues."""
+    x = torch.randn(4, 100, 300, device="cuda")
+    expected = orthogonalize(x, method="precise")
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = orthogonalize(x, method="precise")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found, expected)
+
+
+def test_scalars_of_a_16_bit_pass_stay_in_float32_on_the_device() -> None:
+    """The engine leaves to a GPU's additions what a CPU's would round."""
+    from torch_specgd.triton_kernels.products import plus_identity, scaled_sum
+
+    ones = (1 + torch.arange(128, device="cuda") / 128).to(torch.bfloat16).expand(2, 64, 128)
+    found = scaled_sum(torch.zeros_like(ones), 1.0, ones, 0.7019).double() / ones.double()
+    assert abs(found.mean().item() - 0.7019) < 1e-4
+    start = torch.full((1, 64, 64), 0.30078125, device="cuda").to(torch.bfloat16)
+    # 1.00408 rounds up; with the scalar rounded to 0.703125 first, the sum is a tie and stays 1.
+    assert (plus_identity(start, 0.7033).diagonal(dim1=-2, dim2=-1) == 1.0078125).all()
 
 
 def test_adversarial_spectra_on_the_device() -> None:
     """Tensor cores flush or round otherwise than the emulation."""
-    for name, values in spectra(128).items():
-        x = with_spectrum(values, 128, 512).float().cuda()
-        assert torch.linalg.matrix_norm(orthogonalize(x).double(), 2) < 1.1, name
+    for n, m in ((128, 512), (768, 3072), (1024, 1024)):  # the larger run our kernels
+        for name, values in spectra(n).items():
+            x = with_spectrum(values, n, m).float().cuda().expand(6, n, m)
+            y = orthogonalize(x).double()
+            assert torch.linalg.matrix_norm(y, 2).max() < 1.1, (n, m, name)
 
 
-def test_cuda_graph() -> None:
+# Through torch's products, our kernels in both forms, and the one-launch kernel.
+WAYS = [(4, 256, 512), (16, 520, 900), (16, 640, 640), (64, 16, 300)]
+
+
+@pytest.mark.parametrize("shape", WAYS)
+def test_cuda_graph(shape: tuple[int, int, int]) -> None:
     """A synchronization inside would break capture of the optimizer step."""
-    x = torch.randn(4, 256, 512, device="cuda")
+    x = torch.randn(shape, device="cuda")
     expected = orthogonalize(x)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -68,11 +150,13 @@ def test_cuda_graph() -> None:
     assert torch.equal(y, expected)
 
 
-def test_steps_of_an_optimizer_in_a_graph() -> None:
+@pytest.mark.parametrize(
+    "shapes", [((64, 3, 3, 3), (300, 70), (16, 1024)), ((64, 64), (256, 48), (1, 16))]
+)
+def test_steps_of_an_optimizer_in_a_graph(shapes: tuple[tuple[int, ...], ...]) -> None:
     """One launch for all tensors must equal torch's operations, and be allowed in a capture."""
     from torch_specgd.triton_kernels import momentum_step, weight_step
 
-    shapes = ((64, 3, 3, 3), (300, 70), (16, 1024))
     g = [torch.randn(s, device="cuda") for s in shapes]
     lr = torch.full((), 0.3, device="cuda")
 
@@ -96,9 +180,10 @@ def test_steps_of_an_optimizer_in_a_graph() -> None:
         assert torch.allclose(one, other, atol=2e-2)
 
 
-def test_determinism() -> None:
+@pytest.mark.parametrize("shape", WAYS)
+def test_determinism(shape: tuple[int, int, int]) -> None:
     """Two runs of the same training would differ."""
-    x = torch.randn(4, 300, 700, device="cuda")
+    x = torch.randn(shape, device="cuda")
     assert torch.equal(orthogonalize(x), orthogonalize(x))
 
 

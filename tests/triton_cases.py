@@ -4,8 +4,10 @@ A program of its own, because TRITON_INTERPRET must be set before the kernels ar
 and a process in which they are interpreted cannot compile them.
 """
 
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,22 +36,34 @@ def products() -> Iterator[Case]:
 
 
 def tables() -> Iterator[Case]:
-    """Unstacked matrices through a table of addresses: Gram matrices and the weight update."""
+    """Unstacked matrices through tables of addresses: Gram matrices, updates, small ranks."""
+    from torch_specgd.triton_kernels import SCHEDULES
     from torch_specgd.triton_kernels.kernels import launch
+    from torch_specgd.triton_kernels.kernels.addresses import address_table
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small_table
 
-    weights = [torch.randn(40, 24).T for _ in range(3)]
-    before = torch.stack(weights)
-    gram = launch.gram_of_table(launch.address_table(weights), weights[0], 3)
-    q, x = torch.randn(3, 24, 24), torch.randn(3, 24, 40)
-    addresses = launch.address_table(weights)
-    launch.apply(q, x, torch.tensor([-0.1, 0.99]), out=weights[0], addresses=addresses)
-    yield "table", dict(before=before, gram=gram, q=q, x=x, after=torch.stack(weights))
+    scalars = torch.tensor([-0.1, 0.99])
+    for n, m in ((24, 40), *SIZES):
+        weights = [torch.randn(m, n).T for _ in range(3)]
+        before = torch.stack(weights)
+        table = address_table(weights)
+        gram = launch.gram_of_table(table)
+        q, x = torch.randn(3, n, n), torch.randn(3, n, m)
+        launch.apply(q, x, scalars, out=table)
+        case = dict(before=before, gram=gram, q=q, x=x, after=torch.stack(weights))
+        yield f"table-{n}x{m}", case
+    # Every other address is no multiple of 16 bytes.
+    memory = torch.randn(4, 20 * 50 + 1)
+    x = [one[i % 2 :][:1000].view(20, 50) for i, one in enumerate(memory)]
+    y = [torch.empty_like(one) for one in x]
+    orthogonalize_small_table(address_table(x), SCHEDULES["deep"], address_table(y))
+    yield "table-small", dict(x=torch.stack(x), y=torch.stack(y))
 
 
 def small() -> Iterator[Case]:
     """Whole orthogonalizations in one launch, at scales and ranks that break naive sums."""
     from torch_specgd.triton_kernels import SCHEDULES
-    from torch_specgd.triton_kernels.kernels import launch
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
 
     wide = torch.randn(2, 7, 150)
     inputs = {
@@ -65,53 +79,124 @@ def small() -> Iterator[Case]:
     }
     for name, x in inputs.items():
         for schedule in ("degree9_3", "polar_express"):
-            y = launch.orthogonalize_small(x, SCHEDULES[schedule])
+            y = orthogonalize_small(x, SCHEDULES[schedule])
             yield f"small-{name}-{schedule}", dict(x=x, y=y)
     broken = torch.randn(3, 8, 16)
     broken[1, 2, 3] = torch.nan
-    y = launch.orthogonalize_small(broken, SCHEDULES["degree9_3"])
+    y = orthogonalize_small(broken, SCHEDULES["degree9_3"])
     yield "small-broken-degree9_3", dict(x=broken, y=y)
 
 
-def whole() -> Iterator[Case]:
-    """The iteration over the Triton products, both forms, against the plain ones."""
+def at_128_rows() -> Iterator[Case]:
+    """The one-launch kernel with the table of an architecture that offers 128 rows."""
     from torch_specgd.triton_kernels import SCHEDULES
-    from torch_specgd.triton_kernels.iteration import direct, gram
+    from torch_specgd.triton_kernels.kernels import configuration
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
+
+    path = Path(configuration.__file__).parent / "configs" / "sm_100.json"
+    os.environ[configuration.ENVIRONMENT] = str(path)
+    x = torch.randn(2, 100, 130)
+    y = orthogonalize_small(x, SCHEDULES["deep"])
+    del os.environ[configuration.ENVIRONMENT]
+    yield "small-128", dict(x=x, y=y)
+
+
+def whole() -> Iterator[Case]:
+    """Plans over the Triton products: both forms, ragged, broken and tall batches, cast results."""
+    from torch_specgd.triton_kernels import plan
     from torch_specgd.triton_kernels.kernels.launch import TritonProducts
-    from torch_specgd.triton_kernels.normalize import begin
+    from torch_specgd.triton_kernels.operator import run_plan
 
-    x = torch.randn(2, 33, 70)
-    ops = TritonProducts(x.device)
+    plain = torch.randn(2, 33, 130)
+    inputs = {
+        "plain": plain,
+        "tall": torch.randn(2, 130, 33),
+        "row": torch.randn(2, 1, 17),
+        "column": torch.randn(2, 17, 1),
+        "rank_three": torch.randn(2, 33, 3) @ torch.randn(2, 3, 130),
+        "zero": torch.zeros(1, 33, 130),
+        "huge": 1e30 * plain,
+        "tiny": 1e-30 * plain,
+        "strided": torch.randn(130, 2, 66).permute(1, 2, 0)[:, ::2],
+    }
+    ops = TritonProducts(plain.device)
     for dtype in (torch.float32, torch.float16):
-        for name in ("deep", "flat", "jordan"):
-            schedule = SCHEDULES[name]
-            y = direct(begin(x, dtype, schedule.normalization, ops), schedule, ops)
-            z = gram(begin(x, dtype, schedule.normalization, ops), schedule, ops, (1, 2))
-            yield f"whole-{dtype}-{name}".replace("torch.", ""), dict(x=x, direct=y, gram=z)
+        for form in ("direct", "gram"):
+            for name in ("deep", "flat", "jordan"):
+                # Jordan's steps have no safe restarts in float16.
+                if name == "jordan" and form == "gram" and dtype == torch.float16:
+                    continue
+                for label, x in inputs.items():
+                    if name != "deep" and label != "plain":
+                        continue
+                    chosen = plan(x.shape, schedule=name, form=form, arithmetic=dtype)
+                    assert chosen.legs[-1].form == form
+                    y = torch.empty_like(x)
+                    tall = x.shape[-2] > x.shape[-1]
+                    run_plan(x.mT if tall else x, chosen, y.mT if tall else y, ops)
+                    yield (
+                        f"whole-{dtype}-{form}-{name}-{label}".replace("torch.", ""),
+                        dict(x=x, y=y),
+                    )
 
 
-def elementwise() -> Iterator[Case]:
-    """Momentum, Nesterov, cast and norms; decay and update: many tensors, any strides."""
-    from torch_specgd.triton_kernels.kernels import launch
+def offsets() -> Iterator[Case]:
+    """Members 2^30 elements apart: the third begins beyond 32 bits. Memory that is never touched
+    is never allocated."""
+    from torch_specgd.triton_kernels import SCHEDULES
+    from torch_specgd.triton_kernels.kernels import elementwise, launch
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
 
-    shapes = ((5, 7), (3, 9), (40, 40), (1, 1))
-    for nesterov in (False, True):
-        grads = [torch.randn(c, r).T for r, c in shapes]
-        buffers = [torch.randn(s) for s in shapes]
-        outs = [torch.empty(s, dtype=torch.float16) for s in shapes]
-        old = [b.clone() for b in buffers]
-        squares = launch.momentum(grads, buffers, outs, 0.9, nesterov)
+    memory = torch.empty(2**31 + 2**16, dtype=torch.float16)
+    x, y, z, w = (memory.as_strided((3, 16, 32), (2**30, 32, 1), 2**12 * k) for k in range(4))
+    x.copy_(torch.randn(x.shape))
+    gram = launch.symmetric(x, x)[0]
+    q = (gram / 64).contiguous()
+    launch.apply(q, x, torch.ones(2), out=y)
+    orthogonalize_small(x, SCHEDULES["deep"], z)
+    w.copy_(x)
+    rows = w[:, 0]  # (3, 32), rows 2^30 apart
+    one = torch.ones(1)
+    elementwise.update([rows], [torch.ones(3, 32)], one, one)
+    case = dict(x=x, gram=gram, q=q, y=y, z=z, rows=rows)
+    yield "offsets", {k: v.clone() for k, v in case.items()}
+
+
+# Any strides; and contiguous with sizes that fill whole lines, which takes another way.
+SHAPES = {
+    "strided": ((5, 7), (1, 17), (33, 130), (130, 33), (1, 1)),
+    "flat": ((40, 40), (1, 48), (33, 64), (64, 33), (16, 1)),
+}
+
+
+def fused() -> Iterator[Case]:
+    """Momentum, Nesterov, cast and norms; decay and update: many tensors in one launch."""
+    from torch_specgd.triton_kernels.kernels import elementwise
+
+    for kind, shapes in SHAPES.items():
+
+        def some(shapes: tuple = shapes, kind: str = kind) -> list[Tensor]:
+            if kind == "flat":
+                return [torch.randn(s) for s in shapes]
+            return [torch.randn(c, r).T for r, c in shapes]
+
+        for nesterov in (False, True):
+            grads = some()
+            buffers = [torch.randn(s) for s in shapes]
+            outs = [torch.empty(s, dtype=torch.float16) for s in shapes]
+            old = [b.clone() for b in buffers]
+            squares = elementwise.momentum(grads, buffers, outs, 0.9, nesterov)
+            for i in range(len(shapes)):
+                case = dict(g=grads[i], old=old[i], new=buffers[i], out=outs[i], square=squares[i])
+                yield f"momentum-{kind}-{nesterov}-{i}", case
+        weights = some()
+        before = [w.clone() for w in weights]
+        o = [torch.randn(s) for s in shapes]
+        decay, rate = torch.rand(len(shapes)), torch.rand(len(shapes))
+        elementwise.update(weights, o, decay, rate)
         for i in range(len(shapes)):
-            case = dict(g=grads[i], old=old[i], new=buffers[i], out=outs[i], square=squares[i])
-            yield f"momentum-{nesterov}-{i}", case
-    weights = [torch.randn(c, r).T for r, c in shapes]
-    before = [w.clone() for w in weights]
-    o = [torch.randn(s) for s in shapes]
-    decay, rate = torch.rand(len(shapes)), torch.rand(len(shapes))
-    launch.update(weights, o, decay, rate)
-    for i in range(len(shapes)):
-        case = dict(before=before[i], after=weights[i], o=o[i], decay=decay[i], rate=rate[i])
-        yield f"update-{i}", case
+            case = dict(before=before[i], after=weights[i], o=o[i], decay=decay[i], rate=rate[i])
+            yield f"update-{kind}-{i}", case
 
 
 def steps() -> Iterator[Case]:
@@ -153,7 +238,7 @@ def main() -> None:
     """Run all cases and save them to the file named on the command line."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    parts = (products, tables, small, whole, elementwise, steps)
+    parts = (products, tables, small, at_128_rows, whole, offsets, fused, steps)
     torch.save({name: case for part in parts for name, case in part()}, sys.argv[1])
 
 

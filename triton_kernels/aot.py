@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,15 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from .kernels.configuration import ARCHITECTURES, load_table
+from .machine_code import read_amd, read_nvidia
 
 __all__ = ["Resources", "Variant", "compile_variant", "report", "variants"]
 
-_MATRIX = {
-    "sm_80": r"\bHMMA\b",
-    "sm_90": r"\b(?:HGMMA|HMMA)\b",
-    "sm_100": r"\b(?:UTC\w*MMA|HMMA)\b",
-    "gfx942": r"\bv_mfma_\w+",
-}
+_FLAGS = ("HAS_E", "HAS_C", "TABLE", "DESCRIPTOR", "DEGREE9", "FLAT")
 # Registers of an SM (or of a SIMD's lane), threads at most, for the occupancy estimate.
 _REGISTERS, _THREADS = 65536, 2048
 
@@ -51,10 +44,7 @@ class Variant:
         short = {"BLOCK_M": "", "BLOCK_N": "x", "BLOCK_K": "x", "N": "n", "BLOCK": "b"}
         tile = "".join(f"{short[k]}{v}" for k, v in self.config if k in short)
         options = dict(self.config)
-        tail = "".join(
-            f" {flag.lower()}" for flag in ("HAS_E", "HAS_C", "TABLE", "DESCRIPTOR", "DEGREE9")
-            if options.get(flag)
-        )  # fmt: skip
+        tail = "".join(f" {flag.lower()}" for flag in _FLAGS if options.get(flag))
         return (
             f"{self.arch} {self.kernel} {self.dtype} {tile} "
             f"{options['num_warps']}w{options['num_stages']}s{tail}"
@@ -63,13 +53,27 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel takes: registers and spilled bytes a thread, shared bytes."""
+    """What one compiled kernel takes, `MachineCode` and more.
+
+    Attributes:
+        registers: A thread.
+        spilled: Bytes a thread.
+        shared: Bytes of shared memory a block.
+        occupancy: Blocks that fit on a processor.
+        matrix: Matrix instructions by name.
+        loops: The same of each innermost loop, with shapes.
+        copies: Asynchronous copies to shared memory, by name.
+        widest: Bytes of the widest load from global memory to registers.
+    """
 
     registers: int
     spilled: int
     shared: int
     occupancy: int
     matrix: dict[str, int]
+    loops: list[dict[str, int]]
+    copies: dict[str, int]
+    widest: int
 
 
 def _constants(kernel: str, config: dict[str, Any], precision: str) -> dict[str, Any]:
@@ -147,71 +151,62 @@ def compile_variant(variant: Variant) -> Any:
 
 
 def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
-    """Yield every kernel with every shipped configuration."""
+    """Yield every kernel with every shipped configuration, with all its options and with none."""
     for arch in archs:
         table = load_table(arch)
         for kernel in ("symmetric", "apply"):
-            for load, configs in table[kernel].items():
-                for config in configs:
-                    dtype = "fp32" if load.endswith("32") else "bf16"
-                    full = config | {"HAS_C": kernel == "symmetric", "TABLE": False}
-                    full |= {"HAS_E": True} if kernel == "symmetric" else {"GROUP": 8}
-                    yield Variant(kernel, arch, dtype, tuple(full.items()))
-            last = table[kernel]["pointer16"][-1] | {"HAS_C": kernel == "apply", "TABLE": True}
-            last |= {"HAS_E": False} if kernel == "symmetric" else {"GROUP": 8}
-            yield Variant(kernel, arch, "bf16", tuple(last.items()))
+            yield from _products(arch, kernel, table[kernel])
         for size, config in table["small"].items():
-            full = config | {"N": int(size), "DEGREE9": True, "SCHATTEN4": True, "TABLE": False}
+            full = config | {"N": int(size), "DEGREE9": True, "SCHATTEN4": True, "TABLE": 0}
             kernel = "small" if int(size) <= 32 else "small_scratch"
             yield Variant(kernel, arch, "fp32", tuple(full.items()))
         for kernel in ("momentum", "update"):
-            extra = {"NESTEROV": True} if kernel == "momentum" else {}
-            yield Variant(kernel, arch, "bf16", tuple((table["elementwise"] | extra).items()))
+            for flat in (True, False):
+                extra = {"FLAT": flat} | ({"NESTEROV": True} if kernel == "momentum" else {})
+                yield Variant(kernel, arch, "bf16", tuple((table["elementwise"] | extra).items()))
 
 
-def _tool(name: str, *arguments: str) -> str:
-    import triton
-
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def _nvidia(compiled: Any) -> tuple[int, int, str]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("cuobjdump", "-sass", file.name)
-    fields = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    return fields["REG"], fields["STACK"] + fields["LOCAL"], code
-
-
-def _amd(compiled: Any) -> tuple[int, int, str]:
-    code = compiled.asm["amdgcn"]
-    fields = {k: int(v) for k, v in re.findall(r"\.(\w+_count|\w+_size):\s+(\d+)", code)}
-    spilled = 4 * fields["vgpr_spill_count"] + fields["private_segment_fixed_size"]
-    return fields["vgpr_count"], spilled, code
+def _products(arch: str, kernel: str, lists: dict[str, list[dict[str, Any]]]) -> Iterator[Variant]:
+    """Yield a product's configurations: bfloat16 or float32, float16, and over tables."""
+    symmetric = kernel == "symmetric"
+    # The epilogue of the symmetric product that takes most registers: an addend, two results.
+    full = {"HAS_C": True, "HAS_E": True} if symmetric else {"HAS_C": False, "GROUP": 8}
+    plain = {"HAS_C": False, "HAS_E": False} if symmetric else {"HAS_C": False, "GROUP": 8}
+    grouped = plain | {"HAS_C": not symmetric}
+    for load, configs in lists.items():
+        for config in configs:
+            wanted = [("fp32" if load.endswith("32") else "bf16", full | {"TABLE": 0})]
+            if load.endswith("16"):
+                wanted.append(("fp16", plain | {"TABLE": 0}))
+            if load == "pointer16":
+                wanted.append(("bf16", grouped | {"TABLE": 16}))
+            for dtype, options in wanted:
+                yield Variant(kernel, arch, dtype, tuple((config | options).items()))
 
 
 def resources(variant: Variant) -> Resources:
     """Compile a variant and read what it takes from its machine code."""
     compiled = compile_variant(variant)
     amd = variant.arch.startswith("gfx")
-    registers, spilled, code = (_amd if amd else _nvidia)(compiled)
+    code = (read_amd if amd else read_nvidia)(compiled)
     shared = int(compiled.metadata.shared)
     options, table = dict(variant.config), load_table(variant.arch)
     threads = options["num_warps"] * (64 if amd else 32)
+    registers = max(code.registers, 1)
     # gfx942 has 512 vector registers a lane and four SIMDs; accumulators are counted in them.
     by_registers = (
-        512 // max(registers, 1) * 4 // options["num_warps"]
-        if amd
-        else _REGISTERS // (max(registers, 1) * threads)
+        512 // registers * 4 // options["num_warps"] if amd else _REGISTERS // (registers * threads)
     )
     by_shared = table["shared_limit"] // shared if shared else 32
-    found = re.findall(_MATRIX[variant.arch], code)
-    names = {name: found.count(name) for name in sorted(set(found))}
     return Resources(
-        registers, spilled, shared, min(by_registers, by_shared, _THREADS // threads), names
+        code.registers,
+        code.spilled,
+        shared,
+        min(by_registers, by_shared, _THREADS // threads),
+        code.matrix,
+        list(code.loops),
+        code.copies,
+        code.widest,
     )
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .precision import full_float32
+
 __all__ = ["Certificate", "certify"]
 
 
@@ -17,7 +19,8 @@ class Certificate(NamedTuple):
         sigma_max: Largest singular value, from below, by power iteration on the Gram matrix.
         deviation: ``||Y Y^T - P||_F / sqrt(rank)``, P the projector onto the row space of Y Y^T
             itself, so that a low-rank result is not blamed for its rank: 0 for a polar factor.
-        rank: Trace of P, the number of singular values above one half.
+        rank: Trace of P, the number of singular values above the root of one half; of that many
+            times the largest, where that is above 1.15.
     """
 
     sigma_max: Tensor
@@ -55,14 +58,19 @@ def certify(y: Tensor, iterations: int = 12) -> Certificate:
             f"{tuple(y.shape)} and {iterations}"
         )
     y = y.detach().to(torch.promote_types(y.dtype, torch.float32))
-    y = y.mT if y.shape[-2] > y.shape[-1] else y
+    with full_float32(y.device):
+        return _measure(y.mT if y.shape[-2] > y.shape[-1] else y, iterations)
+
+
+def _measure(y: Tensor, iterations: int) -> Certificate:
     g = y @ y.mT
     v = torch.ones_like(g[..., :1]) + torch.arange(g.shape[-1], device=g.device)[:, None] % 2
     for _ in range(iterations):
         v = g @ v
         v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True).clamp_min(1e-30)
     sigma = torch.linalg.vector_norm(g @ v, dim=(-2, -1)).sqrt()
-    p = g
+    # p maps [0, 1.36] to [0, 1]: what lies beyond is scaled down first, or leaves for infinity.
+    p = g / torch.where(sigma > 1.15, sigma.square(), 1.0)[..., None, None]
     for _ in range(iterations):
         square = p @ p
         p = 3 * square - 2 * square @ p

@@ -104,9 +104,12 @@ def orthogonalize(
         form = "torch_muon"
     elif method == "auto" and own is not None:
         form = "newton_schulz"
+    restarts = None
     if plan is not None:
-        own, dtype = plan.legs[-1].schedule, plan.dtype
-        form = "gram" if plan.legs[-1].form == "gram" else "newton_schulz"
+        last = plan.legs[-1]
+        own, dtype, restarts = last.schedule, plan.dtype, list(last.restarts)
+        form = "gram" if last.form == "gram" else "newton_schulz"
     return orthogonalize_op(
-        x.detach(), method, *flatten(own), form, accuracy, eps, dtype, smoothing, tolerance
-    )
+        x.detach(), method, *flatten(own), form, accuracy, eps, dtype, smoothing, tolerance,
+        restarts,
+    )  # fmt: skip

@@ -5,8 +5,9 @@ polynomial of degree k in R = X X^T, and both forms build that polynomial in the
 
 - direct: R is formed anew from X in every step, so rounding errors do not add up and 16-bit
   storage is safe;
-- Gram: R is carried along instead (R <- W R W, all symmetric), X is touched once a segment;
-  cheaper for wide matrices, and safe where R is kept in float32 (or fp16 with restarts).
+- Gram: R is carried along instead (R <- W R W, symmetric) with the product Q of all W, X is
+  touched once a segment; cheaper for wide matrices, and safe where R is kept in float32 (or fp16
+  with restarts).
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def gram(
     q: Tensor | None = None
     for k, step in enumerate(steps):
         w = step_polynomial(r, step, ops, u)
-        q = w if q is None else ops.symmetric(w, q)
+        # The general product: W and Q commute only up to rounding, and half of their product,
+        # mirrored, would be off by what is missing, which a few dimensions amplify without end.
+        q = w if q is None else ops.apply(w, q)
         if k not in ends:
             r, u = ops.symmetric(w, ops.symmetric(r, w)), None
             continue

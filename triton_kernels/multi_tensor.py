@@ -45,12 +45,12 @@ def momentum_step(
     if not grads:
         return
     if fusible(grads, buffers, outs) if fused is None else fused:
-        from .kernels import launch
+        from .kernels import elementwise
 
         some = _not_empty(grads)
         if some:
             g, b, out = (_matrices(x, some) for x in (grads, buffers, outs))
-            launch.momentum(g, b, out, momentum, nesterov)
+            elementwise.momentum(g, b, out, momentum, nesterov)
         return
     like = [g.to(b.dtype) for g, b in zip(grads, buffers, strict=True)]
     foreach_mean_(list(buffers), like, momentum)
@@ -112,13 +112,13 @@ def weight_step(
         return
     device = weights[0].device
     if fusible(weights, directions) if fused is None else fused:
-        from .kernels import launch
+        from .kernels import elementwise
 
         some = _not_empty(weights)
         if some:
             rate = _kept_scales(tuple(scales[i] for i in some), device) * lr
             decay = torch.ones_like(rate) - lr * weight_decay
-            launch.update(_matrices(weights, some), _matrices(directions, some), decay, rate)
+            elementwise.update(_matrices(weights, some), _matrices(directions, some), decay, rate)
         return
     kept = list(weights)
     wide = [

@@ -24,30 +24,41 @@ _LOW, _HIGH = 1e-14, 1e18
 
 def largest_entry(x: Tensor) -> Tensor:
     """Return max |x_ij| of each matrix, shape (..., 1, 1), with 1 for a zero matrix."""
-    amax = x.abs().amax(dim=(-2, -1), keepdim=True)
-    return torch.where(amax == 0, torch.ones_like(amax), amax)
+    amax = torch.linalg.vector_norm(x, ord=torch.inf, dim=(-2, -1), keepdim=True)
+    return amax + (amax == 0)
 
 
 def prescale(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return x in `dtype` with every matrix scaled to Frobenius norm one, in float32 or wider.
+    """Return x in `dtype`, every matrix at a scale that leaves room for its Gram matrix.
+
+    A GPU spends as long on passes over X as on products, so there are two: the largest entry,
+    and the division by it. float16 takes two more, for a Frobenius norm of 64 to 128: at most
+    2^14 in R, whose smaller entries stay above the denormals that a norm of one pushes them
+    into, and that some GPUs flush to zero.
 
     Args:
         x: (b, n, m), floating, any scale.
         dtype: The result's dtype.
 
     Returns:
-        A new tensor; zero matrices stay zero, a matrix with a NaN is NaN in itself alone.
+        A new row-major tensor; zero matrices stay zero, a NaN stays in its own matrix.
     """
+    # Row-major, also where a tall matrix comes in transposed: so tensor descriptors can read it.
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    # The largest entry first: the square of 1e30 does not fit in float32. In a wide dtype, or the
+    # quotient of 16-bit numbers is rounded to theirs before it is to y's.
     wide = torch.promote_types(x.dtype, torch.float32)
-    # The largest entry first: the square of 1e30 does not fit in float32.
-    x = x.to(wide) / largest_entry(x).to(wide)
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    return (x / torch.where(norm == 0, torch.ones_like(norm), norm)).to(dtype)
+    torch.div(x, largest_entry(x).to(wide), out=y)
+    if dtype == torch.float16:
+        norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+        # A power of two rounds nothing.
+        y.mul_(torch.exp2(7 - torch.frexp(norm).exponent))
+    return y
 
 
 def _trace(r: Tensor) -> Tensor:
     wide = torch.promote_types(r.dtype, torch.float32)
-    return r.diagonal(dim1=-2, dim2=-1).to(wide).sum(-1)[..., None, None]
+    return r.diagonal(dim1=-2, dim2=-1).to(wide).sum(-1).view(-1, 1, 1)
 
 
 def _bound(r: Tensor, normalization: str) -> Tensor:
@@ -73,14 +84,15 @@ class Start(NamedTuple):
         u: ``R^2``, or None where the normalization did not need it.
         factor: (b, 1, 1) in float32 or wider: ``factor * x`` is the normalized matrix.
         flatness: (b,) ``||X||_F`` over the bound that was divided by, at least about one; the
-            further above one, the more the bound gained over the Frobenius norm.
+            further above one, the more the bound gained over the Frobenius norm. Only on a CPU,
+            which alone chooses by it.
     """
 
     x: Tensor
     r: Tensor
     u: Tensor | None
     factor: Tensor
-    flatness: Tensor
+    flatness: Tensor | None
 
 
 def _in_range(bound: Tensor) -> Tensor:
@@ -88,7 +100,12 @@ def _in_range(bound: Tensor) -> Tensor:
 
 
 def begin(
-    x: Tensor, dtype: torch.dtype, normalization: str, ops: Products, spare: Tensor | None = None
+    x: Tensor,
+    dtype: torch.dtype,
+    normalization: str,
+    ops: Products,
+    spare: Tensor | None = None,
+    look: bool | None = None,
 ) -> Start:
     """Form the Gram matrix of the normalized X.
 
@@ -98,11 +115,12 @@ def begin(
         normalization: "frobenius", "schatten4" or "schatten8".
         ops: The products.
         spare: Where X in another dtype may go, default a new tensor.
+        look: Whether to look if a member is out of float32's range; else all are scaled first.
+            Default on a CPU only: a GPU would have to be waited for.
     """
-    # float16 has no room for a Gram matrix of any scale, and a GPU cannot look whether one of
-    # the members needs it without a synchronization, so there X itself is scaled.
-    on_cpu = x.device.type == "cpu"
-    if not on_cpu or dtype == torch.float16:
+    look = x.device.type == "cpu" if look is None else look
+    # float16 has no room for a Gram matrix of any scale.
+    if not look or dtype == torch.float16:
         y = prescale(x, dtype)
     elif spare is None or x.dtype == dtype:
         y = x.to(dtype)
@@ -114,14 +132,14 @@ def begin(
     loose = normalization == "schatten8" and dtype != torch.float16
     first = "frobenius" if loose else normalization
     bound = _bound(r, first)
-    lost = ~_in_range(bound) if on_cpu else None
+    lost = ~_in_range(bound) if look else None
     if lost is not None and bool(lost.any()):
         # Rare: zero, tiny, huge or broken members are done again at a scale of one.
         y = y.clone() if y.data_ptr() == x.data_ptr() else y
         y[lost] = prescale(x[lost], dtype)
         r[lost] = ops.gram(y[lost])
         bound[lost] = _bound(r[lost], first)
-    trace = _trace(r)
+    trace = _trace(r) if look else None
     scale = _reciprocal(bound)
     scale_members(r, scale)
     u = None
@@ -134,8 +152,9 @@ def begin(
         # shifts the near-cancelling factor of a degree-9 step and sends sigma = 1 beyond 1.02.
         scale_members(u, tighter.square())
         scale = scale * tighter
-    return Start(y, r, u, scale.sqrt(), (trace * scale).sqrt().flatten())
+    flatness = None if trace is None else (trace * scale).sqrt().flatten()
+    return Start(y, r, u, scale.sqrt(), flatness)
 
 
 def _reciprocal(bound: Tensor) -> Tensor:
-    return torch.where(bound == 0, torch.ones_like(bound), bound).reciprocal()
+    return (bound + (bound == 0)).reciprocal()

@@ -7,6 +7,7 @@ call, and because only so does it run, fake and compile the same way with and wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
 from .normalize import Start, begin
 from .planning import SMALL, Leg, Plan, arithmetic_dtype, plan
+from .precision import full_float32
 from .products import Products, TorchProducts, cpu_has_amx
 from .schedules import SCHEDULES, Schedule
 
@@ -28,14 +30,14 @@ _WORKSPACE = 2**26  # elements at most where every thread has its own matrix
 
 def products_for(x: Tensor, dtype: torch.dtype) -> Products:
     """Return Triton's products where their tiles fill the GPU, PyTorch's everywhere else."""
-    if not x.is_cuda or dtype not in (torch.float16, torch.bfloat16) or x.shape[-2] < 256:
+    if not x.is_cuda or dtype not in (torch.float16, torch.bfloat16):
         return TorchProducts()
-    from .kernels.configuration import architecture, load_table
+    from .kernels.configuration import architecture, load_table, worth_tiles
+
+    if not worth_tiles(load_table(architecture(x.device)), x.shape[0], x.shape[-2]):
+        return TorchProducts()
     from .kernels.launch import TritonProducts
 
-    tiles = x.shape[0] * (x.shape[-2] // 64) ** 2 // 2
-    if tiles < 0.6 * load_table(architecture(x.device))["processors"]:
-        return TorchProducts()
     return TritonProducts(x.device)
 
 
@@ -78,7 +80,7 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         ops: The products, default those for x's device.
     """
     if chosen.one_launch:
-        from .kernels.launch import orthogonalize_small
+        from .kernels.launch_small import orthogonalize_small
 
         orthogonalize_small(x, chosen.legs[-1].schedule, out)
         return
@@ -96,7 +98,7 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         buffers = x.new_empty(2, *shape, dtype=chosen.dtype).unbind()
         buffers = [b.mT for b in buffers] if tall else buffers
     for part, place in zip(x.split(size), out.split(size), strict=True):
-        same = place.dtype == chosen.dtype
+        same = ops.casts or place.dtype == chosen.dtype
         spare = [buffer[: part.shape[0]] for buffer in buffers]
         y = _run_legs(part, chosen, ops, place if same else None, spare)
         if y is not place:
@@ -110,7 +112,10 @@ def _run_legs(
     first, last = chosen.legs[0], chosen.legs[-1]
     # The first leg's bound is the tighter one, and serves a schedule made for a looser one too.
     start = begin(x, chosen.dtype, first.schedule.normalization, ops, spare[0] if spare else None)
-    flat = start.flatness >= first.flatness if len(chosen.legs) > 1 else None
+    flat = None
+    if len(chosen.legs) > 1:
+        assert start.flatness is not None  # only a CPU's plan has two
+        flat = start.flatness >= first.flatness
     if flat is None or not bool(flat.any()):
         return _go(start, last, ops, out, spare)
     if bool(flat.all()):
@@ -138,6 +143,7 @@ def _iterate(
     accuracy: str,
     eps: float,
     dtype: torch.dtype | None,
+    restarts: list[int] | None,
     out: Tensor,
 ) -> None:
     """Run an iterative method on (b, n, m), n <= m, and write the result to `out`."""
@@ -163,7 +169,7 @@ def _iterate(
         own = arithmetic_dtype(x.dtype, x.shape[-2], x.device.type, True)
     chosen = plan(
         tuple(x.shape[-2:]), x.shape[0], x.dtype, x.device.type, accuracy,
-        schedule=schedule, form=form, arithmetic=own,
+        schedule=schedule, form=form, arithmetic=own, restarts=restarts,
     )  # fmt: skip
     run_plan(x, chosen, out)
 
@@ -189,6 +195,7 @@ def _body(
     dtype: torch.dtype | None,
     smoothing: float,
     tolerance: float | None,
+    restarts: list[int] | None = None,
 ) -> Tensor:
     out = _laid_out(x, x.shape, x.shape[-2] > x.shape[-1])
     if x.numel() == 0:
@@ -202,8 +209,13 @@ def _body(
     schedule = unflatten(name, coefficients, widths, safety, normalization)
     if x.shape[-2] > x.shape[-1]:
         batch, place = batch.mT, place.mT
-    _iterate(batch, form or method, schedule, accuracy, eps, dtype, place)
+    _iterate(batch, form or method, schedule, accuracy, eps, dtype, restarts, place)
     return out
+
+
+def _in_full_float32(x: Tensor, *arguments: Any) -> Tensor:
+    with full_float32(x.device):
+        return _body(x, *arguments)
 
 
 def flatten(schedule: Schedule | None) -> tuple[list[float], list[int], float, str, str]:
@@ -234,12 +246,12 @@ def unflatten(
 
 orthogonalize_op = torch.library.custom_op(
     "torch_specgd::orthogonalize",
-    _body,
+    _in_full_float32,
     mutates_args=(),
     schema=(
         "(Tensor x, str method, float[] coefficients, int[] widths, float safety, "
         "str normalization, str name, str form, str accuracy, float eps, ScalarType? dtype, "
-        "float smoothing, float? tolerance) -> Tensor"
+        "float smoothing, float? tolerance, int[]? restarts=None) -> Tensor"
     ),
 )
 

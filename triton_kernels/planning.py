@@ -6,6 +6,7 @@ it is cached, can be printed before anything runs, and any part of it can be ove
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,16 +23,15 @@ FORMS = ("direct", "gram")
 # Short sides up to here run in float32 (LoRA factors keep their accuracy, 16 bits gain nothing)
 # and, on a GPU, in the one-launch kernel.
 SMALL = 64
+# Columns up to which one program takes a matrix from end to end; a longer one it would stream
+# alone, beside idle processors.
+STREAMED = 8192
 # Slope at zero of five Polar Express steps with safety factor 1.02: the reach to be had at least.
 REACH = 947.9
 
-# Restarts of the Gram form that keep sigma_max below 1.1 on all adversarial matrices of the
-# tests, in emulated 16-bit storage; float32 and float64 need none. No entry: direct only. In
-# bfloat16 no choice of restarts does: a Gram matrix of few dimensions gets negative eigenvalues.
-RESTARTS: dict[tuple[str, torch.dtype], tuple[int, ...]] = {
-    ("deep", torch.float16): (1, 2),
-    ("flat", torch.float16): (1,),
-}
+# FLOPs that good kernels reach while a byte is moved: 101 (A100) to 192 (H100). A CPU's products
+# are bound by arithmetic, and its passes over X are fused or in the cache.
+FLOPS_A_BYTE = {"cuda": 180}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,20 @@ class Leg:
     form: str
     restarts: tuple[int, ...] = ()
     flatness: float = 0.0
+
+    def traffic(self, n: int, m: int, itemsize: int) -> tuple[int, int]:
+        """Count bytes moved by the products of one n x m matrix, and their launches."""
+        segments, small = self.schedule.products(self.form, self.restarts)
+        elements = segments * (3 * n * m + 2 * n * n) + small * 3 * n * n
+        return itemsize * elements, 2 * segments + small
+
+    def work(self, n: int, m: int, dtype: torch.dtype, device: str) -> int:
+        """Count FLOPs, and bytes as the FLOPs that could be done meanwhile."""
+        moved = self.traffic(n, m, dtype.itemsize)[0]
+        if dtype == torch.float16:
+            moved += 6 * n * m  # two more passes to begin with, see `normalize.prescale`
+        flops = self.schedule.flops(n, m, form=self.form, restarts=self.restarts)
+        return flops + FLOPS_A_BYTE.get(device, 0) * moved
 
 
 @dataclass(frozen=True)
@@ -83,15 +97,13 @@ class Plan:
         )  # fmt: skip
 
     def traffic(self, leg: int = -1) -> tuple[int, int]:
-        """Count bytes moved to and from memory, and launches, of the batch through one leg."""
+        """Count bytes moved by products, and their launches, of the batch through one leg."""
         n, m = self.shape
         size = self.dtype.itemsize
-        chosen = self.legs[leg]
         if self.one_launch:
             return self.batch * 3 * n * m * size, 1
-        segments, small = chosen.schedule.products(chosen.form, chosen.restarts)
-        big = segments * (n * m + n * n) + segments * (2 * n * m + n * n)
-        return self.batch * size * (big + small * 3 * n * n), 2 * segments + small
+        moved, launches = self.legs[leg].traffic(n, m, size)
+        return self.batch * moved, launches
 
     def __str__(self) -> str:
         n, m = self.shape
@@ -105,7 +117,7 @@ class Plan:
             size, launches = self.traffic(i)
             lines.append(
                 f"  {when}: {leg.form}{restarts}, {self.flops(i) / 1e9:.3f} GFLOP, "
-                f"{size / 1e6:.1f} MB, {launches} launches\n    {leg.schedule}"
+                f"{size / 1e6:.1f} MB, {launches} products\n    {leg.schedule}"
             )
         return "\n".join(lines)
 
@@ -137,16 +149,25 @@ def arithmetic_dtype(dtype: torch.dtype, short: int, device: str, direct: bool) 
     return torch.bfloat16 if device == "cpu" and cpu_multiplies_bf16() else torch.float32
 
 
-def _leg(schedule: Schedule, n: int, m: int, dtype: torch.dtype, form: str | None) -> Leg:
-    """Choose the form by counted FLOPs, among those that are safe in this dtype."""
-    exact = dtype in (torch.float32, torch.float64)
-    restarts = () if exact else RESTARTS.get((schedule.name, dtype))
-    if form == "direct" or restarts is None:
-        return Leg(schedule, "direct")
-    carried = schedule.flops(n, m, form="gram", restarts=restarts)
-    if form == "gram" or carried < schedule.flops(n, m, form="direct"):
-        return Leg(schedule, "gram", restarts)
-    return Leg(schedule, "direct")
+def _leg(
+    schedule: Schedule,
+    n: int,
+    m: int,
+    dtype: torch.dtype,
+    device: str,
+    form: str | None,
+    restarts: tuple[int, ...] | None,
+) -> Leg:
+    """Choose the form by counted FLOPs and bytes; the Gram form with the restarts it needs."""
+    direct = Leg(schedule, "direct")
+    if form == "direct":
+        return direct
+    if restarts is None:
+        restarts = schedule.restarts(torch.finfo(dtype).eps / 2)
+    carried = Leg(schedule, "gram", restarts)
+    if form == "gram":
+        return carried
+    return min(direct, carried, key=lambda leg: leg.work(n, m, dtype, device))
 
 
 def _schedules(accuracy: str, short: int, device: str) -> tuple[Schedule, ...]:
@@ -171,21 +192,23 @@ def _plan(
     schedule: Schedule | None,
     form: str | None,
     arithmetic: torch.dtype | None,
+    restarts: tuple[int, ...] | None,
 ) -> Plan:
     chosen = (schedule,) if schedule else _schedules(accuracy, n, device)
     # Wide matrices on a GPU take the Gram form in float16, square ones the direct in bfloat16.
-    restarts = RESTARTS.get((chosen[-1].name, torch.float16))
-    wide = restarts is not None and (
-        chosen[-1].flops(n, m, form="gram", restarts=restarts) < chosen[-1].flops(n, m)
+    carried = Leg(chosen[-1], "gram", chosen[-1].restarts(torch.finfo(torch.float16).eps / 2))
+    wide = carried.work(n, m, torch.float16, device) < (
+        Leg(chosen[-1], "direct").work(n, m, torch.bfloat16, device)
     )
     direct = form == "direct" or (form is None and not wide)
     own = arithmetic or arithmetic_dtype(dtype, n, device, direct)
-    legs = [_leg(s, n, m, own, form) for s in chosen]
+    legs = [_leg(s, n, m, own, device, form, restarts) for s in chosen]
     if len(legs) > 1:
         first = legs[0]
         legs[0] = Leg(first.schedule, first.form, first.restarts, REACH / first.schedule.slope)
     uniform = {len(step) for step in legs[-1].schedule.steps} in ({5}, {2}, {3}, {2, 3})
-    one_launch = device == "cuda" and n <= SMALL and own == torch.float32 and uniform
+    one_launch = device == "cuda" and n <= SMALL and m <= STREAMED and uniform
+    one_launch = one_launch and own == torch.float32
     one_launch = one_launch and legs[-1].schedule.normalization != "schatten8"
     return Plan((n, m), batch, own, device, accuracy, tuple(legs), one_launch)
 
@@ -200,8 +223,9 @@ def plan(
     schedule: Any = None,
     form: str | None = None,
     arithmetic: torch.dtype | None = None,
+    restarts: Sequence[int] | None = None,
 ) -> Plan:
-    """Choose schedule, form and precision by counted FLOPs.
+    """Choose schedule, form and precision by counted FLOPs and bytes.
 
     Args:
         shape: (..., rows, columns); leading dimensions multiply `batch`.
@@ -214,6 +238,7 @@ def plan(
         schedule: Instead of the accuracy's own: anything `resolve_schedule` takes.
         form: "direct" or "gram" instead of the cheaper one.
         arithmetic: Dtype of the iteration instead of the rule's.
+        restarts: Of the Gram form, instead of those that it needs (`Schedule.restarts`).
 
     Returns:
         The plan; `orthogonalize(x, plan=...)` runs it.
@@ -236,4 +261,5 @@ def plan(
     n, m = sorted(shape[-2:])
     own = None if schedule is None else resolve_schedule(schedule)
     kind = torch.device(device).type
-    return _plan(n, m, batch, dtype, kind, accuracy, own, form, arithmetic)
+    again = None if restarts is None else tuple(restarts)
+    return _plan(n, m, batch, dtype, kind, accuracy, own, form, arithmetic, again)

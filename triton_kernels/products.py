@@ -56,7 +56,13 @@ def cpu_has_amx() -> bool:
 
 
 class Products(Protocol):
-    """What the iteration needs: everything n x n is symmetric, and all of it commutes."""
+    """What the iteration needs: everything n x n is symmetric, and all of it commutes.
+
+    Attributes:
+        casts: Whether `apply` writes to an `out` of any dtype.
+    """
+
+    casts: bool
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``X X^T`` for X of shape (b, n, m)."""
@@ -76,10 +82,15 @@ class Products(Protocol):
         """Return ``Q X`` for Q (b, n, n) and X (b, n, m), in `out` if that is given."""
 
 
+def _wide_scalars(x: Tensor) -> bool:
+    """Whether an addition takes its scalar in float32: a CPU rounds it to 16 bits first."""
+    return x.device.type != "cpu" or x.dtype in (torch.float32, torch.float64)
+
+
 def plus_identity(x: Tensor, value: float) -> Tensor:
     """Add ``value I`` in place, in float32: `x` is always a fresh product."""
     diagonal = x.diagonal(dim1=-2, dim2=-1)
-    if x.dtype in (torch.float32, torch.float64):
+    if _wide_scalars(x):
         diagonal.add_(value)
     else:
         one = x.new_ones(())
@@ -89,7 +100,7 @@ def plus_identity(x: Tensor, value: float) -> Tensor:
 
 def scaled_sum(a: Tensor, alpha: float, b: Tensor, beta: float) -> Tensor:
     """Return ``alpha A + beta B`` with both scalars and the sum in float32 or wider."""
-    if alpha == 1.0 and a.dtype in (torch.float32, torch.float64):
+    if alpha == 1.0 and _wide_scalars(a):
         return torch.add(a, b, alpha=beta)
     if alpha == 1.0:
         # addcmul keeps its scalar in float32, where add would round beta to bfloat16; one pass
@@ -160,6 +171,8 @@ def triangle_product(
 
 class TorchProducts:
     """The products through batched matrix multiplication, on any device and dtype."""
+
+    casts = False
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``X X^T``."""

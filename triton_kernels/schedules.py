@@ -1,234 +1,26 @@
-"""Schedules: the odd polynomials whose composition sends every singular value to one.
-
-One step maps a singular value by ``p(s) = c0 s + c1 s^3 + c2 s^5 + ...``; on the matrix this
-is ``X <- h(X X^T) X`` with ``h(r) = c0 + c1 r + c2 r^2 + ...``, so a step never touches the
-singular vectors. A schedule is a finite list of such steps, and everything one wants to know
-about it (range, reach, safety, cost) follows from the scalar map alone.
-"""
+"""The schedules by name, published ones and this package's own, and what a caller may pass."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
-import numpy as np
-
-__all__ = ["SCHEDULES", "Schedule", "resolve_schedule"]
-
-Step = tuple[float, ...]
-NORMALIZATIONS = ("frobenius", "schatten4", "schatten8")
-
-# Products of n x n matrices that one step needs beyond the Gram matrix: h has degree
-# len(step) - 1, and degree 4 takes two products as a product of two quadratics.
-_SMALL_PRODUCTS = {2: 0, 3: 1, 4: 2, 5: 2}
-# Outputs outside (0, _BOUND] count as lost: no schedule in use comes near this on [0, 1].
-_BOUND = 1.5
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A list of odd polynomial steps, with the facts that its scalar map implies.
-
-    Each step maps ``s -> c0 s + c1 s^3 + ...``. With a safety factor the argument of every
-    step but the last is divided by it, so that rounding which lifts a singular value slightly
-    above one cannot reach the region where the step grows.
-
-    Args:
-        name: How the schedule is called in tables and errors.
-        steps: One tuple of 2 to 5 coefficients (degree 3 to 9) a step, before the safety factor.
-        safety: Factor of at least 1 (default 1.0: the steps as they are).
-        lower: Smallest singular value, after normalization, that the design reaches.
-        normalization: "frobenius", "schatten4" or "schatten8": the bound of the largest
-            singular value by which the matrix is divided first.
-        source: Where the numbers come from.
-
-    Raises:
-        ValueError: For no steps, a step of a wrong length, or a safety factor below 1.
-
-    Example:
-        >>> round(SCHEDULES["jordan"].slope)
-        485
-    """
-
-    name: str
-    steps: tuple[Step, ...]
-    safety: float = 1.0
-    lower: float = 1e-3
-    normalization: str = "frobenius"
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.steps:
-            raise ValueError(f"schedule {self.name!r} has no steps")
-        for step in self.steps:
-            if len(step) not in _SMALL_PRODUCTS or not all(map(math.isfinite, step)):
-                raise ValueError(
-                    f"a step has 2 to 5 finite coefficients (degree 3 to 9), got {step}"
-                )
-        if not self.safety >= 1.0:
-            raise ValueError(f"safety must be at least 1, got {self.safety}")
-        if self.normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}"
-            )
-
-    @cached_property
-    def coefficients(self) -> tuple[Step, ...]:
-        """The steps as they are applied: ``c_k / safety^(2k+1)`` on all but the last."""
-        *head, last = self.steps
-        scaled = [tuple(c / self.safety ** (2 * k + 1) for k, c in enumerate(s)) for s in head]
-        return (*scaled, last)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __call__(self, sigma: float | np.ndarray) -> np.ndarray:
-        """Apply the composed scalar map in float64: what happens to a singular value."""
-        s = np.asarray(sigma, dtype=np.float64)
-        for step in self.coefficients:
-            s = s * np.polynomial.polynomial.polyval(s * s, step)
-        return s
-
-    @property
-    def slope(self) -> float:
-        """Derivative of the map at zero: how much the tiniest singular values grow."""
-        return float(np.prod([step[0] for step in self.coefficients]))
-
-    def range(self, lower: float | None = None, upper: float = 1.0) -> tuple[float, float]:
-        """Return the smallest and largest output on ``[lower, upper]``.
-
-        Args:
-            lower: Left end, default the design's own.
-            upper: Right end, default 1, which is where normalization puts the largest value.
-        """
-        left = self.lower if lower is None else lower
-        values = self(np.geomspace(left, upper, 100_001))
-        return float(values.min()), float(values.max())
-
-    def reach(self, level: float = 0.7) -> float:
-        """Return the smallest input from which on every output is at least `level`, or inf."""
-        grid = np.geomspace(1e-8, 1.0, 200_001)
-        below = np.flatnonzero(self(grid) < level)
-        first = int(below[-1]) + 1 if below.size else 0
-        return float(grid[first]) if first < grid.size else float("inf")
-
-    @property
-    def divergence_threshold(self) -> float:
-        """Smallest input above one whose output leaves ``(0, 1.5]``: how much overshoot is safe."""
-        grid = np.linspace(1.0, 3.0, 200_001)
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = self(grid)
-        lost = np.flatnonzero(~((values > 0) & (values <= _BOUND)))
-        return float(grid[lost[0]]) if lost.size else float("inf")
-
-    def flops(
-        self,
-        m: int,
-        n: int,
-        *,
-        form: str = "direct",
-        restarts: Sequence[int] = (),
-        symmetric: bool = True,
-    ) -> int:
-        """Count the multiply-adds (two each) of one orthogonalization of an m x n matrix.
-
-        Args:
-            m: Rows.
-            n: Columns.
-            form: "direct" or "gram".
-            restarts: Steps of the Gram form before which the Gram matrix is formed anew.
-            symmetric: Count a symmetric result as half, which is what triangular kernels do.
-        """
-        short, long = min(m, n), max(m, n)
-        half = 1 if symmetric else 2
-        segments, small = self.products(form, restarts)
-        return segments * (half + 2) * short * short * long + half * small * short**3
-
-    def products(self, form: str = "direct", restarts: Sequence[int] = ()) -> tuple[int, int]:
-        """Return how often X is touched (a Gram matrix and a product each) and the n^3 products."""
-        own = sum(_SMALL_PRODUCTS[len(step)] for step in self.steps)
-        if form == "direct":
-            return len(self), own
-        segments = 1 + len(set(restarts) - {0})
-        # Every step but a segment's last carries R along (two products) and Q (one).
-        return segments, own + 3 * (len(self) - segments)
-
-    def __str__(self) -> str:
-        low, high = self.range()
-        degrees = ",".join(str(2 * len(step) - 1) for step in self.steps)
-        return (
-            f"{self.name}: {len(self)} steps of degree {degrees}, safety {self.safety:g}, "
-            f"{self.normalization}; [{self.lower:g}, 1] -> [{low:.4f}, {high:.4f}], "
-            f"slope {self.slope:.4g}, diverges above {self.divergence_threshold:.4f}"
-        )
-
-
-_JORDAN = (3.4445, -4.7750, 2.0315)
-_TAYLOR = (1.875, -1.25, 0.375)
-_YOU = (
-    (4.0848, -6.8946, 2.9270),
-    (3.9505, -6.3029, 2.6377),
-    (3.7418, -5.5913, 2.3037),
-    (2.8769, -3.1427, 1.2046),
-    (2.8366, -3.0525, 1.2012),
+from .coefficients import (
+    CANS,
+    CUBIC5,
+    DEEP,
+    DEGREE9_3,
+    DEGREE9_4,
+    FLAT,
+    JORDAN,
+    POLAR_EXPRESS,
+    QUINTIC_4,
+    TAYLOR,
+    YOU,
 )
-_POLAR_EXPRESS = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-    _TAYLOR,
-)
-_CANS = (
-    (8.4703, -25.1081, 18.6293),
-    (4.1828, -3.1087, 0.5806),
-    (3.9619, -2.9541, 0.5630),
-    (3.2866, -2.4647, 0.5074),
-    (2.2737, -1.6447, 0.4162),
-)
-_CUBIC5 = (
-    (3.3656576, -3.3420992),
-    (2.5744352, -1.4957376),
-    (2.5368962, -1.4312570),
-    (2.4418906, -1.2764040),
-    (2.2230472, -0.9630650),
-)
-# Degree-9 designs: minimax on [5e-3, 1] and [1e-3, 1], see `design.design_schedule`.
-_DEGREE9_3 = (
-    (14.53533451, -140.9739067, 467.8013281, -600.4829945, 261.0475796),
-    (5.827095317, -13.67222647, 11.81474969, -4.017011735, 0.4656153551),
-    (3.082602093, -5.272365208, 4.909723937, -2.069059006, 0.3173687493),
-)
-_DEGREE9_4 = (
-    (15.07601467, -148.071777, 493.1781595, -634.1868701, 275.989397),
-    (7.156002324, -17.47097066, 14.67876141, -4.776703743, 0.526692441),
-    (5.241844507, -11.95687204, 10.4883283, -3.659642779, 0.4372377138),
-    (2.78290961, -4.301226935, 3.986806071, -1.772327602, 0.2970979543),
-)
-# The default: as far a reach as five Polar Express steps at least (slope 1320 beside 948).
-_DEEP = (
-    (15.0760146686, -148.071776964, 493.178159511, -634.186870103, 275.989397021),
-    (7.20201706309, -17.6005609684, 14.775063611, -4.80202480176, 0.528740573762),
-    (5.57983253961, -12.9512421165, 11.2602976637, -3.86814698779, 0.45375897829),
-    (3.0623900697, -5.20683275675, 4.84899734437, -2.05010992908, 0.316047168023),
-)
-# For matrices whose Schatten-8 norm is far below their Frobenius norm, as random ones have.
-_FLAT = (
-    (13.9100401443, -132.778177198, 438.519902136, -561.60876169, 243.818028941),
-    (4.98325749652, -11.1884772975, 9.88521697243, -3.49559943449, 0.424321039945),
-    (2.11889695045, -1.50042002356, 0.400797224598),
-)
-_QUINTIC_4 = (
-    (8.298703491, -24.43049815, 18.09030419),
-    (3.91522096, -2.921130232, 0.5592232598),
-    (3.174603657, -2.380432834, 0.4978263935),
-    (2.18946284, -1.567220683, 0.407887158),
-)
+from .schedule import Schedule, Step
+
+__all__ = ["SCHEDULES", "Schedule", "Step", "resolve_schedule"]
 
 _PE_SOURCE = "Polar Express, arXiv 2505.16932"
 _OWN_SOURCE = "minimax design of this package, design_schedule"
@@ -236,28 +28,28 @@ _OWN_SOURCE = "minimax design of this package, design_schedule"
 SCHEDULES: dict[str, Schedule] = {
     s.name: s
     for s in (
-        Schedule("jordan", (_JORDAN,) * 5, lower=7e-3, source="KellerJordan/Muon"),
-        Schedule("you", _YOU, lower=7e-3, source="gram-newton-schulz, YOU_COEFFICIENTS"),
-        Schedule("polar_express", _POLAR_EXPRESS[:5], safety=1.02, source=_PE_SOURCE),
-        Schedule("polar_express_6", _POLAR_EXPRESS[:6], safety=1.02, source=_PE_SOURCE),
-        Schedule("polar_express_8", _POLAR_EXPRESS, safety=1.02, source=_PE_SOURCE),
-        Schedule("cans", _CANS, safety=1.02, source="CANS, arXiv 2506.10935"),
-        Schedule("cubic", _CUBIC5, lower=2e-2, source="arXiv 2606.00371"),
+        Schedule("jordan", (JORDAN,) * 5, lower=7e-3, source="KellerJordan/Muon"),
+        Schedule("you", YOU, lower=7e-3, source="gram-newton-schulz, YOU_COEFFICIENTS"),
+        Schedule("polar_express", POLAR_EXPRESS[:5], safety=1.02, source=_PE_SOURCE),
+        Schedule("polar_express_6", POLAR_EXPRESS[:6], safety=1.02, source=_PE_SOURCE),
+        Schedule("polar_express_8", POLAR_EXPRESS, safety=1.02, source=_PE_SOURCE),
+        Schedule("cans", CANS, safety=1.02, source="CANS, arXiv 2506.10935"),
+        Schedule("cubic", CUBIC5, lower=2e-2, source="arXiv 2606.00371"),
         Schedule("convergent", ((1.5, -0.5),) * 12, lower=2e-2, source="Taylor, degree 3"),
-        Schedule("convergent_quintic", (_TAYLOR,) * 8, lower=2e-2, source="Taylor, degree 5"),
+        Schedule("convergent_quintic", (TAYLOR,) * 8, lower=2e-2, source="Taylor, degree 5"),
         Schedule(
             "deepseek",
-            (_JORDAN,) * 8 + ((2.0, -1.5, 0.5),) * 2,
+            (JORDAN,) * 8 + ((2.0, -1.5, 0.5),) * 2,
             lower=1e-3,
             source="DeepSeek-V4, as published in its forks",
         ),
-        Schedule("quintic_4", _QUINTIC_4, 1.02, 5e-3, "schatten4", _OWN_SOURCE),
+        Schedule("quintic_4", QUINTIC_4, 1.02, 5e-3, "schatten4", _OWN_SOURCE),
         # Degree 9 rounds coarser than degree 5: two singular vectors that share few entries
         # lift a value by up to a tenth in bfloat16, so the safety factor is a tenth as well.
-        Schedule("degree9_3", _DEGREE9_3, 1.1, 5e-3, "schatten4", _OWN_SOURCE),
-        Schedule("degree9_4", _DEGREE9_4, 1.1, 1e-3, "schatten4", _OWN_SOURCE),
-        Schedule("deep", _DEEP, 1.12, 1e-3, "schatten4", _OWN_SOURCE),
-        Schedule("flat", _FLAT, 1.1, 1e-2, "schatten8", _OWN_SOURCE),
+        Schedule("degree9_3", DEGREE9_3, 1.1, 5e-3, "schatten4", _OWN_SOURCE),
+        Schedule("degree9_4", DEGREE9_4, 1.1, 1e-3, "schatten4", _OWN_SOURCE),
+        Schedule("deep", DEEP, 1.12, 1e-3, "schatten4", _OWN_SOURCE),
+        Schedule("flat", FLAT, 1.1, 1e-2, "schatten8", _OWN_SOURCE),
     )
 }
 """The published schedules by name; `print(SCHEDULES[name])` states what each one does."""

@@ -61,3 +61,17 @@ def spectra(k: int) -> dict[str, Tensor]:
         "two_and_tiny": two_tiny,
         "rank_one": rank_one,
     }
+
+
+def few_dimensions(n: int, count: int) -> Tensor:
+    """Matrices with a few active rows: ones, zeros and small values in random directions.
+
+    Here rounding does not average out as it does over hundreds of dimensions: an entry of a
+    polynomial that is large for a zero direction is rounded into a direction at one.
+    """
+    u = torch.linalg.qr(torch.randn(count, n, n))[0]
+    v = torch.linalg.qr(torch.randn(count, n, n))[0]
+    kind = torch.randint(0, 3, (count, n))
+    s = torch.where(kind == 1, 10 ** (-3 * torch.rand(count, n)), (kind == 0).float())
+    s[:, 0] = 1.0
+    return (u * s[:, None, :]) @ v

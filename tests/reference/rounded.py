@@ -31,6 +31,91 @@ class RoundedProducts(TorchProducts):
         return (q.float() @ x.float()).to(x.dtype)
 
 
+class MirroredProducts(RoundedProducts):
+    """The same where one triangle is computed and mirrored, as every kernel and large CPU
+    product does: what should be symmetric then is, and off by what the other half held."""
+
+    def gram(self, x: Tensor) -> Tensor:
+        return _mirrored(super().gram(x))
+
+    def symmetric(
+        self,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor | None = None,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        gamma: float = 0.0,
+    ) -> Tensor:
+        return _mirrored(super().symmetric(a, b, c, alpha, beta, gamma))
+
+
+class FlushedProducts(MirroredProducts):
+    """Matrix units that take float16 denormals for zero (MI200's do), and never write one."""
+
+    def gram(self, x: Tensor) -> Tensor:
+        return _flushed(super().gram(_flushed(x)))
+
+    def symmetric(
+        self,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor | None = None,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        gamma: float = 0.0,
+    ) -> Tensor:
+        c = None if c is None else _flushed(c)
+        return _flushed(super().symmetric(_flushed(a), _flushed(b), c, alpha, beta, gamma))
+
+    def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return _flushed(super().apply(_flushed(q), _flushed(x)))
+
+
+def _flushed(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < torch.finfo(x.dtype).smallest_normal, 0.0, x)
+
+
+class SplitProducts(RoundedProducts):
+    """Float32 products as tensor cores do them in three TF32 products, which lose two bits."""
+
+    def gram(self, x: Tensor) -> Tensor:
+        return _split_product(x, x.mT)
+
+    def symmetric(
+        self,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor | None = None,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        gamma: float = 0.0,
+    ) -> Tensor:
+        d = alpha * _split_product(a, b)
+        if c is not None:
+            d += beta * c
+        d.diagonal(dim1=-2, dim2=-1).add_(gamma)
+        return d
+
+    def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return _split_product(q, x)
+
+
+def _tf32(x: Tensor) -> Tensor:
+    """Cut the mantissa to 10 bits."""
+    return (x.view(torch.int32) & -(1 << 13)).view(torch.float32)
+
+
+def _split_product(a: Tensor, b: Tensor) -> Tensor:
+    high_a, high_b = _tf32(a), _tf32(b)
+    low_a, low_b = _tf32(a - high_a), _tf32(b - high_b)
+    return (low_a @ high_b + high_a @ low_b) + high_a @ high_b
+
+
+def _mirrored(x: Tensor) -> Tensor:
+    return x.tril() + x.tril(-1).mT
+
+
 def largest_singular_value(y: Tensor) -> float:
     """The largest of a batch; infinity if anything is not finite."""
     if not y.isfinite().all():

@@ -48,7 +48,7 @@ def apply_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     HAS_C: tl.constexpr,
-    TABLE: tl.constexpr,
+    TABLE: tl.constexpr,  # 0, or c_ptr and d_ptr hold addresses that this many bytes divide
     DESCRIPTOR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -82,8 +82,8 @@ def apply_kernel(
     out = acc * tl.load(scalars_ptr)
     if TABLE:
         element: tl.constexpr = type_ptr.dtype
-        c_base = tl.load(c_ptr + batch).to(element)
-        d_base = tl.load(d_ptr + batch).to(element)
+        c_base = tl.multiple_of(tl.load(c_ptr + batch).to(element), TABLE)
+        d_base = tl.multiple_of(tl.load(d_ptr + batch).to(element), TABLE)
     else:
         c_base = c_ptr + batch * stride_cb
         d_base = d_ptr + batch * stride_db

@@ -16,7 +16,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["ARCHITECTURES", "architecture", "choose", "load_table"]
+__all__ = [
+    "ARCHITECTURES",
+    "architecture",
+    "choose",
+    "load_table",
+    "read_table",
+    "symmetric_tiles",
+    "worth_tiles",
+]
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 ENVIRONMENT = "TORCH_SPECGD_TRITON_CONFIG"
@@ -24,7 +32,15 @@ Config = dict[str, Any]
 
 
 @lru_cache(maxsize=8)
-def _read(path: str) -> dict[str, Any]:
+def read_table(path: str) -> dict[str, Any]:
+    """Return the table in a file, read once.
+
+    Args:
+        path: Of the JSON file.
+
+    Raises:
+        ValueError: For one without the needed keys.
+    """
     table = json.loads(Path(path).read_text())
     missing = {"processors", "symmetric", "apply", "small", "elementwise"} - table.keys()
     if missing:
@@ -43,10 +59,10 @@ def load_table(arch: str) -> dict[str, Any]:
     """
     override = os.environ.get(ENVIRONMENT)
     if override:
-        return _read(override)
+        return read_table(override)
     if arch not in ARCHITECTURES:
         raise ValueError(f"no configuration table for {arch!r}; available: {ARCHITECTURES}")
-    return _read(str(Path(__file__).parent / "configs" / f"{arch}.json"))
+    return read_table(str(Path(__file__).parent / "configs" / f"{arch}.json"))
 
 
 @lru_cache(maxsize=16)
@@ -63,6 +79,25 @@ def architecture(device: torch.device) -> str:
     if device.type != "cuda":
         return "sm_80"
     return _of_device(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def symmetric_tiles(n: int, block_m: int, block_n: int) -> int:
+    """Count the tiles of ``block_m x block_n`` that touch the lower triangle (n x n)."""
+    blocks = -(-n // block_n)
+    return block_n // block_m * blocks * (blocks + 1) // 2
+
+
+def worth_tiles(table: dict[str, Any], batch: int, n: int) -> bool:
+    """Whether the smallest tiles of a symmetric product keep most of the processors busy.
+
+    Below, the vendor's library is as fast, which splits the inner dimension.
+
+    Args:
+        table: From `load_table`.
+        batch: Number of matrices.
+        n: Rows.
+    """
+    return n >= 256 and batch * (n // 64) ** 2 // 2 >= 0.6 * table["processors"]
 
 
 def choose(

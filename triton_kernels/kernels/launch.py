@@ -1,34 +1,21 @@
-"""Launching the kernels: grids, strides, tables of addresses, and the Products they make up."""
+"""Launching the products: grids, strides, tables of addresses, and the Products they make up."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import triton
 from torch import Tensor
 
 from ..products import plus_identity, quadratic_factors, scaled_sum
-from ..schedules import Schedule, Step
+from ..schedules import Step
+from .addresses import AddressTable
 from .apply import apply_kernel
-from .configuration import architecture, choose, load_table
-from .elementwise import momentum_kernel, update_kernel
-from .small import small_kernel, small_scratch_kernel
-from .symmetric import symmetric_kernel, symmetric_tiles
+from .configuration import architecture, choose, load_table, symmetric_tiles
+from .symmetric import symmetric_kernel
 
-__all__ = [
-    "TritonProducts",
-    "address_table",
-    "apply",
-    "momentum",
-    "orthogonalize_small",
-    "symmetric",
-    "update",
-]
+__all__ = ["TritonProducts", "apply", "gram_of_table", "symmetric"]
 
 GROUP = 8  # rows of tiles that share columns in L2
-REGISTER_LIMIT = 32  # rows at most for all of it in registers
 
 
 def _precision(table: dict, dtype: torch.dtype) -> str:
@@ -59,25 +46,18 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def _settle(table: dict, kind: str, m: int, first: Tensor, second: Tensor) -> dict:
+def _settle(
+    table: dict, kind: str, m: int, first: Tensor, second: Tensor, config: dict | None
+) -> dict:
     """Choose a configuration, and give tensor descriptors their memory where they are used."""
     _refuse_long_strides(first, second)
     batch, n, _ = first.shape
-    describable = _describable(first, second)
-    config = choose(table, kind, first.element_size(), batch, n, m, describable)
+    if config is None:
+        describable = _describable(first, second)
+        config = choose(table, kind, first.element_size(), batch, n, m, describable)
     if config["DESCRIPTOR"]:
         triton.set_allocator(_scratch)
     return config
-
-
-def address_table(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the addresses of tensors as int64 on their device: matrices without a stack.
-
-    Args:
-        tensors: At least one, all of one device and dtype. They must outlive the launch.
-    """
-    addresses = torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64)
-    return addresses.to(tensors[0].device, non_blocking=True)
 
 
 def symmetric(
@@ -102,7 +82,7 @@ def symmetric(
     """
     batch, n, k = a.shape
     table = load_table(architecture(a.device))
-    config = _settle(table, "symmetric", n, a, b) if config is None else config
+    config = _settle(table, "symmetric", n, a, b, config)
     d = torch.empty(batch, n, n, dtype=out_dtype or a.dtype, device=a.device)
     e = torch.empty_like(d) if second is not None else None
     tiles = symmetric_tiles(n, config["BLOCK_M"], config["BLOCK_N"])
@@ -111,30 +91,30 @@ def symmetric(
         a, b, old, d, d if e is None else e,
         *scalars, *(second or scalars), n, k, tiles,
         *a.stride(), *b.stride(), *old.stride(), *d.stride(),
-        HAS_C=c is not None, HAS_E=e is not None, TABLE=False,
+        HAS_C=c is not None, HAS_E=e is not None, TABLE=0,
         PRECISION=_precision(table, a.dtype), **config,
     )  # fmt: skip
     return d, e
 
 
-def gram_of_table(addresses: Tensor, like: Tensor, count: int) -> Tensor:
-    """Return the Gram matrices of `count` unstacked matrices that all look like `like`.
+def gram_of_table(matrices: AddressTable) -> Tensor:
+    """Return the Gram matrices of unstacked (n, k) matrices, (count, n, n).
 
     Args:
-        addresses: From `address_table`.
-        like: (n, k), one of the matrices: shape, strides and dtype of all.
-        count: How many.
+        matrices: From `address_table`.
     """
+    count, like = len(matrices.addresses), matrices.like
+    _refuse_long_strides(like)
     n, k = like.shape
     table = load_table(architecture(like.device))
     config = choose(table, "symmetric", like.element_size(), count, n, n, False)
     d = torch.empty(count, n, n, dtype=like.dtype, device=like.device)
     tiles = symmetric_tiles(n, config["BLOCK_M"], config["BLOCK_N"])
     symmetric_kernel[(count * tiles,)](
-        addresses, addresses, d, d, d,
+        matrices.addresses, matrices.addresses, d, d, d,
         1.0, 0.0, 0.0, 1.0, 0.0, 0.0, n, k, tiles,
         0, *like.stride(), 0, *like.stride(), *d.stride(), *d.stride(),
-        HAS_C=False, HAS_E=False, TABLE=True,
+        HAS_C=False, HAS_E=False, TABLE=matrices.alignment,
         PRECISION=_precision(table, like.dtype), **config,
     )  # fmt: skip
     return d
@@ -145,10 +125,9 @@ def apply(
     x: Tensor,
     scalars: Tensor,
     c: Tensor | None = None,
-    out: Tensor | None = None,
-    addresses: Tensor | None = None,
+    out: Tensor | AddressTable | None = None,
     config: dict | None = None,
-) -> Tensor:
+) -> Tensor | AddressTable:
     """Return ``alpha Q X + beta C``; with C = out = a weight this is its whole update.
 
     Args:
@@ -156,92 +135,41 @@ def apply(
         x: (b, n, m), any strides.
         scalars: (2,) float32 on the device: alpha and beta.
         c: (b, n, m), or None for no second term.
-        out: Where to write, default a new tensor. May be `c`.
-        addresses: Instead of `c` and `out`: a table of unstacked matrices, updated in place;
-            `out` (n, m) then is one of them.
+        out: Where to write, default a new tensor. May be `c`. A table of b unstacked (n, m)
+            matrices is C as well, and updated in place.
         config: Default from the architecture's table.
+
+    Returns:
+        `out`.
     """
     batch, n, m = x.shape
     table = load_table(architecture(x.device))
-    config = _settle(table, "apply", m, q, x) if config is None else config
+    config = _settle(table, "apply", m, q, x, config)
     if out is None:
         out = torch.empty_like(x)
-    old = out if c is None else c
-    strides = (0, *out.stride()) if addresses is not None else out.stride()
-    old_strides = strides if addresses is not None else old.stride()
     tiles = triton.cdiv(n, config["BLOCK_M"]) * triton.cdiv(m, config["BLOCK_N"])
-    in_table = addresses is not None
+    if isinstance(out, AddressTable):
+        places, like, alignment = (out.addresses, out.addresses), out.like, out.alignment
+        strides = (0, *like.stride()) * 2
+    else:
+        like, old, alignment = out, out if c is None else c, 0
+        places, strides = (old, out), (*old.stride(), *out.stride())
+    _refuse_long_strides(like)
     apply_kernel[(batch * tiles,)](
-        q, x, addresses if in_table else old, addresses if in_table else out, scalars, out,
-        n, m, *q.stride(), *x.stride(), *old_strides, *strides,
-        GROUP=GROUP, HAS_C=in_table or c is not None, TABLE=in_table,
+        q, x, *places, scalars, like, n, m, *q.stride(), *x.stride(), *strides,
+        GROUP=GROUP, HAS_C=alignment > 0 or c is not None, TABLE=alignment,
         PRECISION=_precision(table, x.dtype), **config,
     )  # fmt: skip
     return out
 
 
-def small_limit(table: dict) -> int:
-    """Return the largest number of rows for which a whole orthogonalization is one program."""
-    return max(int(size) for size in table["small"])
-
-
-def small_steps(schedule: Schedule) -> tuple[bool, list[list[float]]]:
-    """Return whether all steps have degree 9, and their five numbers for `small_kernel`.
-
-    Raises:
-        ValueError: For a schedule that mixes degree 9 with others, or has degree 7.
-    """
-    widths = {len(step) for step in schedule.steps}
-    if widths == {5}:
-        factored = (quadratic_factors(step) for step in schedule.coefficients)
-        return True, [[c, *first, *second] for c, first, second in factored]
-    if widths <= {2, 3}:
-        return False, [[*step, 0.0, 0.0, 0.0][:5] for step in schedule.coefficients]
-    raise ValueError(
-        f"the one-launch kernel takes steps of degree 9 only or of degree 3 and 5 only, "
-        f"got {schedule}"
-    )
-
-
-@lru_cache(maxsize=64)
-def _steps_table(schedule: Schedule, device: torch.device) -> tuple[bool, Tensor]:
-    """Return `small_steps` on the device; kept, because a graph capture may not copy to it."""
-    degree9, steps = small_steps(schedule)
-    return degree9, torch.tensor(steps, dtype=torch.float32, device=device)
-
-
-def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None) -> Tensor:
-    """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
-
-    Args:
-        x: (b, n, m), any strides and scale.
-        schedule: Steps of degree 9 only, or of degree 3 and 5 only.
-        out: Where the result goes, default a new tensor; same dtype, any strides.
-    """
-    batch, n, m = x.shape
-    size = max(16, triton.next_power_of_2(n))
-    table = load_table(architecture(x.device))
-    if str(size) not in table["small"]:
-        raise ValueError(f"the one-launch kernel takes at most {small_limit(table)} rows, got {n}")
-    degree9, table_of_steps = _steps_table(schedule, x.device)
-    y = torch.empty_like(x) if out is None else out
-    scratch = table_of_steps
-    if size > REGISTER_LIMIT:
-        scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=x.device)
-    kernel = small_kernel if size <= REGISTER_LIMIT else small_scratch_kernel
-    kernel[(batch,)](
-        x, y, scratch, x, table_of_steps, n, m, len(schedule), *x.stride(), *y.stride(),
-        N=size, DEGREE9=degree9, SCHATTEN4=schedule.normalization == "schatten4", TABLE=False,
-        PRECISION=table["float32_precision"], enable_fp_fusion=True, **table["small"][str(size)],
-    )  # fmt: skip
-    return y
-
-
 class TritonProducts:
     """The products of the iteration through the kernels."""
 
+    casts = True
+
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._ones = torch.ones(2, dtype=torch.float32, device=device)
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``X X^T``."""
@@ -268,101 +196,6 @@ class TritonProducts:
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""
-        return apply(q, x, torch.ones(2, dtype=torch.float32, device=self._device), out=out)
-
-
-def _work_list(shapes: Sequence[tuple[int, int]], block: int) -> Tensor:
-    """Return (tensor, first element) of every chunk of `block` elements."""
-    return torch.tensor(
-        [(t, first) for t, (r, c) in enumerate(shapes) for first in range(0, r * c, block)],
-        dtype=torch.int64,
-    ).reshape(-1, 2)
-
-
-# The tables below are kept: a training loop asks for the same ones in every step, a copy from
-# the host takes longer than the kernel, and a graph capture may not contain one.
-@lru_cache(maxsize=256)
-def _kept_table(values: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device)
-
-
-@lru_cache(maxsize=256)
-def _kept_work(shapes: tuple[tuple[int, int], ...], block: int, device: torch.device) -> Tensor:
-    return _work_list(shapes, block).to(device)
-
-
-def _tables(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    device = tensors[0].device
-    addresses = tuple((t.data_ptr(),) for t in tensors)
-    return _kept_table(addresses, device), _kept_table(tuple(t.stride() for t in tensors), device)
-
-
-def _elementwise(like: Tensor) -> dict:
-    table = load_table(architecture(like.device))
-    return table["elementwise"] | {"enable_fp_fusion": True}
-
-
-def _work(tensors: Sequence[Tensor], block: int) -> tuple[Tensor, Tensor]:
-    device = tensors[0].device
-    shapes = tuple((t.shape[0], t.shape[1]) for t in tensors)
-    return _kept_work(shapes, block, device), _kept_table(shapes, device)
-
-
-def _one_number(value: float | Tensor, device: torch.device) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32).reshape(1)
-    return torch.full((1,), value, dtype=torch.float32, device=device)  # no copy from the host
-
-
-def momentum(
-    grads: Sequence[Tensor],
-    buffers: Sequence[Tensor],
-    outs: Sequence[Tensor],
-    mu: float | Tensor,
-    nesterov: bool = True,
-) -> Tensor:
-    """Update momentum buffers and write the operands of the iteration, all in one launch.
-
-    ``M <- M + (1 - mu)(G - M)``; the operand is M, or ``G + mu (M - G)`` with Nesterov.
-
-    Args:
-        grads: 2-D views, any strides, left alone.
-        buffers: Momentum, updated in place.
-        outs: Where the operands go, in their own dtype.
-        mu: Momentum, in [0, 1).
-        nesterov: Default True.
-
-    Returns:
-        (tensors,) float32, the squared Frobenius norm of each operand.
-    """
-    config = _elementwise(grads[0])
-    work, shapes = _work(grads, config["BLOCK"])
-    device = grads[0].device
-    partial = torch.empty(len(work), dtype=torch.float32, device=device)
-    momentum_kernel[(len(work),)](
-        work, shapes, *_tables(grads), *_tables(buffers), *_tables(outs), partial,
-        _one_number(mu, device),
-        grads[0], buffers[0], outs[0], NESTEROV=nesterov, **config,
-    )  # fmt: skip
-    squares = torch.zeros(len(grads), dtype=torch.float32, device=device)
-    return squares.index_add_(0, work[:, 0], partial)
-
-
-def update(
-    weights: Sequence[Tensor], directions: Sequence[Tensor], decay: Tensor, rate: Tensor
-) -> None:
-    """Set ``W <- decay W - rate O`` for all weights in one launch.
-
-    Args:
-        weights: 2-D views, any strides, updated in place.
-        directions: The orthogonalized matrices.
-        decay: (tensors,) ``1 - lr * weight_decay``.
-        rate: (tensors,) ``lr * scale``.
-    """
-    config = _elementwise(weights[0])
-    work, shapes = _work(weights, config["BLOCK"])
-    scalars = torch.stack((decay, rate), dim=1).to(weights[0].device, torch.float32).contiguous()
-    update_kernel[(len(work),)](
-        work, shapes, *_tables(weights), *_tables(directions), scalars,
-        weights[0], directions[0], **config,
-    )  # fmt: skip
+        result = apply(q, x, self._ones, out=out)
+        assert isinstance(result, Tensor)
+        return result

@@ -67,15 +67,15 @@ def small_kernel(
     BLOCK: tl.constexpr,  # columns a turn
     DEGREE9: tl.constexpr,
     SCHATTEN4: tl.constexpr,
-    TABLE: tl.constexpr,
+    TABLE: tl.constexpr,  # 0, or x_ptr and y_ptr hold addresses that this many bytes divide
     PRECISION: tl.constexpr,
 ):
     """Orthogonalize one matrix, everything in registers."""
     batch = tl.program_id(0).to(tl.int64)
     if TABLE:
         element: tl.constexpr = type_ptr.dtype
-        x_base = tl.load(x_ptr + batch).to(element)
-        y_base = tl.load(y_ptr + batch).to(element)
+        x_base = tl.multiple_of(tl.load(x_ptr + batch).to(element), TABLE)
+        y_base = tl.multiple_of(tl.load(y_ptr + batch).to(element), TABLE)
     else:
         x_base = x_ptr + batch * stride_xb
         y_base = y_ptr + batch * stride_yb
@@ -166,8 +166,8 @@ def small_scratch_kernel(
     batch = tl.program_id(0).to(tl.int64)
     if TABLE:
         element: tl.constexpr = type_ptr.dtype
-        x_base = tl.load(x_ptr + batch).to(element)
-        y_base = tl.load(y_ptr + batch).to(element)
+        x_base = tl.multiple_of(tl.load(x_ptr + batch).to(element), TABLE)
+        y_base = tl.multiple_of(tl.load(y_ptr + batch).to(element), TABLE)
     else:
         x_base = x_ptr + batch * stride_xb
         y_base = y_ptr + batch * stride_yb

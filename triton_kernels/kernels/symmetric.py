@@ -9,13 +9,7 @@ scalars: both quadratic factors of a degree-9 step from one product.
 import triton
 import triton.language as tl
 
-__all__ = ["symmetric_kernel", "symmetric_tiles"]
-
-
-def symmetric_tiles(n: int, block_m: int, block_n: int) -> int:
-    """Count the tiles of ``block_m x block_n`` that touch the lower triangle (n x n)."""
-    blocks = triton.cdiv(n, block_n)
-    return block_n // block_m * blocks * (blocks + 1) // 2
+__all__ = ["symmetric_kernel"]
 
 
 @triton.jit
@@ -126,7 +120,7 @@ def symmetric_kernel(
     a_ptr,  # (b, n, k), or a table of b addresses
     b_ptr,  # (b, n, k), or the table again
     c_ptr,  # (b, n, n), read where HAS_C
-    d_ptr,  # (b, n, n)
+    d_ptr,  # (b, n, n); its element type is that of the matrices in a table
     e_ptr,  # (b, n, n), written where HAS_E
     alpha,
     beta,
@@ -154,7 +148,7 @@ def symmetric_kernel(
     BLOCK_K: tl.constexpr,
     HAS_C: tl.constexpr,
     HAS_E: tl.constexpr,
-    TABLE: tl.constexpr,  # a_ptr and b_ptr hold addresses of matrices of E's element type
+    TABLE: tl.constexpr,  # 0, or a_ptr and b_ptr hold addresses that this many bytes divide
     DESCRIPTOR: tl.constexpr,  # tiles of A and B through tensor descriptors (TMA)
     STRIPS: tl.constexpr,  # 1, 2 or 4: how many parts of a tile the epilogue stores one by one
     PRECISION: tl.constexpr,
@@ -168,8 +162,8 @@ def symmetric_kernel(
     if row0 < n:
         if TABLE:
             element: tl.constexpr = d_ptr.dtype
-            a_base = tl.load(a_ptr + batch).to(element)
-            b_base = tl.load(b_ptr + batch).to(element)
+            a_base = tl.multiple_of(tl.load(a_ptr + batch).to(element), TABLE)
+            b_base = tl.multiple_of(tl.load(b_ptr + batch).to(element), TABLE)
         else:
             a_base = a_ptr + batch * stride_ab
             b_base = b_ptr + batch * stride_bb

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .configuration import Config, architecture, load_table
+from .configuration import Config, architecture, load_table, read_table
 
 __all__ = ["best_order", "candidates", "tune"]
 
@@ -120,4 +120,5 @@ def tune(path: str | Path, measure: Measure | None = None) -> dict[str, Any]:
                 lists[name] = best_order(kind, listed, measure or _on_device) or lists[name]
         table[kind] = lists
     Path(path).write_text(json.dumps(table, indent=1) + "\n")
+    read_table.cache_clear()  # this process may have read another table from that file
     return table

@@ -1,0 +1,95 @@
+"""Launching the one-launch orthogonalization, for a stack of matrices or a table of addresses."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+
+from ..products import quadratic_factors
+from ..schedules import Schedule
+from .addresses import AddressTable
+from .configuration import architecture, load_table
+from .small import small_kernel, small_scratch_kernel
+
+__all__ = ["orthogonalize_small", "orthogonalize_small_table"]
+
+REGISTER_LIMIT = 32  # rows at most for all of it in registers
+
+
+def small_steps(schedule: Schedule) -> tuple[bool, list[list[float]]]:
+    """Return whether all steps have degree 9, and their five numbers for `small_kernel`.
+
+    Raises:
+        ValueError: For a schedule that mixes degree 9 with others, or has degree 7.
+    """
+    widths = {len(step) for step in schedule.steps}
+    if widths == {5}:
+        factored = (quadratic_factors(step) for step in schedule.coefficients)
+        return True, [[c, *first, *second] for c, first, second in factored]
+    if widths <= {2, 3}:
+        return False, [[*step, 0.0, 0.0, 0.0][:5] for step in schedule.coefficients]
+    raise ValueError(
+        f"the one-launch kernel takes steps of degree 9 only or of degree 3 and 5 only, "
+        f"got {schedule}"
+    )
+
+
+@lru_cache(maxsize=64)
+def _steps_table(schedule: Schedule, device: torch.device) -> tuple[bool, Tensor]:
+    """Return `small_steps` on the device; kept, because a graph capture may not copy to it."""
+    degree9, steps = small_steps(schedule)
+    return degree9, torch.tensor(steps, dtype=torch.float32, device=device)
+
+
+def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None) -> Tensor:
+    """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
+
+    Args:
+        x: (b, n, m), any strides and scale.
+        schedule: Steps of degree 9 only, or of degree 3 and 5 only.
+        out: Where the result goes, default a new tensor; same dtype, any strides.
+
+    Raises:
+        ValueError: For more rows than the architecture's table has, or another schedule.
+    """
+    y = torch.empty_like(x) if out is None else out
+    _launch(x, y, x, y, schedule, 0)
+    return y
+
+
+def orthogonalize_small_table(x: AddressTable, schedule: Schedule, out: AddressTable) -> None:
+    """Do the same for matrices (n, m) that lie wherever they lie.
+
+    Args:
+        x: The matrices.
+        schedule: As above.
+        out: As many places for the results, of the same dtype.
+    """
+    count = len(x.addresses)
+    like = (x.like.expand(count, *x.like.shape), out.like.expand(count, *out.like.shape))
+    _launch(x.addresses, out.addresses, *like, schedule, min(x.alignment, out.alignment))
+
+
+def _launch(
+    x: Tensor, y: Tensor, x_like: Tensor, y_like: Tensor, schedule: Schedule, table: int
+) -> None:
+    batch, n, m = x_like.shape
+    size = max(16, triton.next_power_of_2(n))
+    configs = load_table(architecture(x.device))
+    if str(size) not in configs["small"]:
+        limit = max(int(size) for size in configs["small"])
+        raise ValueError(f"the one-launch kernel takes at most {limit} rows, got {n}")
+    degree9, steps = _steps_table(schedule, x.device)
+    in_registers = size <= REGISTER_LIMIT
+    scratch = steps  # unused in registers
+    if not in_registers:
+        scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=x.device)
+    (small_kernel if in_registers else small_scratch_kernel)[(batch,)](
+        x, y, scratch, x_like, steps, n, m, len(schedule), *x_like.stride(), *y_like.stride(),
+        N=size, DEGREE9=degree9, SCHATTEN4=schedule.normalization == "schatten4", TABLE=table,
+        PRECISION=configs["float32_precision"], enable_fp_fusion=True,
+        **configs["small"][str(size)],
+    )  # fmt: skip
