@@ -5,7 +5,7 @@ import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from reference.polar import polar, spectra, through_svd, with_spectrum
-from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, resolve_schedule
+from torch_specgd.triton_kernels import SCHEDULES, operator, orthogonalize, resolve_schedule
 
 METHODS = ("auto", "newton_schulz", "gram", "precise", "svd", "smoothed")
 ITERATIVE = METHODS[:4]
@@ -140,6 +140,20 @@ def test_batch_equals_singles(method: str) -> None:
     for i in range(2):
         for j in range(3):
             assert torch.allclose(got[i, j], orthogonalize(x[i, j], method=method), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(70, 200), (200, 70), (80, 80)])
+def test_groups_in_buffers_equal_singles(
+    shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large matrices go a few at a time through two buffers, which must never be one."""
+    monkeypatch.setattr(operator, "_CHUNK", 2 * shape[0] * shape[1])
+    x = torch.randn(5, *shape)
+    got = orthogonalize(x, dtype=dtype)
+    assert got.is_contiguous()
+    for one, alone in zip(got, x, strict=True):
+        torch.testing.assert_close(one, orthogonalize(alone, dtype=dtype), rtol=0, atol=1e-2)
 
 
 def test_bfloat16_direct_form_follows_exact_arithmetic() -> None:

@@ -176,6 +176,13 @@ def test_chunks_never_pass_the_limit_unless_one_alone_does() -> None:
             assert len(chunk) == 1 or sum(params[i].numel() * 4 for i in chunk) <= limit
 
 
+def test_chunks_leave_no_thread_without_a_matrix() -> None:
+    """Five like matrices fit, but two threads take four in the time of three."""
+    params = [torch.zeros(4, 4)] * 7
+    assert [len(c) for c in chunks(params, 5 * 64, together=2)] == [4, 3]
+    assert [len(c) for c in chunks(params, 64, together=2)] == [1] * 7
+
+
 def attention_logits(q: torch.Tensor, k: torch.Tensor, x: torch.Tensor, heads: int, kv: int):
     """(heads, tokens, tokens) of grouped-query attention, without scale."""
     split_q = (x @ q.T).unflatten(-1, (heads, -1)).movedim(1, 0)

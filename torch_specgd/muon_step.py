@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from .update_rules import neuron_normalize
 Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
 MAX_BATCH_BYTES = 1 << 29
 # On a CPU the allocator gives blocks above 32 MiB back to the system, whose pages then are cleared
-# and mapped anew in the next step; the updates of this much float32 take half of it.
-CPU_BATCH_BYTES = 3 << 24
+# and mapped anew in the next step; the updates of this much float32 fit.
+CPU_BATCH_BYTES = 1 << 26
 
 
 def muon(
@@ -85,9 +84,11 @@ def muon(
     # Nearly always: whole matrices that stay where they are.
     whole = not traced and not share_work and all(v.split is None for v in kinds)
     whole = whole and not any(is_dtensor(p) for p in params)
+    together = 1
     if whole and params and params[0].device.type == "cpu":
         max_batch_bytes = min(max_batch_bytes, CPU_BATCH_BYTES)
-    for chunk in chunks(params, max_batch_bytes):
+        together = torch.get_num_threads()  # the engine gives each thread a matrix
+    for chunk in chunks(params, max_batch_bytes, together):
         weights, b, g = ([xs[i] for i in chunk] for xs in (params, momentum_buffers, grads))
         seen = [kinds[i] for i in chunk]
         stacks = [] if traced else stack_updates(b, [p.shape for p in weights], seen, dtype_of)
@@ -174,26 +175,36 @@ def update_dtype(
     return torch.bfloat16 if rounded == {True} else dtype
 
 
-def chunks(params: Sequence[Tensor], max_bytes: int) -> list[list[int]]:
+def chunks(params: Sequence[Tensor], max_bytes: int, together: int = 1) -> list[list[int]]:
     """Positions of the parameters, like shapes together, cut where ``max_bytes`` is passed.
+
+    Args:
+        params: The parameters.
+        max_bytes: Of the parameters in a chunk; a larger parameter has a chunk to itself.
+        together: Like shapes are cut after a multiple of so many, as far as ``max_bytes`` lets.
 
     Example:
         >>> a, b = torch.zeros(2, 2), torch.zeros(3)
         >>> chunks([a, b, a], max_bytes=32)
         [[0, 2], [1]]
+        >>> chunks([a, a, a, a], max_bytes=48, together=2)
+        [[0, 1], [2, 3]]
     """
     alike: dict[tuple[int, ...], list[int]] = {}
     for i, p in enumerate(params):
         alike.setdefault(tuple(p.shape), []).append(i)
     result: list[list[int]] = []
     room = -1
-    for i in chain.from_iterable(alike.values()):
-        size = params[i].numel() * params[i].element_size()
-        if size > room:
-            result.append([])
-            room = max_bytes
-        result[-1].append(i)
-        room -= size
+    for members in alike.values():
+        size = params[members[0]].numel() * params[members[0]].element_size()
+        count = max(1, min(together, max_bytes // max(size, 1)))
+        for start in range(0, len(members), count):
+            piece = members[start : start + count]
+            if size * len(piece) > room:
+                result.append([])
+                room = max_bytes
+            result[-1] += piece
+            room -= size * len(piece)
     return result
 
 

@@ -75,8 +75,8 @@ def orthogonalize(
         plan: A `Plan` whose last leg and dtype to follow instead of all of these.
 
     Returns:
-        (..., m, n) in x's dtype; a new tensor, row-major, or for m > n the transpose of
-        row-major (what the computation leaves; a copy would cost a pass).
+        (..., m, n) in x's dtype; a new tensor, row-major, or on a GPU for m > n the transpose
+        of row-major (what the computation leaves; a copy would cost a pass).
 
     Raises:
         TypeError: For integer, complex, sparse or 8-bit input.

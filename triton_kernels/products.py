@@ -79,7 +79,7 @@ class Products(Protocol):
         """Return V, W and c with ``h(R) = c V W`` of degree 4; `u` is R^2 where that is known."""
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return ``Q X`` for Q (b, n, n) and X (b, n, m), in `out` if that is given."""
+        """Return ``Q X`` for Q (b, n, n) and X (b, n, m): `out` itself if that is given."""
 
 
 def _wide_scalars(x: Tensor) -> bool:
@@ -206,5 +206,8 @@ class TorchProducts:
         """Return ``Q X``, laid out like X."""
         if _transposed(x) and (out is None or _transposed(out)):
             # X^T Q in memory, the faster product on a CPU, and nothing to transpose at the end.
-            return torch.bmm(x.mT, q, out=None if out is None else out.mT).mT
+            if out is None:
+                return torch.bmm(x.mT, q).mT
+            torch.bmm(x.mT, q, out=out.mT)
+            return out
         return torch.bmm(q, x) if out is None else torch.bmm(q, x, out=out)
