@@ -77,6 +77,16 @@ def test_tied_tensors_stay_tied_and_are_shrunk_once() -> None:
     assert report.rows[0].aliases == ("head.weight",)
 
 
+def test_adapter_files_shrink_b_alone() -> None:
+    """The offline twin of LoRA's rule: shrinking A as well would square the factor."""
+    names = ("q.lora_A.weight", "q.lora_B.weight", "e.lora_embedding_A", "e.lora_embedding_B")
+    state = {n: torch.ones(4, 4) for n in names}
+    for new, report in (uniform_state_dict(state, 0.5), perturb_state_dict(state, "dash")):
+        assert [r.name for r in report.rows] == ["q.lora_B.weight", "e.lora_embedding_B"]
+        assert all(torch.equal(new[n], state[n]) for n in names if "A" in n)
+    assert "LoRA A factor" in report.skipped[0].reason
+
+
 def test_names_are_strict() -> None:
     """A direction for a layer that is not there means the wrong checkpoint."""
     state = {"a.weight": torch.ones(2, 2), "b.weight": torch.ones(2, 2), "step": 3}

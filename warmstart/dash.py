@@ -49,6 +49,7 @@ def dash_shrink(
     include: Patterns = None,
     exclude: Patterns = None,
     bias: str = "vector",
+    lora: str = "factor",
     zero_gradient: str = "floor",
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     optimizer: Any = None,
@@ -89,6 +90,8 @@ def dash_shrink(
         include: Which parameters, see ``find_targets``.
         exclude: Which parameters not.
         bias: ``"vector"`` (official: one factor per bias) or ``"skip"``.
+        lora: ``"factor"`` or ``"product"``: whether rows of an adapter's B are judged as they are
+            or as rows of the merged B A, see ``find_targets``.
         zero_gradient: ``"floor"`` (official) or ``"keep"``, for units without any gradient.
         forward: ``forward(model, batch) -> loss`` for batches or losses of any other kind.
         optimizer: Whose state goes along; its master copies of weights always do.
@@ -129,7 +132,9 @@ def dash_shrink(
         raise ValueError(f"grad_mode must be one of {GRAD_MODES}, got {grad_mode!r}")
     _check_recalibration(recalibrate_norm, data)
     model = model if inplace else copy.deepcopy(model)
-    targets, skipped = find_targets(model, units=units, include=include, exclude=exclude, bias=bias)
+    targets, skipped = find_targets(
+        model, units=units, include=include, exclude=exclude, bias=bias, lora=lora
+    )
     fed = isinstance(data, GradientDirection)
     if isinstance(data, GradientDirection):
         direction, batches = data, None
@@ -155,6 +160,7 @@ def dash_shrink(
         "units": units,
         "grad_mode": "fed" if fed else grad_mode,
         "bias": bias,
+        **({"lora": lora} if lora != "factor" else {}),
         "zero_gradient": zero_gradient,
         "optimizer_state": optimizer_state,
     }

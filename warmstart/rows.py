@@ -10,6 +10,7 @@ from .factors import (
     accumulation_dtype,
     factors_from_cosine,
     magnitude_cosine,
+    product_cosine,
     sum_over,
     unit_cosine,
 )
@@ -71,6 +72,8 @@ def target_cosine(t: Target, direction: GradientDirection, shuffle: bool = False
     g = combined(t, direction)
     if shuffle:
         g = shuffled(g)
+    if t.product_with is not None:
+        return product_cosine(full(t.parameter.detach()), full(t.product_with[1].detach()), full(g))
     if t.direction_of is not None:
         name, v = t.direction_of
         d_v = direction[name]

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from .entries import memory_key
-from .targets import Patterns, Skipped, Target, as_list, check_patterns, matches
-from .units import UNIT_NAMES
+from .targets import LORA_REASONS, Patterns, Skipped, Target, as_list, check_patterns, matches
+from .units import UNIT_NAMES, lora_role
 
 StateUnits = str | Callable[[str, Tensor], str | Sequence[int] | None]
 
@@ -97,6 +97,11 @@ def _reason(
         return ""
     if include is not None and (callable(include) or "default" not in as_list(include)):
         return "not included"
+    lora = lora_role(name)
+    if lora in LORA_REASONS:
+        return LORA_REASONS[lora]
+    if lora == "b":
+        return ""
     prefix, _, leaf = name.rpartition(".")
     if leaf.endswith("weight") and x.ndim >= 2:
         return ""
