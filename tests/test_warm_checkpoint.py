@@ -207,6 +207,37 @@ def test_command_line_dash_perturb_fire_inspect(tmp_path: Path, capsys) -> None:
     assert "1.weight" in text
 
 
+def test_weights_stored_the_other_way_round(tmp_path: Path, capsys) -> None:
+    """GPT-2's layers are (in, out): units are columns, isometries are scaled by sqrt(out / in)."""
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"c_attn": conv1d(12, 4), "c_fc": conv1d(16, 4), "up": nn.ConvTranspose1d(4, 6, 3)}
+    )
+    direction, flipped = fed(model), ("*.weight",)
+    state = model.state_dict()
+    wrong = "'c_attn.weight' .* is stored .in, out."
+    with pytest.raises(ValueError, match=wrong):
+        shrink_state_dict(state, direction)
+    with pytest.raises(ValueError, match=wrong):
+        fire_state_dict(state)
+    for units in ("kernel", "filter", "row"):
+        new, report = shrink_state_dict(state, direction, transposed=flipped, units=units)
+        copied = dash_shrink(model, direction, units=units, inplace=False, include="*")
+        assert equal(new, copied.model.state_dict())
+        for k, back in undo_state_dict(new, report.to_dict(factors=True)).items():
+            torch.testing.assert_close(back, state[k], rtol=1e-6, atol=0)
+    offline, _ = fire_state_dict(state, transposed=flipped)
+    fire_reinit(model)
+    assert equal(offline, model.state_dict())
+    source, out = tmp_path / "in.pt", tmp_path / "out.pt"
+    torch.save(state, source)
+    assert main(["fire", str(source), "-o", str(out)]) == 2
+    assert "--transposed on the command line" in capsys.readouterr().err
+    assert main(["fire", str(source), "-o", str(out), "--transposed", *flipped]) == 0
+    assert equal(load(out), offline)
+
+
 def test_sharded_safetensors(tmp_path: Path) -> None:
     """Large models come as an index and shards: same names, same shards, one report."""
     source, target = tmp_path / "a", tmp_path / "b"

@@ -47,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("input", type=Path, metavar="IN", help=".safetensors, its index, or .pt")
         c.add_argument("--include", nargs="+", metavar="PATTERN", help="exactly these tensors")
         c.add_argument("--exclude", nargs="+", metavar="PATTERN", help="not these tensors")
+        c.add_argument(
+            "--transposed",
+            nargs="+",
+            metavar="PATTERN",
+            help="weights stored (in, out), as GPT-2's",
+        )
         c.add_argument("--key", help="where the weights lie in a .pt checkpoint")
         if name == "inspect":
             continue
@@ -101,6 +107,7 @@ def _inspect(state: Mapping[str, Any], args: argparse.Namespace) -> tuple[Mappin
         state,
         include=args.include,
         exclude=args.exclude,
+        transposed=args.transposed,
         strict=False,
         elsewhere=args.elsewhere,
     )
@@ -126,7 +133,8 @@ def _change(args: argparse.Namespace) -> None:
     if args.report is not None and args.report.exists() and not args.force:
         raise FileExistsError(f"{args.report} exists; --force replaces it")
     if args.elsewhere is not None:
-        check_patterns(list(args.elsewhere), include=args.include, exclude=args.exclude)
+        patterns = {k: getattr(args, k) for k in ("include", "exclude", "transposed")}
+        check_patterns(list(args.elsewhere), **patterns)
     edit = partial(_undo, args=args) if args.undo else partial(_edit, args=args)
     reports = transform(
         args.input,
@@ -155,6 +163,7 @@ def _edit(
     selection = {
         "include": args.include,
         "exclude": args.exclude,
+        "transposed": args.transposed,
         "strict": not sharded,
         "elsewhere": args.elsewhere,
     }

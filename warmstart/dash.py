@@ -56,6 +56,7 @@ def dash_shrink(
     optimizer_state: str = "keep",
     along: Along | Sequence[Along] | None = None,
     recalibrate_norm: int = 0,
+    reliability: bool = False,
     inplace: bool = True,
     dry_run: bool = False,
     progress: Any = None,
@@ -99,6 +100,8 @@ def dash_shrink(
             factors, second moments by their squares); touched parameters only.
         along: EMA models, float32 master copies (modules or name -> tensor): shrunk along.
         recalibrate_norm: Re-estimate BatchNorm statistics on so many batches after the shrink.
+        reliability: Report how well the cosines of even and of odd batches agree, unit by unit; one
+            more buffer per parameter. (A ``GradientDirection`` is asked for it when it is built.)
         inplace: False shrinks a copy, found in ``report.model``.
         dry_run: Compute and report everything, change nothing.
         progress: True for a bar, or ``callable(done, total)``.
@@ -138,14 +141,14 @@ def dash_shrink(
     fed = isinstance(data, GradientDirection)
     if isinstance(data, GradientDirection):
         direction, batches = data, None
-        _check_fed(direction, targets)
+        _check_fed(direction, targets, reliability)
     else:
         batches = data
         direction = measure_direction(
             model,
             batches,
             loss_fn,
-            GradientDirection(model, alpha=alpha, targets=targets),
+            GradientDirection(model, alpha=alpha, targets=targets, reliability=reliability),
             grad_mode=grad_mode,
             max_batches=max_batches,
             tail=tail,
@@ -215,7 +218,9 @@ def _factors(
     return {name: s for name, (s, _) in done.items()}, [row for _, row in done.values()]
 
 
-def _check_fed(direction: GradientDirection, targets: Sequence[Target]) -> None:
+def _check_fed(direction: GradientDirection, targets: Sequence[Target], reliability: bool) -> None:
+    if reliability and not direction.keeps_halves:
+        raise ValueError("build the GradientDirection with reliability=True; it kept no halves")
     missing = [t.name for t in targets if t.name not in direction]
     if missing:
         raise ValueError(

@@ -30,6 +30,7 @@ class ParameterRow:
         floor: Smallest factor allowed here.
         share_at_floor: Share of units whose factor is the floor.
         mean_factor: Mean over units.
+        median_factor: Median over units; None for methods with one factor for all.
         mean_cosine: Mean over units; None for methods without a gradient.
         mean_abs_cosine: Mean size of the cosine over units.
         null_share_at_floor: The same with the gradient's entries shuffled: what chance gives.
@@ -41,6 +42,8 @@ class ParameterRow:
         norm_follows: Name of the normalization that makes the loss blind to this weight's length.
         effective_lr: Growth of the effective learning rate, (norm_before / norm_after)^2, where a
             normalization follows; None elsewhere.
+        reliability: Correlation over units between the cosines that even and odd batches give, if
+            ``reliability=True`` kept them and there are three units or more; None elsewhere.
         zero_gradient: Units whose direction is exactly zero.
         zero_weight: Units whose weights are all zero.
     """
@@ -56,6 +59,7 @@ class ParameterRow:
     mean_factor: float
     norm_before: float
     norm_after: float
+    median_factor: float | None = None
     mean_cosine: float | None = None
     mean_abs_cosine: float | None = None
     null_share_at_floor: float | None = None
@@ -64,6 +68,7 @@ class ParameterRow:
     null_mean_abs_cosine: float | None = None
     norm_follows: str | None = None
     effective_lr: float | None = None
+    reliability: float | None = None
     zero_gradient: int = 0
     zero_weight: int = 0
     aliases: tuple[str, ...] = ()
@@ -118,7 +123,9 @@ class ShrinkReport:
         state = "" if self.applied else " (dry run: nothing was changed)"
         lines = [f"{self.method}({given}){state}"]
         columns = [_HEADER, *(_cells(r) for r in self.rows)]
-        widths = [max(len(row[i]) for row in columns) for i in range(len(_HEADER))]
+        if all(r.reliability is None for r in self.rows):
+            columns = [row[:-1] for row in columns]
+        widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
         for cells in columns:
             first, rest = cells[:2], cells[2:]
             text = [c.ljust(w) for c, w in zip(first, widths[:2], strict=True)]
@@ -199,6 +206,7 @@ _HEADER = (
     "norm",
     "after",
     "eff. lr",
+    "halves",
 )
 
 
@@ -220,6 +228,7 @@ def _cells(r: ParameterRow) -> tuple[str, ...]:
         number(r.norm_before, ".4g"),
         number(r.norm_after, ".4g"),
         "-" if r.effective_lr is None else f"x{r.effective_lr:.3g}",
+        number(r.reliability, ".2f"),
     )
 
 
