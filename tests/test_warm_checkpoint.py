@@ -227,11 +227,11 @@ def test_weights_stored_the_other_way_round(tmp_path: Path, capsys) -> None:
         assert equal(new, copied.model.state_dict())
         for k, back in undo_state_dict(new, report.to_dict(factors=True)).items():
             torch.testing.assert_close(back, state[k], rtol=1e-6, atol=0)
+    source, out = tmp_path / "in.pt", tmp_path / "out.pt"
+    torch.save(state, source)
     offline, _ = fire_state_dict(state, transposed=flipped)
     fire_reinit(model)
     assert equal(offline, model.state_dict())
-    source, out = tmp_path / "in.pt", tmp_path / "out.pt"
-    torch.save(state, source)
     assert main(["fire", str(source), "-o", str(out)]) == 2
     assert "--transposed on the command line" in capsys.readouterr().err
     assert main(["fire", str(source), "-o", str(out), "--transposed", *flipped]) == 0

@@ -122,15 +122,14 @@ class ShrinkReport:
         given = ", ".join(f"{k}={v}" for k, v in self.settings.items())
         state = "" if self.applied else " (dry run: nothing was changed)"
         lines = [f"{self.method}({given}){state}"]
-        columns = [_HEADER, *(_cells(r) for r in self.rows)]
-        if all(r.reliability is None for r in self.rows):
-            columns = [row[:-1] for row in columns]
-        widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
-        for cells in columns:
-            first, rest = cells[:2], cells[2:]
-            text = [c.ljust(w) for c, w in zip(first, widths[:2], strict=True)]
-            text += [c.rjust(w) for c, w in zip(rest, widths[2:], strict=True)]
-            lines.append("  ".join(text).rstrip())
+        columns = zip(_HEADER, *(_cells(r) for r in self.rows), strict=True)
+        # A method without a direction has no cosines: columns of nothing are left out.
+        columns = [c for c in columns if any(cell != "-" for cell in c[1:])]
+        padded = []
+        for i, column in enumerate(columns):
+            width = max(map(len, column))
+            padded.append([c.ljust(width) if i < 2 else c.rjust(width) for c in column])
+        lines += ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
         lines += [f"skipped {s.name}: {s.reason}" for s in self.skipped]
         lines += [f"note: {n}" for n in self.notes]
         return "\n".join(lines)
@@ -218,7 +217,7 @@ def _cells(r: ParameterRow) -> tuple[str, ...]:
         r.name,
         r.unit,
         str(r.units),
-        number(r.share_at_floor, ".0%"),
+        "-" if r.unit == "tensor" else number(r.share_at_floor, ".0%"),
         number(r.null_share_at_floor, ".0%"),
         number(r.mean_factor),
         number(r.null_mean_factor),
