@@ -209,6 +209,9 @@ def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) ->
     targets, _ = state_targets(state_dict, include=lambda name, x: name in inverse)
     for t in targets:
         f, shape = inverse[t.name], t.parameter.shape
+        if f.ndim == len(shape) + 1:  # filters of a grouped transposed convolution
+            f = f.expand(-1, shape[0] // f.shape[0], *f.shape[2:]).flatten(0, 1)
+            inverse[t.name] = f
         fits = f.ndim == len(shape) and all(
             a in (1, b) for a, b in zip(f.shape, shape, strict=True)
         )
