@@ -99,7 +99,6 @@ def key(row: dict[str, object]) -> tuple[str, ...]:
 
 
 NO_FLOOR = ("cold", "warm", "warm, fresh momentum", "FIRE")
-FEW = ("cold", "warm", "uniform", "DASH")
 
 # (purpose, net, learning rate, methods, floor, seeds, chunks), most wanted first. "grid" compares;
 # "tune" finds the rate at which a cold start is best. "explore" (with the grid's cold starts) is
@@ -122,10 +121,14 @@ PLAN: tuple[tuple[str, str, float, tuple[str, ...], float | str, tuple[int, ...]
     ("tune", "norm", 0.3, ("cold",), 1.0, (0,), 4),
     ("tune", "plain", 0.01, ("cold",), 1.0, (0,), 4),
     ("tune", "plain", 0.1, ("cold",), 1.0, (0,), 4),
+    ("tune", "norm", 1.0, ("cold",), 1.0, (0,), 4),
+    ("tune", "plain", 0.003, ("cold",), 1.0, (0,), 4),
     ("grid", "norm", 0.1, tuple(METHODS), 0.3, (0, 1, 2), 4),
-    ("grid", "plain", 0.03, ("uniform", "DASH"), 0.3, (0, 1, 2), 4),
-    ("grid", "plain", 0.01, FEW, 0.7, (0, 1, 2), 4),
+    ("grid", "norm", 0.3, tuple(METHODS), 0.3, (0, 1, 2), 4),
+    ("grid", "norm", 0.3, ("DASH",), "auto", (0, 1, 2), 4),
+    ("grid", "plain", 0.01, tuple(METHODS), 0.7, (0, 1, 2), 4),
     ("grid", "plain", 0.01, ("DASH",), "auto", (0, 1, 2), 4),
+    ("grid", "plain", 0.03, ("uniform", "DASH"), 0.3, (0, 1, 2), 4),
     ("ablation", "plain", 0.03, tuple(TRIED), 0.5, (0, 1, 2), 4),
     ("ablation", "plain", 0.03, tuple(TRIED), 0.7, (0, 1, 2), 4),
 )

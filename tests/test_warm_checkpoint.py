@@ -1,6 +1,7 @@
 """State dicts and the command line: pure, faithful to the file, atomic, reversible."""
 
 import collections
+import importlib
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from warmstart import (
     uniform_state_dict,
 )
 from warmstart.__main__ import main
+from warmstart.files import read_whole
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
@@ -75,6 +77,16 @@ def test_tied_tensors_stay_tied_and_are_shrunk_once() -> None:
     assert new["embed.weight"] is new["head.weight"]
     assert float(new["embed.weight"][0, 0]) == 0.5
     assert report.rows[0].aliases == ("head.weight",)
+
+
+def test_adapter_files_shrink_b_alone() -> None:
+    """The offline twin of LoRA's rule: shrinking A as well would square the factor."""
+    names = ("q.lora_A.weight", "q.lora_B.weight", "e.lora_embedding_A", "e.lora_embedding_B")
+    state = {n: torch.ones(4, 4) for n in names}
+    for new, report in (uniform_state_dict(state, 0.5), perturb_state_dict(state, "dash")):
+        assert [r.name for r in report.rows] == ["q.lora_B.weight", "e.lora_embedding_B"]
+        assert all(torch.equal(new[n], state[n]) for n in names if "A" in n)
+    assert "LoRA A factor" in report.skipped[0].reason
 
 
 def test_names_are_strict() -> None:
@@ -195,6 +207,122 @@ def test_command_line_dash_perturb_fire_inspect(tmp_path: Path, capsys) -> None:
     assert "0.weight  (4, 1, 3, 3)  float32" in text
     assert "shrunk per kernel" in text
     assert "1.weight" in text
+
+
+def test_weights_stored_the_other_way_round(tmp_path: Path, capsys) -> None:
+    """GPT-2's layers are (in, out): units are columns, isometries are scaled by sqrt(out / in)."""
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"c_attn": conv1d(12, 4), "c_fc": conv1d(16, 4), "up": nn.ConvTranspose1d(4, 6, 3)}
+    )
+    direction, flipped = fed(model), ("*.weight",)
+    state = model.state_dict()
+    wrong = "'c_attn.weight' .* is stored .in, out."
+    with pytest.raises(ValueError, match=wrong):
+        shrink_state_dict(state, direction)
+    with pytest.raises(ValueError, match=wrong):
+        fire_state_dict(state)
+    for units in ("kernel", "filter", "row"):
+        new, report = shrink_state_dict(state, direction, transposed=flipped, units=units)
+        copied = dash_shrink(model, direction, units=units, inplace=False, include="*")
+        assert equal(new, copied.model.state_dict())
+        for k, back in undo_state_dict(new, report.to_dict(factors=True)).items():
+            torch.testing.assert_close(back, state[k], rtol=1e-6, atol=0)
+    source, out = tmp_path / "in.pt", tmp_path / "out.pt"
+    torch.save(state, source)
+    offline, _ = fire_state_dict(state, transposed=flipped)
+    fire_reinit(model)
+    assert equal(offline, model.state_dict())
+    assert main(["fire", str(source), "-o", str(out)]) == 2
+    assert "--transposed on the command line" in capsys.readouterr().err
+    assert main(["fire", str(source), "-o", str(out), "--transposed", *flipped]) == 0
+    assert equal(load(out), offline)
+
+
+ENTRY = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.up = nn.ConvTranspose1d(4, 4, 2, groups=2)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        return self.head(self.up(self.embed(x).mT).mean(2))
+
+def make():
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(1)
+    pairs = [(torch.randint(6, (8, 5), generator=g), torch.arange(8) % 6) for _ in range(3)]
+    return Net(), pairs
+
+def wrong():
+    return Net()
+
+def other():
+    return nn.Linear(2, 2), []
+"""
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_command_line_with_a_model(tmp_path: Path, monkeypatch, capsys, sharded: bool) -> None:
+    """--entry gives what dash_shrink gives in a script, in the file's names, ties and dtypes."""
+    (tmp_path / "warm_entry.py").write_text(ENTRY)
+    monkeypatch.syspath_prepend(tmp_path)
+    model, batches = importlib.import_module("warm_entry").make()
+    state = model.bfloat16().state_dict()
+    if sharded:
+        source, out, back = (tmp_path / d / "model.safetensors.index.json" for d in ("a", "b", "c"))
+        source.parent.mkdir()
+        files = {"1.safetensors": list(state)[:2], "2.safetensors": list(state)[2:]}
+        for file, keys in files.items():
+            part = {k: state[k].clone() for k in keys}
+            safetensors_torch.save_file(part, source.parent / file, {"format": "pt"})
+        weight_map = {k: f for f, ks in files.items() for k in ks}
+        source.write_text(json.dumps({"weight_map": weight_map}))
+    else:
+        source, out, back = (tmp_path / f"{n}.pt" for n in "abc")
+        torch.save(state, source)
+    report = tmp_path / "r.json"
+    options = ["--entry", "warm_entry:make", "--units", "filter", "--floor", "0.2", "--tail", "2"]
+    command = ["dash", str(source), "-o", str(out), *options, "--report", str(report)]
+    assert main(command) == 0
+    new = read_whole(out)
+    dash_shrink(model.float(), batches, floor=0.2, units="filter", tail=2)
+    assert list(new) == list(read_whole(source))
+    for k, v in model.state_dict().items():
+        assert torch.equal(new[k], v.bfloat16())
+    if sharded:
+        assert json.loads(out.read_text())["weight_map"] == weight_map
+        from safetensors import safe_open
+
+        for file in files:
+            with safe_open(out.parent / file, "pt") as f:
+                assert f.metadata()["format"] == "pt"
+                assert json.loads(f.metadata()["warmstart"])["floor"] == 0.2
+    else:
+        assert new["head.weight"].data_ptr() == new["embed.weight"].data_ptr()
+    assert main(["dash", str(out), "-o", str(back), "--undo", str(report)]) == 0
+    for k, v in read_whole(back).items():
+        torch.testing.assert_close(v, state[k], rtol=2 * torch.finfo(v.dtype).eps, atol=0)
+    capsys.readouterr()
+    for entry, message in (
+        ("warm_entry", "takes module:function"),
+        ("warm_entry:nothing", "has no function 'nothing'"),
+        ("warm_entry:wrong", "must return (model, batches) or (model, batches, loss_fn), got Net"),
+        ("warm_entry:other", "does not fit the model of warm_entry:other"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+    ):
+        x = str(tmp_path / "x" / out.name)
+        assert main(["dash", str(source), "-o", x, "--entry", entry]) == 2
+        assert message in capsys.readouterr().err
+        assert not Path(x).exists()
 
 
 def test_sharded_safetensors(tmp_path: Path) -> None:

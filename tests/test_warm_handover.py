@@ -71,6 +71,26 @@ def test_scale(optimizer_class, keywords) -> None:
             torch.testing.assert_close(value, before * s, rtol=1e-6, atol=0)
 
 
+def test_scale_leaves_the_step_counter_of_a_scalar_alone() -> None:
+    """A scalar parameter has the shape of its step counter; 5 steps must not become 1.5."""
+    model = nn.Linear(3, 2)
+    model.gain = nn.Parameter(torch.tensor(2.0))
+    optimizer = torch.optim.NAdam(model.parameters())
+    batch = (torch.randn(8, 3), torch.randint(2, (8,)))
+    forward = lambda m, b: cross_entropy(m(b[0]) * m.gain, b[1])  # noqa: E731
+    forward(model, batch).backward()
+    optimizer.step()
+    old = copy.deepcopy(optimizer.state[model.gain])
+    report = dash_shrink(
+        model, [batch], forward=forward, include=("default", "gain"),
+        optimizer=optimizer, optimizer_state="scale", zero_gradient="floor", floor=0.3,
+    )  # fmt: skip
+    new, s = optimizer.state[model.gain], report.factors["gain"]
+    assert new["step"] == old["step"] == 1
+    assert new["mu_product"] == old["mu_product"]
+    torch.testing.assert_close(new["exp_avg"], old["exp_avg"] * s)
+
+
 @pytest.mark.parametrize(("optimizer_class", "keywords"), OPTIMIZERS)
 def test_reset(optimizer_class, keywords) -> None:
     """Touched parameters start like new ones at the next step, the others go on."""

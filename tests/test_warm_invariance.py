@@ -9,7 +9,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from reference.dash import clamp, cosine, official_shrink
-from warmstart import GradientDirection, dash_shrink, shrink_factors, unit_cosine
+from warmstart import (
+    GradientDirection,
+    dash_shrink,
+    shrink_factors,
+    shrink_state_dict,
+    unit_cosine,
+)
 
 CHECK = settings(derandomize=True, deadline=None, max_examples=50)
 
@@ -136,6 +142,70 @@ def test_alpha_one_uses_the_last_batch_only() -> None:
     for p, q, r in zip(a.parameters(), b.parameters(), c.parameters(), strict=True):
         assert torch.equal(p, q)
         torch.testing.assert_close(q, r, rtol=1e-6, atol=1e-7)
+
+
+def test_reliability_is_the_correlation_of_the_halves() -> None:
+    """Against two directions of their own, each of every second batch with the whole's weights."""
+    model, batches = net(), [*data(), *data()[::-1]]
+    report = dash_shrink(model, batches, reliability=True, dry_run=True)
+    plain = dash_shrink(model, batches, dry_run=True)
+    assert all(torch.equal(report.factors[n], s) for n, s in plain.factors.items())
+    assert all(r.reliability is None for r in plain.rows)
+    halves: list[dict[str, torch.Tensor]] = [{}, {}]
+    for i, (x, y) in enumerate(batches):
+        gradients = torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+        for (n, _), g in zip(model.named_parameters(), gradients, strict=True):
+            part = -g.double() * 0.3 * 0.7 ** (len(batches) - 1 - i)
+            halves[i % 2][n] = halves[i % 2].get(n, 0) + part
+    for name, dims in (("0.weight", (2, 3)), ("3.weight", (1,)), ("5.weight", (1,))):
+        w = model.get_parameter(name).detach().double()
+        a, b = (unit_cosine(w, h[name], dims).flatten().numpy() for h in halves)
+        expected = np.corrcoef(a, b)[0, 1]
+        assert report.row(name).reliability == pytest.approx(expected, abs=1e-4)
+        assert report.row(name).median_factor == float(report.factors[name].median())
+    assert report.row("3.bias").reliability is None  # one unit
+    assert "halves" in str(report)
+    assert "halves" not in str(plain)
+
+
+def test_reliability_tells_signal_from_noise() -> None:
+    """Gradients that repeat agree with themselves, random ones do not, and the report says so."""
+    model = nn.Linear(30, 50, bias=False)
+    same = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    outcomes = []
+    for noise in (0.0, 1.0):
+        direction = GradientDirection(model, reliability=True)
+        g = torch.Generator().manual_seed(1)
+        for _ in range(4):
+            direction.update(
+                {"weight": same * (1 - noise) + noise * torch.randn(50, 30, generator=g)}
+            )
+        resumed = GradientDirection(model, reliability=True)
+        resumed.load_state_dict(direction.state_dict())
+        outcomes.append(dash_shrink(model, resumed, dry_run=True, reliability=True))
+        offline = shrink_state_dict(model.state_dict(), direction.state_dict())[1]
+        assert offline.row("weight").reliability == outcomes[-1].row("weight").reliability
+    good, bad = outcomes
+    assert good.row("weight").reliability == pytest.approx(1.0, abs=1e-5)
+    assert abs(bad.row("weight").reliability) < 0.5  # 3.5 standard errors of 50 independent pairs
+    assert any("even and odd batches disagree" in n for n in bad.notes)
+    assert not any("even and odd" in n for n in good.notes)
+    with pytest.raises(ValueError, match="with reliability=True; it kept no halves"):
+        dash_shrink(model, GradientDirection(model), reliability=True)
+    with pytest.raises(ValueError, match="was not built with reliability=True"):
+        resumed.load_state_dict(GradientDirection(model).state_dict())
+
+
+def test_single_numbers_are_told_to_be_signs() -> None:
+    """A 1x1 convolution's kernels have one entry: factor 1 or floor, and the report warns."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Flatten(), nn.Linear(16, 2))
+    batch = (torch.randn(8, 3, 2, 2), torch.randint(2, (8,)))
+    report = dash_shrink(model, [batch], dry_run=True)
+    values = {round(s, 6) for s in report.factors["0.weight"].flatten().tolist()}
+    assert values == {1.0, 0.3}
+    assert any(n.startswith("units of 0.weight are single numbers") for n in report.notes)
+    filters = dash_shrink(model, [batch], dry_run=True, units="filter")
+    assert not any("single numbers" in n for n in filters.notes)
 
 
 def test_order_matters() -> None:

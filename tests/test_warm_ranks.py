@@ -99,12 +99,14 @@ def check_fsdp2_uneven_rows(rank: int) -> float:
     grads = [p.grad for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     report = dash_shrink(
-        model, mine(data((1, 6, 6), 5), rank), optimizer=optimizer, along=None, floor=0.3
+        model, mine(data((1, 6, 6), 5), rank), optimizer=optimizer, floor=0.3, reliability=True
     )
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
     reference = net()
-    expected = dash_shrink(reference, data((1, 6, 6), 5), floor=0.3)
+    expected = dash_shrink(reference, data((1, 6, 6), 5), floor=0.3, reliability=True)
     for name, s in expected.factors.items():
+        halves = expected.row(name).reliability
+        assert report.row(name).reliability == (halves and pytest.approx(halves, abs=1e-4))
         torch.testing.assert_close(report.factors[name], s, rtol=0, atol=1e-6)
         assert report.row(name).norm_after == pytest.approx(expected.row(name).norm_after, rel=1e-5)
     return distance(model, reference)

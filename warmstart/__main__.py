@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,8 +19,10 @@ from .checkpoint import (
     undo_state_dict,
     uniform_state_dict,
 )
-from .files import INDEX, atomic, index_dimensions, read, transform
+from .factory import shrink_with_model
+from .files import INDEX, atomic, index_dimensions, read, read_whole, transform
 from .peers import PRESETS
+from .quiet import GRAD_MODES
 from .report import FORMAT, ShrinkReport
 from .targets import check_patterns
 
@@ -47,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("input", type=Path, metavar="IN", help=".safetensors, its index, or .pt")
         c.add_argument("--include", nargs="+", metavar="PATTERN", help="exactly these tensors")
         c.add_argument("--exclude", nargs="+", metavar="PATTERN", help="not these tensors")
+        c.add_argument(
+            "--transposed",
+            nargs="+",
+            metavar="PATTERN",
+            help="weights stored (in, out), as GPT-2's",
+        )
         c.add_argument("--key", help="where the weights lie in a .pt checkpoint")
         if name == "inspect":
             continue
@@ -73,10 +81,24 @@ def parser() -> argparse.ArgumentParser:
     perturb.add_argument("--seed", type=int, default=0)
     fire.add_argument("--strength", type=float, default=1.0, help="in (0, 1]")
     dash.add_argument("--directions", type=Path, help="saved GradientDirection.state_dict()")
-    dash.add_argument("--floor", type=float, default=0.3, help="in (0, 1]")
+    dash.add_argument(
+        "--entry", metavar="MODULE:FUNCTION", help="returns (model, batches[, loss_fn]); runs code"
+    )
+    dash.add_argument("--floor", type=_floor, default=0.3, help="in (0, 1], or auto with --entry")
+    dash.add_argument(
+        "--alpha", type=float, default=0.3, help="with --entry: newest batch's weight"
+    )
+    dash.add_argument("--tail", type=int, help="with --entry: only the last so many batches")
+    dash.add_argument(
+        "--grad-mode", choices=GRAD_MODES, default="eval", help="with --entry: mode of the pass"
+    )
     dash.add_argument("--units", choices=("kernel", "filter", "row"), default="kernel")
     dash.add_argument("--zero-gradient", choices=("floor", "keep"), default="floor")
     return p
+
+
+def _floor(text: str) -> float | str:
+    return text if text == "auto" else float(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +123,7 @@ def _inspect(state: Mapping[str, Any], args: argparse.Namespace) -> tuple[Mappin
         state,
         include=args.include,
         exclude=args.exclude,
+        transposed=args.transposed,
         strict=False,
         elsewhere=args.elsewhere,
     )
@@ -126,8 +149,9 @@ def _change(args: argparse.Namespace) -> None:
     if args.report is not None and args.report.exists() and not args.force:
         raise FileExistsError(f"{args.report} exists; --force replaces it")
     if args.elsewhere is not None:
-        check_patterns(list(args.elsewhere), include=args.include, exclude=args.exclude)
-    edit = partial(_undo, args=args) if args.undo else partial(_edit, args=args)
+        patterns = {k: getattr(args, k) for k in ("include", "exclude", "transposed")}
+        check_patterns(list(args.elsewhere), **patterns)
+    edit = _editor(args)
     reports = transform(
         args.input,
         None if args.dry_run else args.output,
@@ -139,12 +163,30 @@ def _change(args: argparse.Namespace) -> None:
     if args.undo:
         print(f"undone: {args.undo}")
         return
-    report = _merged(reports)
+    # With a model, one call has shrunk all shards.
+    report = reports[0] if getattr(args, "entry", None) else _merged(reports)
     report.applied = not args.dry_run
     print(report)
     if args.report is not None:
         with atomic(args.report) as temporary:
             report.to_json(temporary, factors=True)
+
+
+def _editor(args: argparse.Namespace) -> Callable[[Mapping[str, Any]], tuple[Any, Any]]:
+    """State dict of one file -> new state dict and report."""
+    if args.undo:
+        return partial(_undo, args=args)
+    if not getattr(args, "entry", None):
+        return partial(_edit, args=args)
+    if args.directions is not None or args.transposed is not None:
+        raise ValueError("--entry measures directions and knows the layers: leave out the others")
+    if not args.input.exists():
+        raise FileNotFoundError(f"{args.input} does not exist")
+    names = ("floor", "alpha", "tail", "grad_mode", "units", "zero_gradient", "bias")
+    options = {k: getattr(args, k) for k in (*names, "include", "exclude")}
+    state = read_whole(args.input, args.key)
+    new, report = shrink_with_model(state, args.entry, **options)
+    return lambda part: (type(part)((k, new.get(k, v)) for k, v in part.items()), report)  # type: ignore[call-arg]
 
 
 def _edit(
@@ -155,6 +197,7 @@ def _edit(
     selection = {
         "include": args.include,
         "exclude": args.exclude,
+        "transposed": args.transposed,
         "strict": not sharded,
         "elsewhere": args.elsewhere,
     }
@@ -175,7 +218,8 @@ def _edit(
         )
     if args.directions is None:
         raise ValueError(
-            "dash needs --directions: torch.save(GradientDirection(...).state_dict(), FILE)"
+            "dash needs --directions: torch.save(GradientDirection(...).state_dict(), FILE), or "
+            "--entry module:function"
         )
     saved = _load_directions(args.directions)
     if sharded:  # a shard has some of the tensors
@@ -205,7 +249,7 @@ def _undo(
     report = json.loads(args.undo.read_text(encoding="utf-8"))
     if report.get("format") != FORMAT:
         raise ValueError(f"{args.undo} is not a report of this program")
-    if report["method"] != args.command:
+    if report["method"].removesuffix("_shrink") != args.command:
         raise ValueError(f"{args.undo} reports {report['method']!r}, not {args.command!r}")
     if args.input.name.endswith(INDEX) and report.get("factors"):
         report["factors"] = {n: f for n, f in report["factors"].items() if n in state}

@@ -21,7 +21,7 @@ from .norms import NormMap
 from .peers import check_strengths, constant
 from .report import ParameterRow, ShrinkReport, unpack
 from .rows import add_value, factor_row, shrink_target, whole
-from .state_targets import StateUnits, state_targets
+from .state_targets import StateUnits, check_orientation, state_targets
 from .targets import Patterns, Skipped, Target
 
 StateDict = dict[str, Any]
@@ -36,6 +36,7 @@ def shrink_state_dict(
     include: Patterns = None,
     exclude: Patterns = None,
     bias: str = "vector",
+    transposed: Patterns = None,
     zero_gradient: str = "floor",
     strict: bool = True,
     elsewhere: Mapping[str, int] | None = None,
@@ -51,6 +52,7 @@ def shrink_state_dict(
         include: Default: exactly the tensors that have a direction.
         exclude: Not these.
         bias: ``"vector"`` or ``"skip"``.
+        transposed: See ``state_targets``.
         zero_gradient: ``"floor"`` or ``"keep"``.
         strict: See ``state_targets``.
         elsewhere: See ``state_targets``.
@@ -74,7 +76,8 @@ def shrink_state_dict(
     """
     check_floor(floor)
     check_zero_gradient(zero_gradient)
-    given, alpha, batches = _directions(directions)
+    average, alpha = _directions(directions)
+    given = average.given
     unknown = [n for n in given if n not in state_dict]
     if unknown:
         raise KeyError(f"directions for {unknown[:5]} have no tensor in the state dict")
@@ -85,13 +88,15 @@ def shrink_state_dict(
         include=chosen,
         exclude=exclude,
         bias=bias,
+        transposed=transposed,
         strict=strict,
         elsewhere=elsewhere,
     )
+    if not callable(units):
+        check_orientation(targets)
     missing = [t.name for t in targets if t.name not in given]
     if missing:
         raise KeyError(f"no direction for {missing[:5]}")
-    average = _Saved(given)
     factors: dict[str, Tensor] = {}
     rows: list[ParameterRow] = []
     with torch.no_grad():
@@ -103,6 +108,7 @@ def shrink_state_dict(
             factors[t.name], row = shrink_target(t, average, floor, zero_gradient)
             rows.append(row)
     settings = {"alpha": alpha, "floor": floor, "bias": bias, "zero_gradient": zero_gradient}
+    batches = average.num_batches
     report = ShrinkReport("dash", settings, rows, skipped, num_batches=batches, factors=factors)
     return _replaced(state_dict, targets, products(targets, factors)), report
 
@@ -157,18 +163,21 @@ def fire_state_dict(
 ) -> tuple[StateDict, ShrinkReport]:
     """``fire_reinit`` for a state dict; ``selection`` as in ``state_targets``.
 
-    A state dict does not tell embeddings from linear layers: exclude them by name.
+    A state dict does not tell embeddings from linear layers: exclude them by name. Nor does it tell
+    which weights are stored (in, out): name those of GPT-2 and of transposed convolutions in
+    ``transposed``.
     """
     if not 0.0 < strength <= 1.0:
         raise ValueError(f"strength must be in (0, 1], got {strength}")
     targets, skipped = state_targets(state_dict, **{**selection, "bias": "skip"})
     skipped += [Skipped(t.name, "not a matrix") for t in targets if t.parameter.ndim < 2]
     targets = [t for t in targets if t.parameter.ndim >= 2]
+    check_orientation(targets)
     values: dict[str, Tensor] = {}
     rows = []
     for t in targets:
         w = whole(t.parameter)
-        new = w.lerp(isometry(w, "Linear.weight", default_parts(t.name, w)), strength)
+        new = w.lerp(isometry(w, t.kind, default_parts(t.name, w)), strength)
         rows.append(add_value(t, new, values))
     report = ShrinkReport("fire", {"strength": strength}, rows, skipped)
     return _replaced(state_dict, targets, values), report
@@ -200,6 +209,9 @@ def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) ->
     targets, _ = state_targets(state_dict, include=lambda name, x: name in inverse)
     for t in targets:
         f, shape = inverse[t.name], t.parameter.shape
+        if f.ndim == len(shape) + 1:  # filters of a grouped transposed convolution
+            f = f.expand(-1, shape[0] // f.shape[0], *f.shape[2:]).flatten(0, 1)
+            inverse[t.name] = f
         fits = f.ndim == len(shape) and all(
             a in (1, b) for a, b in zip(f.shape, shape, strict=True)
         )
@@ -211,17 +223,20 @@ def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) ->
 class _Saved(GradientDirection):
     """Directions from a file, with the lookups that ``shrink_target`` uses."""
 
-    def __init__(self, average: Mapping[str, Tensor]) -> None:
-        self._average = dict(average)
+    def __init__(self, saved: Mapping[str, Any]) -> None:
+        self.given: Mapping[str, Tensor] = saved["directions"]
+        self.num_batches = int(saved.get("num_batches", 0))
         self.norms = NormMap()
+        self._average = dict(self.given)
+        self._odd = saved.get("odd_batches")
 
 
-def _directions(given: Any) -> tuple[Mapping[str, Tensor], float | None, int]:
+def _directions(given: Any) -> tuple[_Saved, float | None]:
     if isinstance(given, GradientDirection):
         given = given.state_dict()
-    if "directions" in given and isinstance(given["directions"], Mapping):
-        return given["directions"], given.get("alpha"), int(given.get("num_batches", 0))
-    return given, None, 0
+    if not isinstance(given.get("directions"), Mapping):
+        given = {"directions": given}
+    return _Saved(given), given.get("alpha")
 
 
 def _noise(name: str, shape: torch.Size, seed: int) -> Tensor:

@@ -49,12 +49,14 @@ def dash_shrink(
     include: Patterns = None,
     exclude: Patterns = None,
     bias: str = "vector",
+    lora: str = "factor",
     zero_gradient: str = "floor",
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     optimizer: Any = None,
     optimizer_state: str = "keep",
     along: Along | Sequence[Along] | None = None,
     recalibrate_norm: int = 0,
+    reliability: bool = False,
     inplace: bool = True,
     dry_run: bool = False,
     progress: Any = None,
@@ -89,6 +91,8 @@ def dash_shrink(
         include: Which parameters, see ``find_targets``.
         exclude: Which parameters not.
         bias: ``"vector"`` (official: one factor per bias) or ``"skip"``.
+        lora: ``"factor"`` or ``"product"``: whether rows of an adapter's B are judged as they are
+            or as rows of the merged B A, see ``find_targets``.
         zero_gradient: ``"floor"`` (official) or ``"keep"``, for units without any gradient.
         forward: ``forward(model, batch) -> loss`` for batches or losses of any other kind.
         optimizer: Whose state goes along; its master copies of weights always do.
@@ -96,6 +100,8 @@ def dash_shrink(
             factors, second moments by their squares); touched parameters only.
         along: EMA models, float32 master copies (modules or name -> tensor): shrunk along.
         recalibrate_norm: Re-estimate BatchNorm statistics on so many batches after the shrink.
+        reliability: Report how well the cosines of even and of odd batches agree, unit by unit; one
+            more buffer per parameter. (A ``GradientDirection`` is asked for it when it is built.)
         inplace: False shrinks a copy, found in ``report.model``.
         dry_run: Compute and report everything, change nothing.
         progress: True for a bar, or ``callable(done, total)``.
@@ -129,18 +135,20 @@ def dash_shrink(
         raise ValueError(f"grad_mode must be one of {GRAD_MODES}, got {grad_mode!r}")
     _check_recalibration(recalibrate_norm, data)
     model = model if inplace else copy.deepcopy(model)
-    targets, skipped = find_targets(model, units=units, include=include, exclude=exclude, bias=bias)
+    targets, skipped = find_targets(
+        model, units=units, include=include, exclude=exclude, bias=bias, lora=lora
+    )
     fed = isinstance(data, GradientDirection)
     if isinstance(data, GradientDirection):
         direction, batches = data, None
-        _check_fed(direction, targets)
+        _check_fed(direction, targets, reliability)
     else:
         batches = data
         direction = measure_direction(
             model,
             batches,
             loss_fn,
-            GradientDirection(model, alpha=alpha, targets=targets),
+            GradientDirection(model, alpha=alpha, targets=targets, reliability=reliability),
             grad_mode=grad_mode,
             max_batches=max_batches,
             tail=tail,
@@ -155,6 +163,7 @@ def dash_shrink(
         "units": units,
         "grad_mode": "fed" if fed else grad_mode,
         "bias": bias,
+        **({"lora": lora} if lora != "factor" else {}),
         "zero_gradient": zero_gradient,
         "optimizer_state": optimizer_state,
     }
@@ -209,7 +218,9 @@ def _factors(
     return {name: s for name, (s, _) in done.items()}, [row for _, row in done.values()]
 
 
-def _check_fed(direction: GradientDirection, targets: Sequence[Target]) -> None:
+def _check_fed(direction: GradientDirection, targets: Sequence[Target], reliability: bool) -> None:
+    if reliability and not direction.keeps_halves:
+        raise ValueError("build the GradientDirection with reliability=True; it kept no halves")
     missing = [t.name for t in targets if t.name not in direction]
     if missing:
         raise ValueError(

@@ -37,6 +37,17 @@ def watched_parameters(targets: Sequence[Target]) -> dict[str, Tensor]:
     return watched
 
 
+class Half:
+    """Lookup of a part of a direction, computed one parameter at a time."""
+
+    def __init__(self, whole: Mapping[str, Tensor], rest: Mapping[str, Tensor] | None = None):
+        self._whole, self._rest = whole, rest
+
+    def __getitem__(self, name: str) -> Tensor:
+        x = self._whole[name]
+        return x if self._rest is None else x - self._rest[name]
+
+
 class GradientDirection:
     """Moving average of the negative gradients of a model's selected parameters.
 
@@ -48,6 +59,8 @@ class GradientDirection:
         alpha: Weight of the newest batch (the paper's alpha), in (0, 1].
         include, exclude, bias: As in ``dash_shrink``.
         targets: Already selected targets, instead of the three above.
+        reliability: Also keep the part that every second batch contributed (a second buffer per
+            parameter), so that the report can say how well the two halves agree.
 
     Raises:
         ValueError: For alpha outside (0, 1].
@@ -75,6 +88,7 @@ class GradientDirection:
         exclude: Patterns = None,
         bias: str = "vector",
         targets: Sequence[Target] | None = None,
+        reliability: bool = False,
     ) -> None:
         check_alpha(alpha)
         if targets is None:
@@ -85,15 +99,31 @@ class GradientDirection:
         self.norms = NormMap()
         self._groups = rank_groups(model)
         self._parameters = watched_parameters(targets)
-        self._average = {
-            name: torch.zeros_like(p, dtype=accumulation_dtype(p), requires_grad=False)
-            for name, p in self._parameters.items()
-        }
+        self._average = self._zeros()
+        # The moving average is a sum over batches: what the odd ones gave, beside the whole.
+        self._odd = self._zeros() if reliability else None
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
         """The watched parameters by name."""
         return self._parameters
+
+    def _zeros(self) -> dict[str, Tensor]:
+        return {
+            name: torch.zeros_like(p, dtype=accumulation_dtype(p), requires_grad=False)
+            for name, p in self._parameters.items()
+        }
+
+    @property
+    def keeps_halves(self) -> bool:
+        """Whether ``reliability=True`` was given."""
+        return self._odd is not None
+
+    def halves(self) -> tuple[Half, Half] | None:
+        """What even and odd batches contributed, or None if it was not kept or one is empty."""
+        if self._odd is None or self.num_batches < 2:
+            return None
+        return Half(self._average, self._odd), Half(self._odd)
 
     def __getitem__(self, name: str) -> Tensor:
         """The direction of one parameter, shaped like it."""
@@ -121,11 +151,16 @@ class GradientDirection:
         with torch.no_grad():
             for name, average in self._average.items():
                 average.mul_(1.0 - self.alpha)
+                if self._odd is not None:
+                    self._odd[name].mul_(1.0 - self.alpha)
                 g = gradients.get(name)
                 if g is not None:
                     g = like(g.detach(), average)
                     # In two steps: alpha / scale alone may leave float32's range.
-                    average.sub_(g.to(average.dtype).mul(1.0 / scale), alpha=self.alpha)
+                    g = g.to(average.dtype).mul(1.0 / scale)
+                    average.sub_(g, alpha=self.alpha)
+                    if self._odd is not None and self.num_batches % 2:
+                        self._odd[name].sub_(g, alpha=self.alpha)
         self.num_batches += 1
 
     def _check(self, gradients: Mapping[str, Tensor | None]) -> None:
@@ -171,34 +206,44 @@ class GradientDirection:
                 f"ranks saw between {fewest:.0f} and {-most:.0f} batches; a moving average needs "
                 "equal numbers (use a DistributedSampler, or max_batches)"
             )
-        for average in self._average.values():
+        for average in (*self._average.values(), *(self._odd or {}).values()):
             mean_over_ranks(average, groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, alpha and the number of batches; resumes exactly."""
-        return {
+        state: dict[str, Any] = {
             "alpha": self.alpha,
             "num_batches": self.num_batches,
             "directions": {n: a.detach().clone() for n, a in self._average.items()},
         }
+        if self._odd is not None:
+            state["odd_batches"] = {n: a.detach().clone() for n, a in self._odd.items()}
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from ``state_dict()``.
 
         Raises:
-            ValueError: If names or shapes differ from the watched parameters'.
+            ValueError: If names or shapes differ from the watched parameters', or the halves for
+                ``reliability`` were not saved.
         """
-        given = state_dict["directions"]
-        if set(given) != set(self._average):
-            odd = sorted(set(given) ^ set(self._average))[:5]
-            raise ValueError(f"directions and watched parameters differ in {odd}")
-        for name, value in given.items():
-            if value.shape != self._average[name].shape:
-                raise ValueError(f"direction of {name!r} is {tuple(value.shape)}")
+        pairs = [(state_dict["directions"], self._average)]
+        if self._odd is not None:
+            if "odd_batches" not in state_dict:
+                raise ValueError("the saved direction was not built with reliability=True")
+            pairs.append((state_dict["odd_batches"], self._odd))
+        for given, own in pairs:
+            if set(given) != set(own):
+                differing = sorted(set(given) ^ set(own))[:5]
+                raise ValueError(f"directions and watched parameters differ in {differing}")
+            for name, value in given.items():
+                if value.shape != own[name].shape:
+                    raise ValueError(f"direction of {name!r} is {tuple(value.shape)}")
         check_alpha(state_dict["alpha"])
         with torch.no_grad():
-            for name, value in given.items():
-                self._average[name].copy_(value)
+            for given, own in pairs:
+                for name, value in given.items():
+                    own[name].copy_(value)
         self.alpha, self.num_batches = float(state_dict["alpha"]), int(state_dict["num_batches"])
 
 

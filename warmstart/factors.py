@@ -84,6 +84,34 @@ def magnitude_cosine(g: Tensor, v: Tensor, direction_g: Tensor, direction_v: Ten
     return torch.where(defined, along * g.sign() / length, torch.zeros_like(along))
 
 
+def product_cosine(b: Tensor, a: Tensor, direction_b: Tensor) -> Tensor:
+    """Cosine of each row of the merged adapter B A with its direction, from the factors alone.
+
+        cos_o = <D_o, B_o> / sqrt((D_o K^-1 D_o^T) (B_o K B_o^T)),   K = A A^T
+
+    The merged weight's gradient G reaches B as D = G A^T, that is, by what of G lies in the span
+    of A's rows; its length there is that of D under K^-1. Unlike the cosine of B's own rows the
+    result is the same for (B, A) and (B R, R^-1 A).
+
+    Args:
+        b: ``(out, r)``, or ``(out, r, 1, ...)`` for convolutions.
+        a: ``(r, ...)``.
+        direction_b: Shaped like ``b``.
+
+    Returns:
+        ``(out, 1, ...)`` in ``b``'s accumulation precision; 0 where either row vanishes.
+    """
+    dims = tuple(range(1, b.ndim))
+    rows, d = (_scaled(x, dims).flatten(1).double() for x in (b, direction_b))
+    # K in float64: its condition number is the square of A's.
+    flat = _scaled(a, tuple(range(a.ndim))).flatten(1).double()
+    k = flat @ flat.T
+    length = ((d @ torch.linalg.pinv(k, hermitian=True)) * d).sum(1) * ((rows @ k) * rows).sum(1)
+    cosine = (rows * d).sum(1) / torch.where(length > 0, length, torch.ones_like(length)).sqrt()
+    cosine = torch.where(length > 0, cosine.clamp(-1.0, 1.0), torch.zeros_like(cosine))
+    return cosine.reshape(_kept(b, dims)).to(accumulation_dtype(b))
+
+
 def _kept(v: Tensor, dims: Sequence[int]) -> list[int]:
     return [1 if d in dims else n for d, n in enumerate(v.shape)]
 

@@ -67,6 +67,14 @@ def read(path: Path, key: str | None = None) -> Checkpoint:
     return Checkpoint(loaded[found[0]], rest=(loaded, found[0]))
 
 
+def read_whole(path: Path, key: str | None = None) -> dict[str, Any]:
+    """The tensors of a file, or of all shards of an index."""
+    if not path.name.endswith(INDEX):
+        return dict(read(path, key).tensors)
+    shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+    return {k: v for s in sorted(set(shards)) for k, v in read(path.parent / s).tensors.items()}
+
+
 def index_dimensions(index: Path) -> dict[str, int]:
     """Number of dimensions of every tensor of a sharded checkpoint, from the shards' headers."""
     from safetensors import safe_open

@@ -24,6 +24,9 @@ _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta")
 _MASTERS = ("master_param", "master_params", "master_weight", "master_weights", "fp32_param", "ax")
 
 Along = nn.Module | Mapping[str, Tensor]
+# Counters, which have the shape of a scalar parameter by accident.
+_COUNTERS = ("step", "mu_product", "eta", "mu")
+
 NewValue = Callable[[Target, Tensor, int], Tensor]
 
 
@@ -63,6 +66,8 @@ def state_changes(
     for t in targets:
         for key, value in optimizer.state.get(t.parameter, {}).items():
             if not isinstance(value, Tensor) or value.shape != t.parameter.shape:
+                continue
+            if key in _COUNTERS:
                 continue
             label = f"optimizer state {key} of {t.name}"
             if key in _MASTERS:

@@ -16,6 +16,8 @@ from .targets import Target
 
 # Below this mean |cosine| a gradient is orthogonal to its weight up to float32 rounding.
 ORTHOGONAL = 1e-3
+# Below this correlation less than a tenth of the spread of the cosines is shared.
+UNRELIABLE = 0.3
 
 # Model -> versions of its weights after the last shrink; dies with the model.
 _LAST: weakref.WeakKeyDictionary[nn.Module, dict[str, int]] = weakref.WeakKeyDictionary()
@@ -51,6 +53,22 @@ def direction_notes(rows: Sequence[ParameterRow], grad_mode: str) -> list[str]:
         out.append(
             f"cosines of {_some(chance)} are distributed as with a shuffled gradient; compare with "
             "uniform_shrink before crediting the direction"
+        )
+    unsure = [
+        r.name
+        for r in rows
+        if r.reliability is not None and r.units >= 20 and r.reliability < UNRELIABLE
+    ]
+    if unsure:
+        out.append(
+            f"even and odd batches disagree about the units of {_some(unsure)} (correlation below "
+            f"{UNRELIABLE}): their factors are mostly noise, uniform_shrink will do as well"
+        )
+    signs = [r.name for r in rows if r.unit_size == 1 and r.units > 1 and r.unit == "kernel"]
+    if signs:
+        out.append(
+            f"units of {_some(signs)} are single numbers: the cosine is a sign, the factor 1 or "
+            "the floor (units='filter' looks at whole outputs)"
         )
     silent = [f"{r.name} ({r.zero_gradient} of {r.units})" for r in rows if r.zero_gradient]
     if silent:

@@ -30,6 +30,7 @@ class ParameterRow:
         floor: Smallest factor allowed here.
         share_at_floor: Share of units whose factor is the floor.
         mean_factor: Mean over units.
+        median_factor: Median over units; None for methods with one factor for all.
         mean_cosine: Mean over units; None for methods without a gradient.
         mean_abs_cosine: Mean size of the cosine over units.
         null_share_at_floor: The same with the gradient's entries shuffled: what chance gives.
@@ -41,6 +42,8 @@ class ParameterRow:
         norm_follows: Name of the normalization that makes the loss blind to this weight's length.
         effective_lr: Growth of the effective learning rate, (norm_before / norm_after)^2, where a
             normalization follows; None elsewhere.
+        reliability: Correlation over units between the cosines that even and odd batches give, if
+            ``reliability=True`` kept them and there are three units or more; None elsewhere.
         zero_gradient: Units whose direction is exactly zero.
         zero_weight: Units whose weights are all zero.
     """
@@ -56,6 +59,7 @@ class ParameterRow:
     mean_factor: float
     norm_before: float
     norm_after: float
+    median_factor: float | None = None
     mean_cosine: float | None = None
     mean_abs_cosine: float | None = None
     null_share_at_floor: float | None = None
@@ -64,6 +68,7 @@ class ParameterRow:
     null_mean_abs_cosine: float | None = None
     norm_follows: str | None = None
     effective_lr: float | None = None
+    reliability: float | None = None
     zero_gradient: int = 0
     zero_weight: int = 0
     aliases: tuple[str, ...] = ()
@@ -117,13 +122,14 @@ class ShrinkReport:
         given = ", ".join(f"{k}={v}" for k, v in self.settings.items())
         state = "" if self.applied else " (dry run: nothing was changed)"
         lines = [f"{self.method}({given}){state}"]
-        columns = [_HEADER, *(_cells(r) for r in self.rows)]
-        widths = [max(len(row[i]) for row in columns) for i in range(len(_HEADER))]
-        for cells in columns:
-            first, rest = cells[:2], cells[2:]
-            text = [c.ljust(w) for c, w in zip(first, widths[:2], strict=True)]
-            text += [c.rjust(w) for c, w in zip(rest, widths[2:], strict=True)]
-            lines.append("  ".join(text).rstrip())
+        columns = zip(_HEADER, *(_cells(r) for r in self.rows), strict=True)
+        # A method without a direction has no cosines: columns of nothing are left out.
+        columns = [c for c in columns if any(cell != "-" for cell in c[1:])]
+        padded = []
+        for i, column in enumerate(columns):
+            width = max(map(len, column))
+            padded.append([c.ljust(width) if i < 2 else c.rjust(width) for c in column])
+        lines += ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
         lines += [f"skipped {s.name}: {s.reason}" for s in self.skipped]
         lines += [f"note: {n}" for n in self.notes]
         return "\n".join(lines)
@@ -199,6 +205,7 @@ _HEADER = (
     "norm",
     "after",
     "eff. lr",
+    "halves",
 )
 
 
@@ -210,7 +217,7 @@ def _cells(r: ParameterRow) -> tuple[str, ...]:
         r.name,
         r.unit,
         str(r.units),
-        number(r.share_at_floor, ".0%"),
+        "-" if r.unit == "tensor" else number(r.share_at_floor, ".0%"),
         number(r.null_share_at_floor, ".0%"),
         number(r.mean_factor),
         number(r.null_mean_factor),
@@ -220,6 +227,7 @@ def _cells(r: ParameterRow) -> tuple[str, ...]:
         number(r.norm_before, ".4g"),
         number(r.norm_after, ".4g"),
         "-" if r.effective_lr is None else f"x{r.effective_lr:.3g}",
+        number(r.reliability, ".2f"),
     )
 
 

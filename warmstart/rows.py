@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .direction import GradientDirection
+from .direction import GradientDirection, Half
 from .factors import (
     accumulation_dtype,
     factors_from_cosine,
     magnitude_cosine,
+    product_cosine,
     sum_over,
     unit_cosine,
 )
 from .ranks import full, is_dtensor, local_factor
 from .report import ParameterRow
 from .targets import Target
+
+Directions = GradientDirection | Half
 
 
 def shrink_target(
@@ -36,6 +39,7 @@ def shrink_target(
     s_null = factors_from_cosine(null, floor, no_signal=no_signal)
     if fixed is not None:
         s, s_null, floor = torch.full_like(s, fixed), torch.full_like(s, fixed), fixed
+    halves = direction.halves()
     square = full(sum_over(w.to(s.dtype) ** 2, t.dims))
     before, after = float(square.sum().sqrt()), float((square * s * s).sum().sqrt())
     norm = direction.norms.follows.get(t.module) if t.kind.endswith("weight") else None
@@ -50,6 +54,7 @@ def shrink_target(
         floor=floor,
         share_at_floor=float((s == floor).float().mean()),
         mean_factor=float(s.mean()),
+        median_factor=float(s.median()),
         mean_cosine=float(cosine.mean()),
         mean_abs_cosine=float(cosine.abs().mean()),
         null_share_at_floor=float((s_null == floor).float().mean()),
@@ -60,17 +65,28 @@ def shrink_target(
         norm_after=after,
         norm_follows=norm,
         effective_lr=(before / after) ** 2 if norm is not None and after > 0 else None,
+        reliability=None if halves is None or fixed is not None else agreement(t, *halves),
         zero_gradient=int(silent.sum()),
         zero_weight=int((square == 0).sum()),
     )
     return s, row
 
 
-def target_cosine(t: Target, direction: GradientDirection, shuffle: bool = False) -> Tensor:
+def agreement(t: Target, one: Directions, other: Directions) -> float | None:
+    """Correlation over units between the cosines of two directions; None where it is undefined."""
+    a, b = (target_cosine(t, d).flatten().double() for d in (one, other))
+    a, b = a - a.mean(), b - b.mean()
+    length = float(a.norm() * b.norm())
+    return float(a @ b) / length if a.numel() >= 3 and length > 0 else None
+
+
+def target_cosine(t: Target, direction: Directions, shuffle: bool = False) -> Tensor:
     """Cosine of every unit of one target with its direction (or with a shuffled direction)."""
     g = combined(t, direction)
     if shuffle:
         g = shuffled(g)
+    if t.product_with is not None:
+        return product_cosine(full(t.parameter.detach()), full(t.product_with[1].detach()), full(g))
     if t.direction_of is not None:
         name, v = t.direction_of
         d_v = direction[name]
@@ -78,7 +94,7 @@ def target_cosine(t: Target, direction: GradientDirection, shuffle: bool = False
     return full(unit_cosine(t.view(t.parameter), t.view(g), t.dims))
 
 
-def combined(t: Target, direction: GradientDirection) -> Tensor:
+def combined(t: Target, direction: Directions) -> Tensor:
     """A target's direction; gradients that reached the same memory under other names are added."""
     g = direction[t.name]
     for name, _ in t.tied:

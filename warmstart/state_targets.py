@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from .entries import memory_key
-from .targets import Patterns, Skipped, Target, as_list, check_patterns, matches
-from .units import UNIT_NAMES
+from .fire import default_parts
+from .targets import LORA_REASONS, Patterns, Skipped, Target, as_list, check_patterns, matches
+from .units import UNIT_NAMES, lora_role
 
 StateUnits = str | Callable[[str, Tensor], str | Sequence[int] | None]
 
@@ -21,6 +22,7 @@ def state_targets(
     include: Patterns = None,
     exclude: Patterns = None,
     bias: str = "vector",
+    transposed: Patterns = None,
     strict: bool = True,
     elsewhere: Mapping[str, int] | None = None,
 ) -> tuple[list[Target], list[Skipped]]:
@@ -32,11 +34,12 @@ def state_targets(
     Args:
         state_dict: Name -> tensor; other entries are ignored.
         units: ``"kernel"``, ``"filter"``, ``"row"``, or ``callable(name, tensor)`` that returns one
-            of these, the dimensions of one unit, or None to skip. Layers that store (in, out), such
-            as GPT-2's, need ``(0,)``: a state dict does not say so.
+            of these, the dimensions of one unit, or None to skip.
         include: Exactly these tensors; ``"default"`` stands for the default choice.
         exclude: Not these.
         bias: ``"vector"`` or ``"skip"``.
+        transposed: Weights stored (in, out), such as those of GPT-2's layers and of transposed
+            convolutions: a state dict does not say so.
         strict: Refuse patterns without a match and an empty selection; False for one shard of many.
         elsewhere: For one shard, the number of dimensions of every tensor of the whole checkpoint:
             a bias may lie in another shard than its weight.
@@ -50,7 +53,7 @@ def state_targets(
     if not callable(units) and units not in UNIT_NAMES:
         raise ValueError(f"units must be one of {UNIT_NAMES} or a callable, got {units!r}")
     if strict:
-        check_patterns(list(state_dict), include=include, exclude=exclude)
+        check_patterns(list(state_dict), include=include, exclude=exclude, transposed=transposed)
     here = {n: x.ndim for n, x in state_dict.items() if isinstance(x, Tensor)}
     dimensions = {**(elsewhere or {}), **here}
     targets: list[Target] = []
@@ -65,14 +68,19 @@ def state_targets(
             aliases[at].append(name)
             continue
         reason = _reason(dimensions, name, x, include, exclude, bias)
-        dims = None if reason else _dims(name, x, units)
+        flipped = x.ndim >= 2 and matches(transposed, name, x)
+        dims = None if reason else _dims(name, x, units, flipped)
         if dims is None:
             skipped.append(Skipped(name, reason or "left out by units"))
             continue
         first[memory_key(x)] = len(targets)
         aliases[len(targets)] = []
         unit = {0: "entry", 1: "row"}.get(len(dims), "kernel") if x.ndim > 1 else "vector"
-        targets.append(Target(name, x, f"Tensor.{name.rpartition('.')[2]}", unit, dims))
+        owner = "Tensor"
+        if flipped:
+            owner = "Conv1D" if x.ndim == 2 else "ConvTranspose"
+            unit = "column" if dims == (0,) else unit
+        targets.append(Target(name, x, f"{owner}.{name.rpartition('.')[2]}", unit, dims))
     if not targets and strict:
         raise ValueError("no tensor of the state dict is selected")
     return [_with_aliases(t, tuple(aliases[i])) for i, t in enumerate(targets)], skipped
@@ -97,6 +105,11 @@ def _reason(
         return ""
     if include is not None and (callable(include) or "default" not in as_list(include)):
         return "not included"
+    lora = lora_role(name)
+    if lora in LORA_REASONS:
+        return LORA_REASONS[lora]
+    if lora == "b":
+        return ""
     prefix, _, leaf = name.rpartition(".")
     if leaf.endswith("weight") and x.ndim >= 2:
         return ""
@@ -106,7 +119,7 @@ def _reason(
     return "neither a weight matrix nor the bias of one"
 
 
-def _dims(name: str, x: Tensor, units: StateUnits) -> tuple[int, ...] | None:
+def _dims(name: str, x: Tensor, units: StateUnits, flipped: bool) -> tuple[int, ...] | None:
     answer = units(name, x) if callable(units) else units
     if answer is None:
         return None
@@ -118,7 +131,28 @@ def _dims(name: str, x: Tensor, units: StateUnits) -> tuple[int, ...] | None:
         raise ValueError(f"units returned {answer!r} for {name}: {UNIT_NAMES}")
     if x.ndim <= 1:
         return tuple(range(x.ndim))
-    return tuple(range(2 if answer == "kernel" and x.ndim > 2 else 1, x.ndim))
+    if answer == "kernel" and x.ndim > 2:
+        return tuple(range(2, x.ndim))
+    if flipped and answer != "row":
+        return (0, *range(2, x.ndim))
+    return tuple(range(1, x.ndim))
+
+
+def check_orientation(targets: Sequence[Target]) -> None:
+    """Refuse fused projections that are stored (in, out) and not named in ``transposed``.
+
+    Raises:
+        ValueError: If the parts lie along the second dimension.
+    """
+    for t in targets:
+        shape = t.parameter.shape
+        fused = t.parameter.ndim == 2 and default_parts(t.name, t.parameter) == 3
+        if fused and shape[1] == 3 * shape[0] and not t.kind.startswith("Conv1D"):
+            raise ValueError(
+                f"{t.name!r} {tuple(shape)} is stored (in, out), as GPT-2 does; name all such "
+                "weights in transposed, for example '*.c_attn.weight', '*.c_proj.weight', "
+                "'*.c_fc.weight' (--transposed on the command line)"
+            )
 
 
 def _with_aliases(t: Target, aliases: tuple[str, ...]) -> Target:

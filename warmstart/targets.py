@@ -7,19 +7,24 @@ reason come out. Nothing here looks at data or changes anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from .entries import Entry, list_entries, unwrap
 from .ranks import is_dtensor
-from .units import UNIT_NAMES, checked_dims, default_dims, role_of
+from .units import UNIT_NAMES, checked_dims, default_dims, lora_partner, lora_role, role_of
 
 Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 UnitRule = str | Callable[[str, nn.Module, Tensor], str | Sequence[int] | None]
 
 BIAS_RULES = ("vector", "skip")
+LORA_RULES = ("factor", "product")
+LORA_REASONS = {
+    "a": "LoRA A factor (shrinking B alone shrinks the product once)",
+    "magnitude": "LoRA magnitude vector",
+}
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -46,6 +51,7 @@ class Target:
         tied: Other Parameter objects on the same memory; their gradients are added.
         direction_of: For weight normalization, ``(name, v)`` whose magnitude this target is.
         module: Name of the owning module.
+        product_with: For a LoRA B factor judged by the rows of B A, ``(name, A)``.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Target:
     tied: tuple[tuple[str, Tensor], ...] = ()
     direction_of: tuple[str, Tensor] | None = None
     module: str = ""
+    product_with: tuple[str, Tensor] | None = None
 
     def view(self, x: Tensor) -> Tensor:
         """``x`` (shaped like the parameter) with the dimensions that ``dims`` count; no copy."""
@@ -93,6 +100,7 @@ def find_targets(
     include: Patterns = None,
     exclude: Patterns = None,
     bias: str = "vector",
+    lora: str = "factor",
 ) -> tuple[list[Target], list[Skipped]]:
     """Route every parameter of a model: shrink it (in which units) or skip it (for which reason).
 
@@ -112,6 +120,9 @@ def find_targets(
             ``("default", "cls_token")`` adds to it. A raw parameter's unit is its last dimension.
         exclude: Patterns or predicate of what to leave out; wins over ``include``.
         bias: ``"vector"``: a bias is one unit (the official rule). ``"skip"``: biases stay.
+        lora: What a row of an adapter's B factor is compared with its direction as: ``"factor"``,
+            the row itself, or ``"product"``, its row of the merged B A (see ``product_cosine``).
+            B alone is multiplied in both cases, and with it each row of the product once.
 
     Returns:
         Targets and skipped parameters, in the model's order, each parameter in exactly one list.
@@ -135,6 +146,8 @@ def find_targets(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if bias not in BIAS_RULES:
         raise ValueError(f"bias must be one of {BIAS_RULES}, got {bias!r}")
+    if lora not in LORA_RULES:
+        raise ValueError(f"lora must be one of {LORA_RULES}, got {lora!r}")
     if not callable(units) and units not in UNIT_NAMES:
         raise ValueError(f"units must be one of {UNIT_NAMES} or a callable, got {units!r}")
     model = unwrap(model)
@@ -151,6 +164,8 @@ def find_targets(
             skipped.append(Skipped(entry.name, reason or "left out by units"))
         else:
             _refuse_unusable(target)
+            if lora == "product" and lora_role(entry.name) == "b":
+                target = _as_product(target, model)
             targets.append(target)
     if not targets:
         reasons = "; ".join(f"{s.name}: {s.reason}" for s in skipped[:5]) or "it has no parameters"
@@ -180,14 +195,12 @@ def _skip_reason(entry: Entry, include: Patterns, exclude: Patterns, bias: str) 
 
 def _default_skip_reason(entry: Entry, bias: str) -> str:
     """Why the default choice leaves a parameter alone, or the empty string."""
-    parts = f"{entry.name}".lower().split(".")
-    if any(p in ("lora_a", "lora_embedding_a", "lora_down") for p in parts):
-        return "LoRA A factor (shrinking B alone shrinks the product once)"
-    if any(p.startswith("lora_magnitude") for p in parts):
-        return "LoRA magnitude vector"
+    lora = lora_role(entry.name)
+    if lora in LORA_REASONS:
+        return LORA_REASONS[lora]
     if isinstance(entry.owner, NORMS) or type(entry.owner).__name__.endswith("Norm"):
         return "normalization parameter"
-    if any(p in ("lora_embedding_b", "lora_b", "lora_up") for p in parts):
+    if lora == "b":
         return ""
     role = role_of(entry)
     if role == "raw":
@@ -227,6 +240,20 @@ def _target(entry: Entry, units: UnitRule) -> Target | None:
         entry.partner,
         entry.owner_name,
     )
+
+
+def _as_product(t: Target, model: nn.Module) -> Target:
+    """A B factor in units of the rows of B A."""
+    name = lora_partner(t.name)
+    a = dict(model.named_parameters(remove_duplicate=False)).get(name)
+    if a is None or a.ndim < 2 or t.parameter.ndim < 2 or a.shape[0] != t.parameter.shape[1]:
+        shape = None if a is None else tuple(a.shape)
+        raise ValueError(
+            f'lora="product" needs {t.name!r} (out, r) and {name!r} (r, in), got '
+            f"{tuple(t.parameter.shape)} and {shape}"
+        )
+    dims = tuple(range(1, t.parameter.ndim))
+    return replace(t, unit="row of B A", dims=dims, split=None, product_with=(name, a))
 
 
 def check_patterns(names: Sequence[str], **groups: Patterns) -> None:
