@@ -117,7 +117,7 @@ def memory() -> None:
     tracker.update([0], torch.zeros(1, classes), torch.tensor([0]))
     size = sum(array.nbytes for array in tracker._store.arrays.values())
     report(
-        "memory", examples=n, mebibytes=size / 2**20, bytes_per_example=size / n,
+        "memory", examples=n, megabytes=size / 1e6, bytes_per_example=size / n,
         all_logits_fp16_gigabytes=n * classes * epochs * 2 / 1e9,
     )  # fmt: skip
 

@@ -1,10 +1,10 @@
 """Dataset pruning from the first epochs of training.
 
 Data flows through the files in this order: ``observe`` and ``arrivals`` (logits to probabilities),
-``tracker`` and ``store`` (rows and running sums, by the functions of ``scores``), ``summary`` and
-``table``, ``plan``, ``selection``, ``topk`` and ``draw`` (scores to kept examples), ``order``,
-``indexed``, ``loader`` and ``sampler``, ``report`` and ``evaluate``. ``streaming``, ``ray_data``
-and ``hub`` carry the same selection to Parquet, Ray and ``datasets``.
+``tracker``, ``store``, ``sums`` and ``ring`` (rows and running sums, by the functions of
+``scores``), ``summary`` and ``table``, ``plan``, ``selection``, ``topk`` and ``draw`` (scores to
+kept examples), ``order``, ``indexed``, ``loader`` and ``sampler``, ``report`` and ``evaluate``.
+``streaming``, ``ray_data`` and ``hub`` carry the same selection to Parquet, Ray and ``datasets``.
 """
 
 from data_prune.beta import beta_parameters

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prune.ring import NOT_SEEN
+
 __all__ = ["CHUNK", "Arrays", "Field", "layout"]
 
 # Examples treated at once: float64 temporaries of a window stay inside the processor's caches.
@@ -35,7 +37,7 @@ def layout(
         num_classes: C; -1 where targets are no classes, None while it is not known.
         twice: keep every sum twice: a run killed while closing an epoch still has the old ones.
     """
-    count = "u1" if epochs < 256 else "u4"
+    count = np.min_scalar_type(epochs).str
     sums = {
         "score_sum": ("f4", 0.0),
         "prob_sum": ("f4", 0.0),
@@ -57,7 +59,9 @@ def layout(
         for slot in range(2 if twice else 1)
         for name, (dtype, fill) in sums.items()
     }
-    fields["ring"] = Field((window,), "f4", np.nan)
+    fields["row.prob"] = Field((), "f4", np.nan)
+    fields["ring.high"] = Field((window,), "u2", NOT_SEEN >> 8)
+    fields["ring.low"] = Field((window,), "u1", NOT_SEEN & 0xFF)
     if num_classes is not None:
         fields["label"] = Field((), _label_dtype(num_classes), -1)
     for peer in peers:

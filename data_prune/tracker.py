@@ -24,7 +24,7 @@ from data_prune.table import ScoreTable, write_tables
 
 __all__ = ["DualTracker"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1 held the ring in float32
 
 
 class DualTracker:
@@ -203,8 +203,9 @@ class DualTracker:
                 f"epoch {self.epoch} ends, but update() was never called in it: "
                 "nothing was recorded"
             )
-        count = store.merge_repeats()
-        if not alone:
+        count = None if alone else store.sightings()
+        store.merge_repeats()
+        if count is not None:
             distributed.merge_rows(store.rows(), count, group)
             distributed.merge_labels(store.arrays["label"], group)
             distributed.merge_counters(store, count, self._merged, group)

@@ -83,12 +83,15 @@ def test_kill_while_an_epoch_is_being_closed_keeps_the_old_sums(tmp_path):
     before = tracker.table(min_epochs=2).digest()
     feed(tracker, 2)
     # Everything close() does before it makes the new state valid, then nothing more: a kill.
-    tracker._store._close_chunk(slice(0, 150), *(tracker._store._slot(e) for e in (2, 3)))
+    tracker._store._fold(slice(0, 150))
     del tracker
-    assert (
-        DualTracker(200, epochs=4, window=2, storage=tmp_path).table(min_epochs=2).digest()
-        == before
-    )
+    tracker = DualTracker(200, epochs=4, window=2, storage=tmp_path)
+    assert tracker.table(min_epochs=2).digest() == before
+    for epoch in (2, 3):
+        feed(tracker, epoch)
+        tracker.end_epoch()
+    history = [feed(DualTracker(200, epochs=4, window=2), e) for e in range(4)]
+    np.testing.assert_allclose(tracker.table().score, naive.dual(history, 2), atol=1e-6)
 
 
 def test_storage_of_other_settings_or_other_files_is_refused(tmp_path):
@@ -104,7 +107,15 @@ def test_storage_of_other_settings_or_other_files_is_refused(tmp_path):
     (tmp_path / "b" / "thesis.txt").write_text("do not delete")
     with pytest.raises(ValueError, match="must be an empty folder"):
         DualTracker(200, epochs=4, window=2, storage=tmp_path / "b")
-    assert json.loads((tmp_path / "a" / "meta.json").read_text())["epoch"] == 1
+    meta = tmp_path / "a" / "meta.json"
+    stored = json.loads(meta.read_text())
+    assert (stored["epoch"], stored["format"]) == (1, 2)
+    del stored["format"]  # as the first format was written
+    meta.write_text(json.dumps(stored))
+    with pytest.raises(
+        ValueError, match="storage format 1, known is 2: finish it with the version"
+    ):
+        DualTracker(200, epochs=4, window=2, storage=tmp_path / "a")
 
 
 # -- ranks --------------------------------------------------------------------------------
