@@ -35,7 +35,7 @@ OWN_ERRORS: dict[str, tuple[OptimizerErrorEnum, type[Exception], str] | None] = 
     "Muon does not support complex parameters": (
         OptimizerErrorEnum.CONSTRUCTION_ERROR,
         TypeError,
-        r"Muon needs real floating-point parameters, but a parameter of shape \(2, 3\)",
+        r"Muon needs real floating-point parameters .* but a parameter of shape \(2, 3\)",
     ),
 }
 

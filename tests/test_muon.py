@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -208,7 +209,11 @@ def test_one_bad_matrix_leaves_the_others_alone() -> None:
         ({"ns_coefficients": "jordann"}, ValueError, "jordann"),
         ({"adjust_lr_fn": "rms"}, ValueError, "adjust_lr_fn must be None or one of"),
         ({"adamw_betas": (0.9, 1.0)}, ValueError, "adamw_betas must be two numbers in"),
+        ({"adamw_betas": None}, ValueError, "adamw_betas must be two numbers in .*None"),
         ({"adamw_lr_ratio": -1.0}, ValueError, "adamw_lr_ratio"),
+        ({"nesterov": "False"}, TypeError, "nesterov must be True or False, but is 'False'"),
+        ({"foreach": "no"}, TypeError, "foreach must be True or False"),
+        ({"maximize": None}, TypeError, "maximize must be True or False, but is None"),
     ],
 )
 def test_bad_hyper_parameters_are_named(
@@ -241,3 +246,59 @@ def test_sparse_gradient_is_refused_before_anything_moves() -> None:
     with pytest.raises(RuntimeError, match=r"sparse gradients, but a parameter of shape \(2, 2\)"):
         Muon([p, q]).step()
     assert torch.equal(p, torch.ones(2, 2))
+
+
+def test_misspelled_group_key_is_pointed_out() -> None:
+    """A key that nobody reads would leave a head with Muon; keys of the user's own are fine."""
+    with pytest.warns(UserWarning, match="'use_moun' and ignores it: was 'use_muon' meant"):
+        Muon([{"params": [nn.Parameter(torch.zeros(2, 2))], "use_moun": False}])
+    Muon([{"params": [nn.Parameter(torch.zeros(2, 2))], "name": "head", "initial_lr": 0.1}])
+
+
+def test_settings_out_of_a_file_take_the_same_step() -> None:
+    """JSON has no tuples, and numpy's numbers are numbers."""
+    grad = torch.randn(6, 4)
+    steps = []
+    for settings in (
+        {"split": (0, (2, 4)), "adamw_betas": (0.9, 0.99), "ns_coefficients": [JORDAN, JORDAN]},
+        {"split": [0, [2, 4]], "adamw_betas": [0.9, 0.99], "ns_coefficients": [[*JORDAN]] * 2},
+    ):
+        p = nn.Parameter(torch.zeros(6, 4))
+        p.grad = grad
+        Muon([{"params": [p], **settings}], lr=np.float32(0.5)).step()
+        steps.append(p.detach())
+    assert torch.equal(*steps)
+    assert not steps[0].eq(0).any()
+
+
+def test_low_precision_momentum_is_not_normalized_in_place() -> None:
+    """torch's Muon of 2.13 did that: bfloat16 weights, nesterov off, and the buffer shrank."""
+    p = nn.Parameter(torch.zeros(8, 8, dtype=torch.bfloat16))
+    p.grad = torch.ones_like(p)
+    optimizer = Muon([p], nesterov=False, momentum=0.5, ns_coefficients=JORDAN)
+    optimizer.step()
+    assert optimizer.state[p]["momentum_buffer"].eq(0.5).all()
+
+
+def test_parameters_in_float8_are_refused_by_name() -> None:
+    """Torch has no arithmetic on them, which would only show at the first step."""
+    p = nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn))
+    with pytest.raises(TypeError, match=r"'w' of shape \(4, 4\) is torch.float8_e4m3fn"):
+        Muon([("w", p)])
+
+
+def test_parameter_that_is_frozen_or_unused_on_some_steps() -> None:
+    """Progressive unfreezing and layer drop: a skipped step moves nothing."""
+    p, q = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4, 3))
+    straight, gaps = Muon([p]), Muon([q])
+    q.data.copy_(p.data)
+    for step in range(6):
+        grad = torch.randn(4, 3)
+        q.requires_grad_(step % 2 == 0)
+        q.grad = grad.clone() if step % 2 == 0 else None
+        gaps.step()
+        if step % 2 == 0:
+            p.grad = grad
+            straight.step()
+    assert torch.equal(p, q)
+    assert torch.equal(straight.state[p]["momentum_buffer"], gaps.state[q]["momentum_buffer"])

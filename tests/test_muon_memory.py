@@ -1,12 +1,14 @@
 """What a step does with memory: blocks, stacks and dtypes must not change what it computes."""
 
 import sys
+from itertools import accumulate
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from torch_specgd import Muon, elementwise, stacks
 from torch_specgd.elementwise import BLOCK, apply_updates, blocks, next_updates
@@ -161,3 +163,28 @@ def test_stacks_hold_every_update_in_its_shape() -> None:
         x.fill_(1)
     assert [tuple(s.batch.shape) for s in made] == [(4, 3, 4), (24,)]
     assert all(s.batch.eq(1).all() for s in made)
+
+
+def peak_bytes(optimizer: Muon) -> int:
+    """Bytes that one step holds at its highest, from the profiler's allocations."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        optimizer.step()
+    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held)
+
+
+def test_memory_of_a_step_is_bounded_by_the_option() -> None:
+    """A model of many layers must not need their updates and the iteration's copies all at once."""
+    peaks = []
+    matrix = 4 * 64 * 128
+    for limit in (2 * matrix, 4 * matrix, 16 * matrix):
+        params = [nn.Parameter(torch.randn(64, 128)) for _ in range(16)]
+        optimizer = Muon(params, max_batch_bytes=limit)
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        peaks.append(peak_bytes(optimizer))
+        # The updates and the iteration's own matrices: 5.5 times, measured.
+        assert peaks[-1] <= 8 * limit
+    assert peaks[0] < peaks[1] < peaks[2]

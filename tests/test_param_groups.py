@@ -198,3 +198,69 @@ def test_orthogonal_steps_of_a_routed_model() -> None:
     expected = orthogonalize(model.block.experts.grad * 0.05)
     optimizer.step()
     torch.testing.assert_close(before - model.block.experts.detach(), expected)
+
+
+class Experts(nn.Module):
+    """Eight wide, four experts of six inner units, stored (out, in) or, as Llama 4, (in, out)."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        shapes = [(4, 8, 12), (4, 6, 8)] if transposed else [(4, 12, 8), (4, 8, 6)]
+        self.gate_up_proj, self.down_proj = (nn.Parameter(torch.randn(s)) for s in shapes)
+
+
+class GptOssExperts(Experts):
+    def __init__(self, transposed: bool) -> None:
+        super().__init__(transposed)
+        self.down_proj_bias = nn.Parameter(torch.randn(4, 8))
+
+
+def test_gate_and_up_of_expert_stacks_are_cut_where_they_lie() -> None:
+    """Gate and up are two matrices in each expert, in either storage order; interleaved: one."""
+    found = reasons(Experts(False))
+    assert found["gate_up_proj"] == ("stack of matrices, split 6 + 6 along 1", True)
+    assert found["down_proj"] == ("stack of matrices", True)
+    assert reasons(Experts(True))["gate_up_proj"][0] == "stack of matrices, split 6 + 6 along 2"
+    assert reasons(GptOssExperts(True))["gate_up_proj"] == ("stack of matrices", True)
+    assert reasons(GptOssExperts(True))["down_proj_bias"] == ("bias", False)
+    usual, stored = Experts(False), Experts(True)
+    for name in ("gate_up_proj", "down_proj"):
+        p, q = getattr(usual, name), getattr(stored, name)
+        q.data.copy_(p.detach().mT)
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.mT.contiguous()
+    for model in (usual, stored):
+        Muon(param_groups(model), lr=0.1).step()
+    torch.testing.assert_close(usual.gate_up_proj, stored.gate_up_proj.mT)
+    torch.testing.assert_close(usual.down_proj, stored.down_proj.mT)
+
+
+def test_state_space_models_are_told_from_attention() -> None:
+    """Mamba's decay rates are no matrix, and its input projection is not q, k and v."""
+    model = nn.Module()
+    config = {"num_attention_heads": 4, "num_key_value_heads": 1, "hidden_size": 8}
+    model.config = type("Config", (), config)()
+    model.mixer = nn.Module()
+    model.mixer.A_log = nn.Parameter(torch.randn(12, 4))
+    model.mixer.in_proj = nn.Linear(8, 24, bias=False)
+    model.attn = nn.Module()
+    model.attn.in_proj = nn.Linear(8, 24, bias=False)
+    model.other = nn.Module()
+    model.other.in_proj = nn.Linear(8, 18, bias=False)
+    model.last = nn.Linear(8, 8)
+    found = reasons(model)
+    assert found["mixer.A_log"] == ("state space parameter", False)
+    assert found["mixer.in_proj.weight"] == ("matrix", True)
+    assert found["attn.in_proj.weight"] == ("matrix, split 8 + 8 + 8 along 0", True)
+    # Divisible by the number of heads, but not into heads of this model's width.
+    assert found["other.in_proj.weight"] == ("matrix", True)
+
+
+@pytest.mark.parametrize("name", ["CodeGenAttention", "InternLM2Attention"])
+def test_interleaved_projections_are_left_whole(name: str) -> None:
+    """Thirds of these rows are not q, k and v: a cut there would mix heads."""
+    model = nn.Module()
+    model.attn = type(name, (nn.Module,), {})()
+    model.attn.qkv_proj = nn.Linear(8, 24, bias=False)
+    model.last = nn.Linear(8, 8)
+    assert reasons(model)["attn.qkv_proj.weight"] == ("matrix", True)

@@ -10,10 +10,11 @@ from .routing import check_split
 Split = int | Sequence[Any] | None
 CutAlong = tuple[int, tuple[int, ...]]
 
-# Concatenated q, k, v; gate and up. Interleaved layouts (GPT-NeoX's and BLOOM's query_key_value)
-# are left whole: a cut into thirds would mix heads.
+# Concatenated q, k, v; gate and up. Interleaved layouts (GPT-NeoX's and BLOOM's query_key_value,
+# and those of the classes below) are left whole: a cut into thirds would mix heads.
 QKV_NAMES = ("c_attn", "qkv", "qkv_proj", "wqkv", "in_proj", "to_qkv")
 GATE_UP_NAMES = ("gate_up_proj", "w12", "gate_up")
+INTERLEAVED = ("CodeGen", "DisentangledSelfAttention", "GptOss", "InternLM2", "MiniMaxLightning")
 
 
 def detect_split(model: nn.Module, name: str, owner: nn.Module, p: Tensor) -> CutAlong | None:
@@ -30,10 +31,19 @@ def detect_split(model: nn.Module, name: str, owner: nn.Module, p: Tensor) -> Cu
     """
     if isinstance(owner, nn.MultiheadAttention) and name.endswith("in_proj_weight"):
         return 0, (owner.embed_dim,) * 3
-    module = name.rpartition(".")[0].rpartition(".")[2].lower()
+    path, _, own_name = name.rpartition(".")
+    outer, _, module = path.rpartition(".")
+    holder = model.get_submodule(outer)
+    if any(type(m).__name__.startswith(INTERLEAVED) for m in (owner, holder)):
+        return None
+    if p.ndim == 3 and own_name in GATE_UP_NAMES:
+        return _stacked_gate_up(owner, p)
+    module = module.lower()
     dim = 1 if type(owner).__name__ == "Conv1D" else 0
     outputs, inputs = p.shape[dim], p.shape[1 - dim] if p.ndim == 2 else -1
     if p.ndim == 2 and module in QKV_NAMES:
+        if hasattr(holder, "A_log"):
+            return None  # a state space model's input projection has the name of attention's
         if outputs == 3 * inputs:
             return dim, (inputs,) * 3
         sizes = _grouped_heads(model, outputs)
@@ -51,7 +61,24 @@ def _grouped_heads(model: nn.Module, outputs: int) -> tuple[int, int, int] | Non
     if not heads or not kv_heads or outputs % (heads + 2 * kv_heads):
         return None
     width = outputs // (heads + 2 * kv_heads)
+    hidden = getattr(config, "hidden_size", None)
+    known = getattr(config, "head_dim", None) or (hidden // heads if hidden else width)
+    if width != known:
+        return None
     return heads * width, kv_heads * width, kv_heads * width
+
+
+def stacked_transposed(owner: nn.Module, p: Tensor) -> bool:
+    """Whether a stack of experts is stored (experts, in, out), told by its down projection."""
+    up, down = getattr(owner, "gate_up_proj", None), getattr(owner, "down_proj", None)
+    if not (isinstance(up, Tensor) and isinstance(down, Tensor) and (p is up or p is down)):
+        return False
+    return up.ndim == down.ndim == 3 and up.shape[1:] == (down.shape[2], 2 * down.shape[1])
+
+
+def _stacked_gate_up(owner: nn.Module, p: Tensor) -> CutAlong | None:
+    dim = 2 if stacked_transposed(owner, p) else 1
+    return None if p.shape[dim] % 2 else (dim, (p.shape[dim] // 2,) * 2)
 
 
 def normalize_split(split: Split, p: Tensor, name: str) -> CutAlong | None:

@@ -13,7 +13,15 @@ from .elementwise import fused_is_exact, in_blocks
 from .learning_rate import LR_SCALES, AdjustLr
 from .muon_step import MAX_BATCH_BYTES, Coefficients, muon
 from .optimizer import SpectralOptimizer, check_non_negative
-from .routing import MATRIX_VIEWS, MatrixView, check_split, describe, input_dims, uses_muon
+from .routing import (
+    MATRIX_VIEWS,
+    MatrixView,
+    as_cut,
+    check_split,
+    describe,
+    input_dims,
+    uses_muon,
+)
 from .triton_kernels import resolve_schedule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -182,6 +190,10 @@ class Muon(SpectralOptimizer):
             )
         if not isinstance(group["share_work"], bool):
             raise TypeError(f"share_work must be True or False, but is {group['share_work']!r}")
+        for key in ("nesterov", "maximize", "cautious_weight_decay", "capturable", "foreach"):
+            # Command lines and files give strings, and "False" would count as true.
+            if isinstance(group[key], str) or (group[key] is None and key != "foreach"):
+                raise TypeError(f"{key} must be True or False, but is {group[key]!r}")
         check_split(group["split"])
         if group["matrix_view"] not in MATRIX_VIEWS:
             raise ValueError(
@@ -190,7 +202,11 @@ class Muon(SpectralOptimizer):
         if group["use_muon"] not in (None, True, False):
             raise ValueError(f"use_muon must be True, False or None, but is {group['use_muon']!r}")
         betas = group["adamw_betas"]
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        if (
+            not isinstance(betas, (tuple, list))
+            or len(betas) != 2
+            or not all(0.0 <= beta < 1.0 for beta in betas)
+        ):
             raise ValueError(f"adamw_betas must be two numbers in [0, 1), but is {betas!r}")
         if group["ns_coefficients"] != "auto":
             resolve_schedule(group["ns_coefficients"], steps=group["ns_steps"])
@@ -228,7 +244,7 @@ class Muon(SpectralOptimizer):
             eps=group["eps"],
             ns_steps=group["ns_steps"],
             adjust_lr_fn=group["adjust_lr_fn"],
-            views=[MatrixView(group["matrix_view"], group["split"])] * len(matrices),
+            views=[MatrixView(group["matrix_view"], as_cut(group["split"]))] * len(matrices),
             maximize=group["maximize"],
             cautious=group["cautious_weight_decay"],
             second_moments=(

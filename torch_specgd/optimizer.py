@@ -1,8 +1,11 @@
 """What all our optimizers share: validation, checkpoints, and one batch per matrix shape."""
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
 import torch
@@ -30,7 +33,7 @@ def check_non_negative(**values: Any) -> None:
                     f"Tensor {name} must be 1-element, but has {value.numel()} elements"
                 )
             value = float(value)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, but is a {type(value).__name__}: {value!r}")
         if not (value >= 0.0 and math.isfinite(value)):
             raise ValueError(f"{name} must be finite and at least 0, but is {value}")
@@ -138,20 +141,32 @@ class SpectralOptimizer(Optimizer):
             TypeError: Likewise.
         """
         self._check_group({**self.defaults, **param_group})
+        self._warn_of_typing_errors(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             for p, name in zip(group["params"], names_of(group), strict=True):
-                if not p.dtype.is_floating_point:
+                if not p.dtype.is_floating_point or p.dtype.itemsize < 2:
                     raise TypeError(
-                        f"{type(self).__name__} needs real floating-point parameters, "
-                        f"but {describe(p, name)} is {p.dtype}"
+                        f"{type(self).__name__} needs real floating-point parameters of 16 bits "
+                        f"or more, but {describe(p, name)} is {p.dtype}"
                     )
                 check_layout(p, name)
                 self._check_parameter(p, name, group)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+
+    def _warn_of_typing_errors(self, param_group: Mapping[str, Any]) -> None:
+        # Other keys are the user's own, as with every optimizer of torch.
+        for key in param_group.keys() - self.defaults.keys() - {"params", "param_names"}:
+            meant = get_close_matches(key, self.defaults, n=1, cutoff=0.85)
+            if meant:
+                warnings.warn(
+                    f"{type(self).__name__} does not know the group key {key!r} and ignores it: "
+                    f"was {meant[0]!r} meant?",
+                    stacklevel=4,
+                )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

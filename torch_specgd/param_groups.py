@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .fused import Split, detect_split, normalize_split
+from .fused import Split, detect_split, normalize_split, stacked_transposed
 
 HEAD_NAMES = r"(^|\.)(lm_head|head|heads|classifier|score|embed_out|output_projection|fc_out)$"
 POSITION_NAMES = (
     r"(^|\.)(pos_embed(ding)?s?|position(al)?_embed(ding)?s?|wpe|cls_token|mask_token|dist_token"
     r"|register_tokens?|query_tokens?|relative_position_bias_table|rel_pos\w*)(\.|$)"
 )
+# Decay rates and the like of Mamba and RWKV: entrywise, though some are stored as matrices.
+STATE_NAMES = r"(^|\.)(A_logs?|dt_bias|time_(decay|first|faaaa))$"
 ROUTER_NAMES = r"(^|\.)(router|gate|wg)$"
 VIEWS: dict[type, str] = {nn.Conv1d: "flatten", nn.ConvTranspose1d: "flatten"}
 
@@ -60,9 +62,10 @@ def param_groups(
     """Sorts a model's parameters for ``Muon``, by name and module type as well as by shape.
 
     To AdamW go vectors, norms, embeddings (and what is tied to them), positional and other token
-    parameters, output heads, routers, depthwise convolutions and single rows; to Muon everything
-    else of two or more dimensions. Fused projections are split where the module is known
-    (``nn.MultiheadAttention``, GPT-2's ``c_attn``, fused q/k/v and gate/up of Llama-like models).
+    parameters, a state space model's decay rates, output heads, routers, depthwise convolutions and
+    single rows; to Muon everything else of two or more dimensions. Fused projections are split
+    where the module is known (``nn.MultiheadAttention``, GPT-2's ``c_attn``, fused q/k/v and
+    gate/up of Llama-like models and of their expert stacks).
 
     Args:
         model: Any module.
@@ -139,6 +142,8 @@ def _route(
     view = next((v for t, v in VIEWS.items() if isinstance(owner, t)), "auto")
     if type(owner).__name__ == "Conv1D" and p.ndim == 2:
         view = "transposed"  # transformers' GPT-2 layers store (in, out)
+    if stacked_transposed(owner, p):
+        view = "transposed"  # and so do some of its expert stacks
     split = None if why else detect_split(model, names[0], owner, p)
     settings = {"use_muon": why is None, "matrix_view": view, "split": split}
     if why is not None:
@@ -158,6 +163,10 @@ def _why_adamw(model: nn.Module, names: list[str], owner: nn.Module, p: Tensor) 
         return "norm"
     if any(re.search(POSITION_NAMES, name, re.IGNORECASE) for name in names):
         return "positional or token parameter"
+    if any(name.lower().endswith("bias") for name in names):
+        return "bias"  # of several experts, one row each
+    if any(re.search(STATE_NAMES, name) for name in names):
+        return "state space parameter"
     modules = [name.rpartition(".")[0] for name in names]
     if any(re.search(HEAD_NAMES, m) for m in modules) or _is_last(model, owner):
         return "output head"

@@ -137,6 +137,11 @@ def check_split(split: Any, name: str = "split") -> None:
         raise ValueError(f"{name} must be None or (dim, (size, ...)), but is {split!r}")
 
 
+def as_cut(split: Any) -> tuple[int, tuple[int, ...]] | None:
+    """A split in tuples, as which it is a key: settings read from a file come in lists."""
+    return None if split is None else (split[0], tuple(split[1]))
+
+
 def names_of(group: Mapping[str, Any]) -> list[str | None]:
     """Names of a group's parameters where the user passed named_parameters(), else Nones."""
     names = group.get("param_names")

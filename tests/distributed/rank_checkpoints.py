@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from rank_models import muon_of, my_share, sharded_net, train, trained
-from rank_runs import full, largest_difference, placed, run, weights_and_gradients
+from rank_runs import full, largest_difference, placed, run, take_steps, weights_and_gradients
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -15,10 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import (
-    DTensor,
-    Shard,
-)
+from torch.distributed.tensor import DTensor, Shard
 
 from torch_specgd import Muon, SpecGD
 
@@ -52,10 +49,7 @@ def check_reload(mesh: DeviceMesh, folder: Path) -> Any:
     second.load_state_dict(optimizer.state_dict())
     own = {x.to_local().data_ptr() for s in optimizer.state.values() for x in _dtensors(s)}
     theirs = [x for s in second.state.values() for x in _dtensors(s)]
-    for step in gradients[2:]:
-        for p, g in zip(resumed, step, strict=True):
-            p.grad = place(g.to(p.dtype))
-        second.step()
+    take_steps(resumed, second.step, place, gradients[2:])
     momenta = [s["momentum_buffer"] for s in second.state.values() if "momentum_buffer" in s]
     return {
         "difference": largest_difference(resumed, straight),

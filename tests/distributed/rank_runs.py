@@ -1,6 +1,6 @@
 """Steps of plain and of spread-out weights side by side, and what the ranks do in them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ SHAPES = [
     (70, 66),
 ]
 
+Gradients = Sequence[Sequence[Tensor | None]]
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "muon": lambda p: Muon(p, lr=0.02),
@@ -66,15 +67,28 @@ def run(
     make: Callable[[Any], torch.optim.Optimizer],
     place: Callable[[Tensor], Tensor],
     weights: list[Tensor],
-    gradients: list[list[Tensor]],
+    gradients: Gradients,
+    backend: str | None = None,
 ) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    """Steps of fresh parameters; ``backend`` compiles the step."""
     params = [nn.Parameter(place(w.clone())) for w in weights]
     optimizer = make(params)
-    for step in gradients:
-        for p, g in zip(params, step, strict=True):
-            p.grad = place(g.to(p.dtype))
-        optimizer.step()
+    step = optimizer.step if backend is None else torch.compile(optimizer.step, backend=backend)
+    take_steps(params, step, place, gradients)
     return params, optimizer
+
+
+def take_steps(
+    params: list[nn.Parameter],
+    step: Callable[[], Any],
+    place: Callable[[Tensor], Tensor],
+    gradients: Gradients,
+) -> None:
+    """One step for each list of gradients, in which None leaves a parameter without one."""
+    for grads in gradients:
+        for p, g in zip(params, grads, strict=True):
+            p.grad = None if g is None else place(g.to(p.dtype))
+        step()
 
 
 def full(x: Tensor) -> Tensor:

