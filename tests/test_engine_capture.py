@@ -24,7 +24,7 @@ from torch_specgd.triton_kernels.kernels import (
     launch,
     launch_small,
 )
-from torch_specgd.triton_kernels.operator import _body, flatten
+from torch_specgd.triton_kernels.operator import _new, flatten
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 KERNELS = {
@@ -126,7 +126,7 @@ def test_default_never_waits(
 ) -> None:
     """The capture of an optimizer step would fail, or replay with another run's values."""
     x = torch.empty(shape, device="cuda", dtype=dtype)
-    found = _capture(gpu, lambda: _body(x, *_arguments("auto", None, "", "default")))
+    found = _capture(gpu, lambda: _new(x, *_arguments("auto", None, "", "default")))
     assert {name for name, _, _ in found} == kernels
     if len(kernels) == 2:
         assert len(found) == plan(shape, dtype=dtype, device="cuda").traffic()[1]
@@ -151,7 +151,7 @@ def test_other_ways_never_wait(
     """Only the default could be captured, and nobody would know before the first try."""
     x = torch.empty(4, 512, 1024, device="cuda")
     own = None if schedule is None else SCHEDULES[schedule]
-    _capture(gpu, lambda: _body(x, *_arguments(method, own, form, accuracy)))
+    _capture(gpu, lambda: _new(x, *_arguments(method, own, form, accuracy)))
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -156,6 +156,37 @@ def test_groups_in_buffers_equal_singles(
         torch.testing.assert_close(one, orthogonalize(alone, dtype=dtype), rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(3, 70, 100), (3, 100, 70), (2, 5, 9), (0, 4), (1, 6)])
+def test_result_over_the_input(
+    shape: tuple[int, ...], method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives the input away gets the same numbers in its place, from any method."""
+    monkeypatch.setattr(operator, "_CHUNK", 70 * 100)
+    x = torch.randn(shape).to(dtype)
+    x[..., :1] *= 1e-20  # a member that is scaled first, or none
+    for schedule in (None, [[1.5, -0.5]]) if method in ("newton_schulz", "gram") else (None,):
+        expected = orthogonalize(x, method=method, schedule=schedule)
+        y = x.clone()
+        assert orthogonalize(y, method=method, schedule=schedule, out=y) is y
+        assert torch.equal(y, expected)
+        other = torch.empty_like(x)
+        orthogonalize(x, method=method, schedule=schedule, out=other)
+        assert torch.equal(other, expected)
+
+
+def test_out_that_cannot_take_the_result() -> None:
+    """A result in the wrong place would be lost, or eat the input halfway."""
+    x = torch.randn(2, 4, 6)
+    memory = torch.zeros(3, 4, 6)
+    for out in (x[0], x.double(), x.mT.contiguous().mT, memory[:, :, :3]):
+        with pytest.raises(ValueError, match="out"):
+            orthogonalize(x, out=out)
+    with pytest.raises(ValueError, match="shares memory"):
+        orthogonalize(memory[:2], out=memory[1:])
+
+
 def test_bfloat16_direct_form_follows_exact_arithmetic() -> None:
     """Above 64 the direct form runs in bfloat16 and must stay near the scalar map."""
     x = torch.randn(80, 200)

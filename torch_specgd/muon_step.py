@@ -13,7 +13,7 @@ from .elementwise import apply_updates, next_updates
 from .learning_rate import AdjustLr, shape_scale
 from .optimizer import orthogonalize_all
 from .routing import MatrixView, input_dims, matrix_shape, piece_shapes
-from .stacks import in_order, orthogonalize_stacks, stack_updates
+from .stacks import in_order, keep_memory, orthogonalize_stacks, stack_updates
 from .triton_kernels import orthogonalize, plan
 from .triton_kernels.schedules import is_triple
 from .update_rules import neuron_normalize
@@ -119,6 +119,8 @@ def muon(
                 updates[k] = local_like(o, p)
         scales = shape_scales(weights, seen, scale)
         apply_updates([local(p) for p in weights], updates, scales, lr, weight_decay, cautious)
+        if whole:
+            keep_memory(stacks)
 
 
 def _orthogonalize_some(

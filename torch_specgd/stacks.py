@@ -1,5 +1,6 @@
 """Where the updates of a step lie: matrices of one shape side by side, one batch."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,13 @@ from .routing import MatrixView, batch_shape
 
 # dtype of the updates of a parameter by (full shape, buffer's dtype, device, view).
 UpdateDtype = Callable[[torch.Size, torch.dtype, torch.device, MatrixView], torch.dtype]
+
+
+# The first touch of fresh memory costs more than a pass over it, and the allocator may give back
+# to the system what a step frees: on a CPU each thread keeps the last step's.
+_KEPT = threading.local()
+_KEPT_BYTES = 1 << 26
+_LINE = 64  # bytes
 
 
 class Stack(NamedTuple):
@@ -53,21 +61,38 @@ def stack_updates(
         kind = batch_shape(b.shape, view)[1:] if view.split is None else (b.shape, view.split)
         dtype = dtype_of(shapes[i], b.dtype, b.device, view)
         together.setdefault((kind, dtype, b.device), []).extend(members)
-    return [
-        _stack(members, [buffers[i].shape for i in members], views[members[0]], dtype, device)
+    sizes = [
+        (sum(buffers[i].numel() for i in members), dtype, device)
         for (_, dtype, device), members in together.items()
+    ]
+    return [
+        _stack(members, [buffers[i].shape for i in members], views[members[0]], memory)
+        for members, memory in zip(together.values(), _memory(sizes), strict=True)
     ]
 
 
-def _stack(
-    members: list[int],
-    shapes: list[torch.Size],
-    view: MatrixView,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Stack:
-    total = sum(shape.numel() for shape in shapes)
-    memory = torch.empty(total, dtype=dtype, device=device)
+def _memory(sizes: Sequence[tuple[int, torch.dtype, torch.device]]) -> list[Tensor]:
+    """Flat uninitialized tensors, on a CPU side by side in what the last step left."""
+    if not all(device.type == "cpu" for _, _, device in sizes):
+        return [torch.empty(n, dtype=dtype, device=device) for n, dtype, device in sizes]
+    spans = [-(-n * dtype.itemsize // _LINE) * _LINE for n, dtype, _ in sizes]
+    room: Tensor | None = _KEPT.__dict__.pop("room", None)
+    if room is None or len(room) < sum(spans):
+        room = torch.empty(sum(spans), dtype=torch.uint8)
+    parts = room[: sum(spans)].split(spans)
+    return [x[: n * d.itemsize].view(d) for x, (n, d, _) in zip(parts, sizes, strict=True)]
+
+
+def keep_memory(stacks: Sequence[Stack]) -> None:
+    """Lets this thread's next step write over these updates, if they are a CPU's and not large."""
+    if not stacks or stacks[0].batch.device.type != "cpu":
+        return
+    storage = stacks[0].batch.untyped_storage()
+    if storage.nbytes() <= _KEPT_BYTES:
+        _KEPT.room = torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
+def _stack(members: list[int], shapes: list[torch.Size], view: MatrixView, memory: Tensor) -> Stack:
     places = _cut(memory, shapes)
     if view.split is not None:
         return Stack(members, places, memory)
@@ -90,16 +115,22 @@ def in_order(stacks: Sequence[Stack]) -> list[Tensor]:
 
 
 def orthogonalize_stacks(
-    stacks: Sequence[Stack], orthogonalize: Callable[[Tensor], Tensor]
+    stacks: Sequence[Stack], orthogonalize: Callable[..., Tensor]
 ) -> list[Tensor]:
     """Orthogonalizes the batch of every stack, none of them split.
 
     Returns:
-        The results by position, row-major, of the places' shapes and dtypes.
+        The results by position, row-major, of the places' shapes and dtypes; they may lie
+        in the stacks' own memory.
     """
     result: dict[int, Tensor] = {}
     for members, places, batch in stacks:
-        # Tall results come transposed: one pass over all beats strided reads later.
-        done = orthogonalize(batch).contiguous()
+        if batch.device.type == "cpu" and batch.dtype == torch.bfloat16:
+            # Over the updates themselves: fresh memory costs more than a pass over it. Small
+            # matrices in float32 take the Gram form, which reads them last.
+            done = orthogonalize(batch, out=batch)
+        else:
+            # A GPU leaves tall results transposed: one pass over all beats strided reads later.
+            done = orthogonalize(batch).contiguous()
         result.update(zip(members, _cut(done.view(-1), [x.shape for x in places]), strict=True))
     return [result[i] for i in range(len(result))]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .operator import flatten, orthogonalize_op
+from .operator import flatten, orthogonalize_into, orthogonalize_op
 from .planning import ACCURACIES, Plan
 from .schedules import ScheduleLike, is_triple, resolve_schedule
 
@@ -36,6 +36,17 @@ def _check(x: Tensor, method: str, eps: float, smoothing: float, tolerance: floa
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
 
 
+def _check_out(out: Tensor, x: Tensor) -> None:
+    kinds = [(tuple(t.shape), t.dtype, t.device) for t in (out, x)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"out must have x's shape, dtype and device, {kinds[1]}, got {kinds[0]}")
+    if x.device.type != "cpu" or not out.is_contiguous() or torch.compiler.is_compiling():
+        raise ValueError("out must be row-major, on a CPU, and outside torch.compile")
+    memory = [t.untyped_storage().data_ptr() for t in (x, out)]
+    if x is not out and x.numel() and memory[0] == memory[1]:
+        raise ValueError("out shares memory with x; pass x itself, or memory of its own")
+
+
 def orthogonalize(
     x: Tensor,
     *,
@@ -48,6 +59,7 @@ def orthogonalize(
     tolerance: float | None = None,
     accuracy: str = "default",
     plan: Plan | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     r"""Replace every singular value of a matrix by one, or nearly so.
 
@@ -55,7 +67,7 @@ def orthogonalize(
 
     Args:
         x: (..., m, n), any real floating dtype of at least 16 bits, any strides; leading
-            dimensions are a batch. Never changed.
+            dimensions are a batch. Never changed, unless it is `out` as well.
         method: "auto" follows `plan()`: the cheapest schedule and form that reaches at least
             as far as five Polar Express steps. "newton_schulz" runs the direct form, "gram"
             the form on the Gram matrix, "precise" iterates until singular values are within
@@ -73,6 +85,8 @@ def orthogonalize(
             ``max(m, n) * eps``.
         accuracy: "default", "fast" or "high", see `plan()`; only for "auto".
         plan: A `Plan` whose last leg and dtype to follow instead of all of these.
+        out: Where the result goes instead of a new tensor: row-major, on a CPU, with x's shape
+            and dtype; it may be x itself, which is then overwritten. Not inside torch.compile.
 
     Returns:
         (..., m, n) in x's dtype; a new tensor, row-major, or on a GPU for m > n the transpose
@@ -80,7 +94,8 @@ def orthogonalize(
 
     Raises:
         TypeError: For integer, complex, sparse or 8-bit input.
-        ValueError: For fewer than two dimensions, or values outside the accepted ones.
+        ValueError: For fewer than two dimensions, values outside the accepted ones, or an `out`
+            that cannot take the result.
 
     Source:
         Jordan et al., Muon; Polar Express (arXiv 2505.16932).
@@ -109,7 +124,11 @@ def orthogonalize(
         last = plan.legs[-1]
         own, dtype, restarts = last.schedule, plan.dtype, list(last.restarts)
         form = "gram" if last.form == "gram" else "newton_schulz"
-    return orthogonalize_op(
-        x.detach(), method, *flatten(own), form, accuracy, eps, dtype, smoothing, tolerance,
-        restarts,
+    arguments = (
+        method, *flatten(own), form, accuracy, eps, dtype, smoothing, tolerance, restarts,
     )  # fmt: skip
+    if out is None:
+        return orthogonalize_op(x.detach(), *arguments)
+    _check_out(out, x)
+    orthogonalize_into(out.detach(), x.detach(), *arguments)
+    return out

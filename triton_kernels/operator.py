@@ -20,7 +20,7 @@ from .precision import full_float32
 from .products import Products, TorchProducts, cpu_has_amx
 from .schedules import SCHEDULES, Schedule
 
-__all__ = ["orthogonalize_op", "run_plan"]
+__all__ = ["orthogonalize_into", "orthogonalize_op", "run_plan"]
 
 _PRECISE_STEPS = 12
 _ALL = 2**31
@@ -45,7 +45,11 @@ def _go(
     start: Start, leg: Leg, ops: Products, out: Tensor | None = None, spare: Sequence[Tensor] = ()
 ) -> Tensor:
     if leg.form == "direct":
-        return direct(start, leg.schedule, ops, out, spare)
+        # Written over X itself, as callers may ask, the result must not be a single step's.
+        over = out is not None and len(leg.schedule) == 1 and out.data_ptr() == start.x.data_ptr()
+        return direct(start, leg.schedule, ops, None if over else out, spare)
+    if out is not None and out.data_ptr() == start.x.data_ptr():
+        out = None  # the Gram form reads X last
     return gram(start, leg.schedule, ops, leg.restarts, out)
 
 
@@ -181,7 +185,8 @@ def _laid_out(like: Tensor, shape: torch.Size, tall: bool) -> Tensor:
     return like.new_empty(shape)
 
 
-def _body(
+def _write(
+    out: Tensor,
     x: Tensor,
     method: str,
     coefficients: list[float],
@@ -196,26 +201,38 @@ def _body(
     smoothing: float,
     tolerance: float | None,
     restarts: list[int] | None = None,
-) -> Tensor:
-    out = _laid_out(x, x.shape, x.shape[-2] > x.shape[-1])
+) -> None:
     if x.numel() == 0:
-        return out
+        return
     batch, place = x.reshape(-1, *x.shape[-2:]), out.view(-1, *x.shape[-2:])
     if method in ("svd", "smoothed"):
         batch = batch.to(torch.promote_types(dtype or x.dtype, torch.float32))
         exact = method == "svd"
         place.copy_(svd_polar(batch, tolerance) if exact else smoothed_polar(batch, smoothing))
-        return out
+        return
     schedule = unflatten(name, coefficients, widths, safety, normalization)
     if x.shape[-2] > x.shape[-1]:
         batch, place = batch.mT, place.mT
     _iterate(batch, form or method, schedule, accuracy, eps, dtype, restarts, place)
-    return out
 
 
-def _in_full_float32(x: Tensor, *arguments: Any) -> Tensor:
+def orthogonalize_into(out: Tensor, x: Tensor, *arguments: Any) -> None:
+    """Run the operator and write the result to `out`.
+
+    Args:
+        out: Of x's shape, dtype and device, with leading dimensions that can be viewed as one. On
+            a CPU it may be x itself.
+        x: The input.
+        *arguments: The operator's others, see its schema.
+    """
     with full_float32(x.device):
-        return _body(x, *arguments)
+        _write(out, x, *arguments)
+
+
+def _new(x: Tensor, *arguments: Any) -> Tensor:
+    out = _laid_out(x, x.shape, x.shape[-2] > x.shape[-1])
+    orthogonalize_into(out, x, *arguments)
+    return out
 
 
 def flatten(schedule: Schedule | None) -> tuple[list[float], list[int], float, str, str]:
@@ -246,7 +263,7 @@ def unflatten(
 
 orthogonalize_op = torch.library.custom_op(
     "torch_specgd::orthogonalize",
-    _in_full_float32,
+    _new,
     mutates_args=(),
     schema=(
         "(Tensor x, str method, float[] coefficients, int[] widths, float safety, "
