@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim import Optimizer
 
 from torch_specgd import Muon, SpecGD
@@ -64,3 +65,24 @@ def test_compiles_without_graph_breaks(make: Callable[[Any], Optimizer], backend
 def test_compiles_with_inductor() -> None:
     """The default backend too: C++ is generated and gives the same numbers."""
     assert compare(ROWS["muon"], "inductor") == 0
+
+
+@pytest.mark.parametrize(("lr", "graphs"), [(torch.tensor(0.02), 1), (0.02, 2)])
+def test_new_learning_rates_do_not_compile_anew(lr: Any, graphs: int) -> None:
+    """A schedule would recompile the step forever; a float becomes a variable after its change."""
+    model = network()
+    optimizer = Muon(model.parameters(), lr=lr)
+    set_gradients(model, 0)
+    optimizer.step()  # makes the state, which would be a graph of its own
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    step = torch.compile(optimizer.step, backend=counter)
+    for seed in range(6):
+        set_gradients(model, seed)
+        step()
+        (group,) = optimizer.param_groups
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].mul_(0.9)
+        else:
+            group["lr"] *= 0.9
+    assert counter.frame_count == graphs

@@ -302,3 +302,19 @@ def test_parameter_that_is_frozen_or_unused_on_some_steps() -> None:
             straight.step()
     assert torch.equal(p, q)
     assert torch.equal(straight.state[p]["momentum_buffer"], gaps.state[q]["momentum_buffer"])
+
+
+def test_going_back_to_torch_takes_the_triple_in_the_groups() -> None:
+    """The README's way back: settings travel in the checkpoint, and torch knows no "auto"."""
+    p = nn.Parameter(torch.randn(4, 4))
+    ours = Muon([p])
+    p.grad = torch.randn(4, 4)
+    ours.step()
+    for group in ours.param_groups:
+        group["ns_coefficients"] = JORDAN
+    theirs = torch.optim.Muon([p])
+    theirs.load_state_dict(ours.state_dict())
+    before = p.detach().clone()
+    theirs.step()
+    assert p.isfinite().all()
+    assert not torch.equal(p, before)

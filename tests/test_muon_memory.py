@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from torch_specgd import Muon, elementwise, stacks
@@ -188,3 +189,31 @@ def test_memory_of_a_step_is_bounded_by_the_option() -> None:
         # The updates and the iteration's own matrices: 5.5 times, measured.
         assert peaks[-1] <= 8 * limit
     assert peaks[0] < peaks[1] < peaks[2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"nesterov": False, "adjust_lr_fn": "match_rms_adamw"},
+        {"neuron_beta": 0.9, "cautious_weight_decay": True},
+        {"maximize": True, "foreach": False},
+    ],
+)
+def test_step_on_a_gpu_reads_no_value_on_the_host(options: dict[str, Any]) -> None:
+    """One .item() would wait for the device and forbid CUDA graphs; a fake tensor has no value."""
+    module = sys.modules["torch_specgd.muon_step"]
+    with FakeTensorMode(), mock.patch.object(module, "orthogonalize", lambda x, **_: x.clone()):
+        shapes = ((8, 6), (4, 5, 3), (6, 2, 3, 3), (5,))
+        params = [torch.empty(s, device="cuda").requires_grad_() for s in shapes]
+        optimizer = Muon(params, capturable=True, **options)
+        for key in ("lr", "momentum"):
+            optimizer.param_groups[0][key] = torch.empty((), device="cuda")
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.empty_like(p)
+            optimizer.step()
+        for state in optimizer.state.values():
+            assert {x.device.type for x in state.values()} == {"cuda"}
+        with pytest.raises(DataDependentOutputException):
+            optimizer.param_groups[0]["lr"].item()

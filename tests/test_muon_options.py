@@ -1,12 +1,14 @@
 """Muon's options: each against a plain float64 statement of its rule."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from torch_specgd import Muon, qk_clip_
+from torch_specgd.learning_rate import LR_SCALES, shape_scale
 from torch_specgd.muon_step import chunks
 from torch_specgd.update_rules import neuron_normalize, stochastic_round
 
@@ -75,6 +77,17 @@ def test_learning_rate_scales(name: object, factor: float) -> None:
     torch.testing.assert_close(step_of(grad, adjust_lr_fn=name), base * factor)
     wide = step_of(grad.T.contiguous(), adjust_lr_fn="spectral")
     torch.testing.assert_close(wide, base.T / math.sqrt(2), rtol=1e-4, atol=1e-6)
+
+
+def test_documented_factors_are_those_of_the_code() -> None:
+    """The table that tells how to carry over a learning rate."""
+    page = Path(__file__).parents[1] / "docs" / "muon_training.md"
+    rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith('| `"')]
+    shown = {cells[1].split('"')[1]: [float(x) for x in cells[3:6]] for cells in rows}
+    assert shown.keys() == set(LR_SCALES) - {"spectral_unclamped"}  # torch's name of "spectral"
+    for name, factors in shown.items():
+        shapes = ((768, 768), (3072, 768), (768, 3072))
+        assert factors == [round(shape_scale(name, m, n), 2) for m, n in shapes]
 
 
 def test_functional_scale_is_not_saved_and_must_be_given_again() -> None:

@@ -264,3 +264,16 @@ def test_interleaved_projections_are_left_whole(name: str) -> None:
     model.attn.qkv_proj = nn.Linear(8, 24, bias=False)
     model.last = nn.Linear(8, 8)
     assert reasons(model)["attn.qkv_proj.weight"] == ("matrix", True)
+
+
+def test_gates_of_recurrent_layers_are_matrices_of_their_own() -> None:
+    """torch stacks four gates (LSTM) or three (GRU) on each other; a projection is one matrix."""
+    model = nn.Module()
+    model.lstm, model.cell = nn.LSTM(5, 8, proj_size=3), nn.GRUCell(5, 4)
+    model.rnn, model.last = nn.RNN(5, 8), nn.Linear(8, 8)
+    found = reasons(model)
+    assert found["lstm.weight_ih_l0"] == ("matrix, split 8 + 8 + 8 + 8 along 0", True)
+    assert found["lstm.weight_hh_l0"] == ("matrix, split 8 + 8 + 8 + 8 along 0", True)
+    assert found["lstm.weight_hr_l0"] == ("matrix", True)
+    assert found["cell.weight_hh"] == ("matrix, split 4 + 4 + 4 along 0", True)
+    assert found["rnn.weight_hh_l0"] == ("matrix", True)

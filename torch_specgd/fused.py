@@ -14,6 +14,7 @@ CutAlong = tuple[int, tuple[int, ...]]
 # and those of the classes below) are left whole: a cut into thirds would mix heads.
 QKV_NAMES = ("c_attn", "qkv", "qkv_proj", "wqkv", "in_proj", "to_qkv")
 GATE_UP_NAMES = ("gate_up_proj", "w12", "gate_up")
+GATES: dict[type, int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 INTERLEAVED = ("CodeGen", "DisentangledSelfAttention", "GptOss", "InternLM2", "MiniMaxLightning")
 
 
@@ -32,6 +33,9 @@ def detect_split(model: nn.Module, name: str, owner: nn.Module, p: Tensor) -> Cu
     if isinstance(owner, nn.MultiheadAttention) and name.endswith("in_proj_weight"):
         return 0, (owner.embed_dim,) * 3
     path, _, own_name = name.rpartition(".")
+    gates = next((n for t, n in GATES.items() if isinstance(owner, t)), None)
+    if gates and own_name.startswith(("weight_ih", "weight_hh")):
+        return 0, (p.shape[0] // gates,) * gates
     outer, _, module = path.rpartition(".")
     holder = model.get_submodule(outer)
     if any(type(m).__name__.startswith(INTERLEAVED) for m in (owner, holder)):

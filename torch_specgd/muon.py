@@ -92,7 +92,8 @@ class Muon(SpectralOptimizer):
 
     Source:
         Jordan 2024, kellerjordan.github.io/posts/muon; torch/optim/_muon.py; Amsel et al.,
-        arXiv 2505.16932 (Polar Express); Loshchilov and Hutter, arXiv 1711.05101 (AdamW).
+        arXiv 2505.16932 (Polar Express); Loshchilov and Hutter, arXiv 1711.05101 (AdamW). Options:
+        arXiv 2510.05491 (NorMuon), 2510.12402 (cautious decay), 1502.02551 (stochastic rounding).
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(),

@@ -35,7 +35,7 @@ def check_non_negative(**values: Any) -> None:
             value = float(value)
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, but is a {type(value).__name__}: {value!r}")
-        if not (value >= 0.0 and math.isfinite(value)):
+        if not (float(value) >= 0.0 and math.isfinite(value)):
             raise ValueError(f"{name} must be finite and at least 0, but is {value}")
 
 

@@ -64,8 +64,8 @@ def param_groups(
     To AdamW go vectors, norms, embeddings (and what is tied to them), positional and other token
     parameters, a state space model's decay rates, output heads, routers, depthwise convolutions and
     single rows; to Muon everything else of two or more dimensions. Fused projections are split
-    where the module is known (``nn.MultiheadAttention``, GPT-2's ``c_attn``, fused q/k/v and
-    gate/up of Llama-like models and of their expert stacks).
+    where the module is known (``nn.MultiheadAttention``, the gates of ``nn.LSTM`` and ``nn.GRU``,
+    GPT-2's ``c_attn``, fused q/k/v and gate/up of Llama-like models and of their expert stacks).
 
     Args:
         model: Any module.

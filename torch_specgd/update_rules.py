@@ -60,6 +60,9 @@ def stochastic_round(x: Tensor, generator: torch.Generator) -> Tensor:
 
     Returns:
         bfloat16 of the same shape.
+
+    Source:
+        Gupta et al., arXiv 1502.02551.
     """
     noise = torch.randint(
         0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator

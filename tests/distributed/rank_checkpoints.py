@@ -132,3 +132,34 @@ def check_bfloat16_checkpoint(mesh: DeviceMesh, folder: Path) -> Any:
         "float32": all(b.dtype == torch.float32 for _, b in pairs),
         "needed": any(not torch.equal(full(b), full(b).bfloat16().float()) for _, b in pairs),
     }
+
+
+class Both:
+    """Muon for one part of a model and SpecGD for the other, stepped together."""
+
+    def __init__(self, model: nn.Module) -> None:
+        rest = [*model.norm.parameters(), *model.head.parameters()]
+        self.parts = [Muon(model.body.parameters(), lr=0.02), SpecGD(rest, momentum=0.9)]
+
+    def zero_grad(self) -> None:
+        for optimizer in self.parts:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self.parts:
+            optimizer.step()
+
+
+def check_two_optimizers(mesh: DeviceMesh, folder: Path) -> Any:
+    """A list of optimizers goes through one distributed checkpoint."""
+    result = {}
+    for flat in (False, True):
+        model, other = sharded_net(mesh), sharded_net(mesh)
+        both, resumed = Both(model), Both(other)
+        train(model, both, range(2), my_share())
+        save(model, both.parts, folder / f"list-flat-{flat}", flat)
+        train(model, both, range(2, 4), my_share())
+        load(other, resumed.parts, folder / f"list-flat-{flat}", flat)
+        train(other, resumed, range(2, 4), my_share())
+        result[flat] = largest_difference(other.parameters(), model.parameters())
+    return result

@@ -15,6 +15,7 @@ from rank_checkpoints import (
     check_fresh_state_dict,
     check_reload,
     check_state,
+    check_two_optimizers,
 )
 from rank_layouts import (
     check_bfloat16,
@@ -39,6 +40,7 @@ from rank_training import (
     check_ddp_share_work,
     check_fsdp_training,
     check_hsdp_training,
+    check_mixed_precision,
     check_unused_parameter,
 )
 from torch.distributed.device_mesh import init_device_mesh
@@ -50,6 +52,7 @@ TWO = [
     check_each_matrix_once, check_experts_stay, check_partial_gradient, check_refusals,
     check_state, check_reload, check_unused_parameter, check_fsdp_training, check_ddp_share_work,
     check_compiled_step, check_fresh_state_dict, check_checkpoint, check_bfloat16_checkpoint,
+    check_mixed_precision, check_two_optimizers,
 ]  # fmt: skip
 FOUR = [
     check_hsdp, check_hsdp_owners, check_hsdp_training, check_rows_and_columns,

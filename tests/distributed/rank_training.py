@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rank_models import muon_of, my_share, net, sharded_net, train, trained
+from rank_models import batch, muon_of, my_share, net, sharded_net, train, trained
 from rank_runs import (
     OPTIMIZERS,
     everywhere_equal,
@@ -18,6 +18,7 @@ from rank_runs import (
 )
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from torch_specgd import Muon, SpecGD
@@ -93,3 +94,22 @@ def check_hsdp_training(mesh: DeviceMesh, folder: Path) -> Any:
     plain, _ = trained(net(), 4)
     model, _ = trained(sharded_net(mesh), 4, my_share())
     return largest_difference(model.parameters(), plain.parameters())
+
+
+def check_mixed_precision(mesh: DeviceMesh, folder: Path) -> Any:
+    """bfloat16 forward and backward over float32 shards, with clipping, as FSDP2 scripts do."""
+    model, policy = net(), MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    for module in (model.body, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    optimizer = muon_of(model)
+    x, y = batch(0)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    kept = [*model.parameters(), *(v for s in optimizer.state.values() for v in s.values())]
+    return losses[0], losses[-1], {str(x.dtype) for x in kept}

@@ -174,6 +174,20 @@ def test_checkpoint_resumes_on_two_ranks(results: Read) -> None:
         assert largest(found) == 0.0
 
 
+def test_list_of_optimizers_shares_a_checkpoint(results: Read) -> None:
+    """Whoever keeps two optimizers saves them in one call, in both layouts of the state."""
+    for found in results("two_optimizers"):
+        assert set(found) == {False, True}
+        assert largest(found) == 0.0
+
+
+def test_mixed_precision_with_clipping_trains(results: Read) -> None:
+    """FSDP2 computes in bfloat16 and clips DTensors; weights and state stay float32."""
+    for first, last, dtypes in results("mixed_precision"):
+        assert last < 0.9 * first
+        assert dtypes == {"torch.float32"}
+
+
 def test_float32_state_of_bfloat16_weights_survives(results: Read) -> None:
     """Rounded to bfloat16, a slow momentum forgets what it has gathered."""
     for found in results("bfloat16_checkpoint"):
