@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from warmstart import dash_shrink, uniform_shrink
+from warmstart import dash_shrink, fire_reinit, shrink_and_perturb, uniform_shrink
+from warmstart.__main__ import main
 
 
 class NotCopied(nn.Sequential):
@@ -137,6 +139,29 @@ def test_an_expert_without_tokens() -> None:
 
         dash_shrink(model, [torch.randn(4, 3)], forward=forward, zero_gradient=rule)
         torch.testing.assert_close(model[1].weight.detach(), factor * before)
+
+
+@pytest.mark.parametrize("method", [uniform_shrink, shrink_and_perturb, fire_reinit])
+def test_stale_statistics_are_noted_by_every_method(method: Callable) -> None:
+    """The first evaluation after any change of the weights is chance on a BatchNorm net."""
+    assert any("accuracy in eval mode is meaningless" in n for n in method(net()).notes)
+    assert method(nn.Linear(3, 2)).notes == []
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch) -> None:
+    """A full disk in the middle of writing: the old checkpoint stays, no half of a new one."""
+    path = tmp_path / "model.pt"
+    torch.save(net().state_dict(), path)
+    content = path.read_bytes()
+
+    def half(state: dict, target: Path) -> None:
+        Path(target).write_bytes(content[:100])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    assert main(["uniform", str(path), "-o", str(path), "--force"]) == 2
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_twice_is_the_product() -> None:
