@@ -121,11 +121,12 @@ def plot(everything: dict[tuple[str, str, str], Group], path: Path) -> None:
             chunks = range(1, min(max(run) for g in group.values() for run in g.values()) + 1)
             drawn: list[str] = []
             for (method, floor), runs in group.items():
+                # A second floor of a method has its color, and crosses.
+                marker = "x" if method in drawn else "."
+                drawn.append(method)
                 y = [at(runs, k, quantity).mean() for k in chunks]
                 style = "-" if method in ("cold", "warm", "DASH") else ":"
-                style = "--" if method in drawn else style  # the same method with another floor
-                drawn.append(method)
-                axis.plot([500 * k for k in chunks], y, style, marker=".",
+                axis.plot([500 * k for k in chunks], y, style, marker=marker,
                           label=label(method, floor), color=f"C{names.index(method)}")  # fmt: skip
             axis.set(xlabel="examples seen", ylabel=quantity.replace("_", " "),
                      title=f"{purpose}: {net}, lr {lr}" if row == 0 else "")  # fmt: skip

@@ -83,6 +83,21 @@ def test_records_and_leaves_no_trace(tmp_path) -> None:
     assert (tmp_path / "d.png").stat().st_size > 1000
 
 
+def test_keeps_little_of_a_long_sequence() -> None:
+    """A transformer's activations are larger than its weights: only rows of them stay."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU())
+    x = torch.randn(3, 50, 4)
+    with Diagnostics(model, samples=20) as probe:
+        out = model(x).detach()
+        scores, rows = probe._kept["1"]
+        assert scores.shape == (8,)
+        assert rows.shape == (19, 8)  # every eighth of 150 tokens
+        assert rows.untyped_storage().nbytes() == 19 * 8 * 4
+        reading = probe.record(0)[0]
+    assert reading.dormant == dormant_share(out, 0.1)
+    assert torch.equal(rows, out.flatten(0, 1)[::8])
+
+
 def test_diagnostics_refuse() -> None:
     """Wrong thresholds, patterns without a match, and record() before any forward pass."""
     with pytest.raises(ValueError, match="tau must be finite"):

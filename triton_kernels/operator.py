@@ -44,12 +44,11 @@ def products_for(x: Tensor, dtype: torch.dtype) -> Products:
 def _go(
     start: Start, leg: Leg, ops: Products, out: Tensor | None = None, spare: Sequence[Tensor] = ()
 ) -> Tensor:
+    if out is not None and out.device.type == "cpu" and not leg.reads_x_first:
+        # Whoever lets X be overwritten copies the result.
+        out = None if out.data_ptr() == start.x.data_ptr() else out
     if leg.form == "direct":
-        # Written over X itself, as callers may ask, the result must not be a single step's.
-        over = out is not None and len(leg.schedule) == 1 and out.data_ptr() == start.x.data_ptr()
-        return direct(start, leg.schedule, ops, None if over else out, spare)
-    if out is not None and out.data_ptr() == start.x.data_ptr():
-        out = None  # the Gram form reads X last
+        return direct(start, leg.schedule, ops, out, spare)
     return gram(start, leg.schedule, ops, leg.restarts, out)
 
 

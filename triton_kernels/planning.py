@@ -51,6 +51,11 @@ class Leg:
     restarts: tuple[int, ...] = ()
     flatness: float = 0.0
 
+    @property
+    def reads_x_first(self) -> bool:
+        """Whether X itself is not read any more when the result is written."""
+        return self.form == "direct" and len(self.schedule) > 1
+
     def traffic(self, n: int, m: int, itemsize: int) -> tuple[int, int]:
         """Count bytes moved by the products of one n x m matrix, and their launches."""
         segments, small = self.schedule.products(self.form, self.restarts)

@@ -204,7 +204,7 @@ class TorchProducts:
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``, laid out like X."""
-        if _transposed(x) and (out is None or _transposed(out)):
+        if x.device.type == "cpu" and _transposed(x) and (out is None or _transposed(out)):
             # X^T Q in memory, the faster product on a CPU, and nothing to transpose at the end.
             if out is None:
                 return torch.bmm(x.mT, q).mT

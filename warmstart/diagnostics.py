@@ -58,15 +58,15 @@ class Reading:
 class Diagnostics:
     """Dormant units, effective rank, norms and gradients of a model, once per epoch.
 
-    Hooks are in place only inside the ``with`` block (or between ``attach`` and ``detach``); they
-    keep the last batch's activations, at most ``samples`` rows of each layer.
+    Hooks are in place only inside the ``with`` block (or between ``attach`` and ``detach``); of the
+    last batch they keep one number per unit and at most ``samples`` rows of features per layer.
 
     Args:
         model: Any module.
         layers: Shell patterns or predicate of activation modules; None takes every ReLU, GELU, ...
         tau: Threshold of dormancy relative to the layer's mean, >= 0 (Sokar et al. use 0.025 for
             RL, 0.1 is common).
-        samples: Rows of activations kept per layer.
+        samples: Rows of features kept per layer, spread over the batch's tokens.
 
     Raises:
         ValueError: If no module matches, or tau or samples are out of range.
@@ -101,7 +101,7 @@ class Diagnostics:
             raise ValueError(f"samples must be at least 2, got {samples}")
         self.model, self.tau, self.samples = unwrap(model), tau, samples
         self.readings: list[Reading] = []
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
         self._handles: list[Any] = []
         none = torch.empty(0)
         self._modules = {
@@ -136,7 +136,9 @@ class Diagnostics:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             x = output[0] if isinstance(output, tuple) else output
             if isinstance(x, Tensor) and x.ndim >= 2:
-                self._kept[name] = x.detach()[: self.samples].clone()
+                # Reduced at once: a transformer's activations are larger than its weights.
+                x = x.detach()
+                self._kept[name] = unit_scores(x), feature_rows(x, self.samples)
 
         return hook
 
@@ -155,9 +157,9 @@ class Diagnostics:
         if self._handles and self._modules and not self._kept:
             raise RuntimeError("no forward pass since attach(); record() comes after one")
         now = [
-            Reading(epoch, name, "activation", dormant=dormant_share(x, self.tau),
-                    effective_rank=effective_rank(features(x)))
-            for name, x in self._kept.items()
+            Reading(epoch, name, "activation", dormant=share_below(scores, self.tau),
+                    effective_rank=effective_rank(rows))
+            for name, (scores, rows) in self._kept.items()
         ]  # fmt: skip
         targets, _ = find_targets(self.model, bias="skip")
         for t in targets:
@@ -216,6 +218,26 @@ def features(x: Tensor) -> Tensor:
     return x.flatten(0, -2) if x.ndim == 3 else x
 
 
+def feature_rows(x: Tensor, samples: int) -> Tensor:
+    """At most ``samples`` rows of ``features(x)``, a copy."""
+    if x.ndim >= 4:
+        return features(x[:samples])
+    rows = x.flatten(0, -2)
+    return rows[:: -(-len(rows) // samples)].to(torch.float32, copy=True)
+
+
+def unit_scores(x: Tensor) -> Tensor:
+    """Mean |activation| of every unit: channels of a convolution, entries of the last axis else."""
+    x = x.abs()
+    over = (0, *range(2, x.ndim)) if x.ndim >= 4 else tuple(range(x.ndim - 1))
+    return x.mean(over, dtype=torch.float32)
+
+
+def share_below(scores: Tensor, tau: float) -> float:
+    """Share of units whose score is at most ``tau`` times the mean score."""
+    return float((scores <= tau * scores.mean()).float().mean())
+
+
 def dormant_share(x: Tensor, tau: float) -> float:
     """Share of units with mean |activation| at most ``tau`` times the layer's mean.
 
@@ -227,9 +249,7 @@ def dormant_share(x: Tensor, tau: float) -> float:
         >>> dormant_share(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), 0.1)
         0.5
     """
-    x = x.abs().float()
-    score = x.flatten(2).mean((0, 2)) if x.ndim >= 4 else x.flatten(0, -2).mean(0)
-    return float((score <= tau * score.mean()).float().mean())
+    return share_below(unit_scores(x), tau)
 
 
 def effective_rank(x: Tensor) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .apply import commit
+from .notes import statistics_notes
 from .report import ShrinkReport
 from .rows import add_value, whole
 from .targets import Patterns, Skipped, Target, find_targets
@@ -87,7 +88,8 @@ def fire_reinit(
             parts = (fused or default_parts)(t.name, w)
             new = w.lerp(isometry(w, t.kind, parts), strength)
             rows.append(add_value(t, new, values))
-    report = ShrinkReport("fire_reinit", {"strength": strength}, rows, skipped)
+    notes = statistics_notes(model, rows)
+    report = ShrinkReport("fire_reinit", {"strength": strength}, rows, skipped, notes)
     return commit(
         model, targets, report, values=values, inplace=inplace, dry_run=dry_run, **handover
     )

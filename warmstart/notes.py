@@ -79,15 +79,18 @@ def direction_notes(rows: Sequence[ParameterRow], grad_mode: str) -> list[str]:
     return out
 
 
-def statistics_notes(model: nn.Module, rows: Sequence[ParameterRow], batches: int) -> list[str]:
-    """Running statistics that belong to the old, longer weights."""
+def statistics_notes(
+    model: nn.Module, rows: Sequence[ParameterRow], batches: int | None = None
+) -> list[str]:
+    """Running statistics that belong to the old weights; ``batches`` where they can be renewed."""
     norms = batch_norms(unwrap(model))
     changed = any(r.norm_after != r.norm_before for r in rows)
     if not norms or not changed or batches:
         return []
     return [
         f"running statistics of {len(norms)} BatchNorm layers still belong to the old weights: "
-        "accuracy in eval mode is meaningless until training resumes, or use recalibrate_norm"
+        "accuracy in eval mode is meaningless until training resumes"
+        + (", or use recalibrate_norm" if batches is not None else "")
     ]
 
 

@@ -17,6 +17,7 @@ from .apply import commit
 from .entries import unwrap
 from .factors import accumulation_dtype, check_floor
 from .fresh import Fresh, fresh_values
+from .notes import statistics_notes
 from .report import ShrinkReport
 from .rows import add_value, factor_row, whole
 from .targets import Patterns, Skipped, Target, find_targets
@@ -95,7 +96,10 @@ def uniform_shrink(
     )
     factors = {t.name: constant(t, factor) for t in targets}
     rows = [factor_row(t, factors[t.name], factor) for t in targets]
-    report = ShrinkReport("uniform_shrink", {"factor": factor}, rows, skipped, factors=factors)
+    notes = statistics_notes(model, rows)
+    report = ShrinkReport(
+        "uniform_shrink", {"factor": factor}, rows, skipped, notes, factors=factors
+    )
     return commit(model, targets, report, inplace=inplace, dry_run=dry_run, **handover)
 
 
@@ -166,7 +170,8 @@ def shrink_and_perturb(
             w = whole(t.parameter)
             rows.append(add_value(t, w * shrink + noise[t.name].to(w) * perturb, values))
     settings = {"preset": preset, "shrink": shrink, "perturb": perturb, "seed": seed}
-    report = ShrinkReport("shrink_and_perturb", settings, rows, skipped)
+    notes = statistics_notes(model, rows)
+    report = ShrinkReport("shrink_and_perturb", settings, rows, skipped, notes)
     return commit(
         model, targets, report, values=values, inplace=inplace, dry_run=dry_run, **handover
     )
