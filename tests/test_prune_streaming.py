@@ -67,6 +67,24 @@ def test_stream_keeps_what_memory_keeps(tmp_path, monkeypatch, options, prune_ra
     assert settings["kept"] == len(expected)
 
 
+@pytest.mark.parametrize("options", [{"c_d": "auto", "per_class": True}, {"method": "ccs"}])
+def test_parquet_is_read_twice_however_long_the_search(tmp_path, monkeypatch, options):
+    """A wide table costs two readings; what is searched between them are a few columns."""
+    opened, start = [], pq.ParquetFile
+
+    def counting(file, **how):
+        opened.append(Path(file).name)
+        return start(file, **how)
+
+    monkeypatch.setattr(pq, "ParquetFile", counting)
+    monkeypatch.setattr(topk, "COLLECT", 20)
+    write_folder(make_table(), tmp_path / "in")
+    opened.clear()
+    select_parquet(tmp_path / "in", tmp_path / "out", 0.7, **options)
+    assert sorted(opened) == sorted(2 * [f"part-{k}.parquet" for k in range(3)])
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["in", "out", "out.json"]
+
+
 def test_folder_of_files_with_string_keys(tmp_path):
     """A folder becomes a folder with the same names, and rows stay in their files."""
     table = make_table(900, keys=np.array([f"shard/{i:04d}.jpg" for i in range(900)]))
