@@ -183,12 +183,19 @@ def test_ray_that_was_started_for_a_selection_ends_with_it(tmp_path, monkeypatch
     ids=["beta", "ccs"],
 )
 def test_ray_data_keeps_what_memory_keeps(tmp_path, monkeypatch, two_workers, options):
-    """Two workers, blocks in any order, counts before the threshold: the very same rows."""
+    """Two workers, blocks in any order, counts first, two readings: the very same rows."""
+    from ray import data as ray_data
+
     monkeypatch.setattr(streaming_module, "BATCH", 257)
     monkeypatch.setattr(topk, "COLLECT", 400)
+    read, read_parquet = [], ray_data.read_parquet
+    monkeypatch.setattr(
+        ray_data, "read_parquet", lambda *a, **k: read.append(a) or read_parquet(*a, **k)
+    )
     table = make_table(keys=np.array([f"shard/{i:04d}.jpg" for i in range(3000)]))
     write_folder(table, tmp_path / "in", parts=4)
     settings = select_parquet(tmp_path / "in", tmp_path / "out", 0.8, engine="ray", **options)
+    assert len(read) == 2
     kept = pq.read_table(tmp_path / "out").sort_by("key")
     expected = table.take(table.select(0.8, **options))
     assert kept["key"].to_pylist() == expected.key.tolist()
