@@ -75,6 +75,7 @@ def select_parquet(
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> from data_prune import ScoreTable
         >>> rng = np.random.default_rng(0)
         >>> table = ScoreTable(np.arange(100), rng.integers(3, size=100), rng.uniform(size=100),
