@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from data_prune.keys import example_ids
 
-__all__ = ["COLUMNS", "META_KEY", "Digest", "read_columns", "write_columns"]
+__all__ = [
+    "COLUMNS",
+    "META_KEY",
+    "Digest",
+    "batch_arrays",
+    "batch_columns",
+    "read_columns",
+    "write_columns",
+]
 
 COLUMNS = ("key", "label", "score", "mean_prob", "observed")
 META_KEY = b"data_prune"
@@ -95,3 +103,15 @@ def read_columns(path: str | os.PathLike) -> tuple[Arrays, Arrays, dict[str, Any
         if stored["digest"] != digest.hex():
             raise ValueError(f"{path} was changed after it was written: its digest does not match")
     return columns, peers, stored.get("meta", {})
+
+
+def batch_arrays(batch: Any) -> Arrays:
+    """The columns of a record batch or table as arrays."""
+    return {name: np.asarray(batch.column(name)) for name in batch.schema.names}
+
+
+def batch_columns(batch: Any) -> Arrays:
+    """What a selection reads: the same with the 64-bit id of each key in the key's place."""
+    columns = batch_arrays(batch)
+    columns["id"] = example_ids(columns.pop("key"))
+    return columns

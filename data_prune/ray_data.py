@@ -1,7 +1,9 @@
 """The passes of ``streaming`` on Ray Data: workers summarize and filter blocks of rows.
 
-A pass sends home one summary for each block (at most 8 MB of counts, for the 128 MB of rows of
-Ray's usual block), and the driver merges them as they arrive and holds no other.
+The Parquet is read twice. The first time the selection's columns become blocks of Ray's object
+store (some 30 bytes a row over all machines; Ray spills to disk what does not fit); the passes
+that find the threshold go over these blocks. Such a pass sends home one summary for each block (at
+most 8 MB of counts), and the driver merges them as they arrive and holds no other.
 """
 
 from __future__ import annotations
@@ -14,17 +16,20 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from data_prune.parquet import batch_arrays, batch_columns
+
 __all__ = ["RayEngine", "ray_engine"]
 
 
 @contextmanager
-def ray_engine(files: list[Path], batch: int) -> Iterator[RayEngine]:
+def ray_engine(files: list[Path], names: list[str], batch: int) -> Iterator[RayEngine]:
     """An engine on the Ray that is running, or on one that lives as long as the block.
 
     The latter uses the cores of this machine and neither a dashboard nor Ray's usage statistics.
 
     Args:
         files: Parquet files, by names that all workers can open.
+        names: the columns that a selection looks at.
         batch: rows that are looked at together.
 
     Raises:
@@ -45,7 +50,7 @@ def ray_engine(files: list[Path], batch: int) -> Iterator[RayEngine]:
             if before is None:
                 del os.environ["RAY_USAGE_STATS_ENABLED"]
     try:
-        yield RayEngine([str(file.resolve()) for file in files], batch)
+        yield RayEngine([str(file.resolve()) for file in files], names, batch)
     finally:
         if mine:
             ray.shutdown()
@@ -54,8 +59,9 @@ def ray_engine(files: list[Path], batch: int) -> Iterator[RayEngine]:
 class RayEngine:
     """See ``streaming.Engine``."""
 
-    def __init__(self, files: list[str], batch: int) -> None:
-        self.files, self.batch = files, batch
+    def __init__(self, files: list[str], names: list[str], batch: int) -> None:
+        self.files, self.names, self.batch = files, names, batch
+        self._narrow: Any = None
 
     def _dataset(self) -> Any:
         import ray.data
@@ -63,24 +69,35 @@ class RayEngine:
         # Names of folders such as "epoch=3" must not become columns.
         return ray.data.read_parquet(self.files, partitioning=None)
 
-    def fold(
-        self, f: Callable[[Any], Any], merge: Callable[[Any, Any], Any], columns: list[str]
-    ) -> Any:
-        """``f`` of every batch of these columns; a block's results are merged where it lies."""
+    def _blocks(self) -> Any:
+        """The selection's columns, read once and held in the object store."""
+        if self._narrow is None:
+
+            def take_out(block: Any) -> Any:
+                import pyarrow as pa
+
+                return pa.table(batch_columns(block))
+
+            rows = self._dataset().select_columns(self.names)
+            narrow = rows.map_batches(take_out, batch_size=None, batch_format="pyarrow")
+            self._narrow = narrow.materialize()
+        return self._narrow
+
+    def fold(self, f: Callable[[Any], Any], merge: Callable[[Any, Any], Any]) -> Any:
+        """``f`` of every batch of the columns; a block's results are merged where it lies."""
         batch = self.batch
 
         def summarize(block: Any) -> Any:
             import pyarrow as pa
 
             parts = (block.slice(i, batch) for i in range(0, block.num_rows, batch))
-            summary = [pickle.dumps(reduce(merge, map(f, parts)))] if block.num_rows else []
+            merged = (
+                reduce(merge, (f(batch_arrays(part)) for part in parts)) if block.num_rows else None
+            )
+            summary = [pickle.dumps(merged)] if block.num_rows else []
             return pa.table({"summary": pa.array(summary, pa.large_binary())})
 
-        summaries = (
-            self._dataset()
-            .select_columns(columns)
-            .map_batches(summarize, batch_size=None, batch_format="pyarrow")
-        )
+        summaries = self._blocks().map_batches(summarize, batch_size=None, batch_format="pyarrow")
         return reduce(merge, (pickle.loads(row["summary"]) for row in summaries.iter_rows()))
 
     def write(self, kept: Callable[[Any], Any], destination: Path) -> int:

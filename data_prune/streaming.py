@@ -1,24 +1,25 @@
 """Parquet in, Parquet out: the same selection for tables larger than memory or machine.
 
-Every pass reads record batches, keeps small mergeable summaries (counts, class sizes, the ten
-highest scores) and forgets the rows, so that the memory does not depend on their number. What
-the summaries are made of is exactly what the table in memory uses.
+The Parquet is read twice: first the few columns that a selection looks at, at most some 30 bytes
+a row, which are kept on disk (or in Ray's object store); at the end everything, to write the rows
+that stay. Between the two, small mergeable summaries (counts, class sizes, the ten highest
+scores) of those columns find the threshold. A pass forgets its rows, so that the memory does not
+depend on their number. What the summaries are made of is exactly what the table in memory uses.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import IO, Any, Protocol
 
 from data_prune import selection
-from data_prune.keys import example_ids
-from data_prune.parquet import META_KEY
+from data_prune.parquet import META_KEY, batch_arrays, batch_columns
 from data_prune.plan import Columns, check_column, ranking_column
 
 __all__ = ["select_parquet"]
@@ -28,12 +29,10 @@ BATCH = 1 << 18
 
 
 class Engine(Protocol):
-    """Something that runs over the record batches of all files, as often as it is asked to."""
+    """Something that runs over the record batches of all files."""
 
-    def fold(
-        self, f: Callable[[Any], Any], merge: Callable[[Any, Any], Any], columns: list[str]
-    ) -> Any:
-        """``f`` of every batch of these columns, the results merged in any order."""
+    def fold(self, f: Callable[[Columns], Any], merge: Callable[[Any, Any], Any]) -> Any:
+        """``f`` of every batch of the selection's columns, the results merged in any order."""
 
     def write(self, kept: Callable[[Any], Any], destination: Path) -> int:
         """Write ``kept(batch)`` of every whole batch; return the number of rows written."""
@@ -50,14 +49,15 @@ def select_parquet(
 ) -> dict[str, Any]:
     """Keep the rows of a score table in Parquet that ``ScoreTable.select`` would keep.
 
-    One pass gathers what the method needs, two or three count and collect around the threshold
-    (see ``topk``), the last one writes.
+    Two passes over the files: one takes out the columns that the method looks at, one writes.
+    What is searched in between (see ``topk``) are those columns alone.
 
     Args:
         source: a Parquet file, or a folder of them, with the columns key, label, score and
             mean_prob (and the one that ``by`` names); other columns are carried along.
         destination: must not exist. With the local engine a file becomes a file and a folder a
-            folder with the same names; Ray writes a folder, its rows in any order.
+            folder with the same names; Ray writes a folder, its rows in any order. Beside it
+            the local engine needs room for the columns while it runs.
         prune_ratio: fraction REMOVED, in [0, 1).
         engine: "local" streams on this machine; "ray" runs the same passes on Ray Data, over
             files that every worker can read (see ``ray_data``).
@@ -75,6 +75,7 @@ def select_parquet(
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> from data_prune import ScoreTable
         >>> rng = np.random.default_rng(0)
         >>> table = ScoreTable(np.arange(100), rng.integers(3, size=100), rng.uniform(size=100),
@@ -94,11 +95,12 @@ def select_parquet(
     by = ranking_column(options.get("method", "beta"), options.get("by"))
     names = needed_columns(files[0], by)
     if engine == "local":
-        settings, written = _run(_Local(files, source), names, destination, prune_ratio, options)
+        with local_engine(files, source, destination, names) as here:
+            settings, written = _run(here, names, destination, prune_ratio, options)
     elif engine == "ray":
         from data_prune.ray_data import ray_engine
 
-        with ray_engine(files, BATCH) as on_ray:
+        with ray_engine(files, names, BATCH) as on_ray:
             settings, written = _run(on_ray, names, destination, prune_ratio, options)
     else:
         raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
@@ -120,17 +122,13 @@ def _run(
     options: dict[str, Any],
 ) -> tuple[dict[str, Any], int]:
     """Plan, search and write on any engine; the settings, and the number of rows written."""
-
-    def fold(f: Callable[[Columns], Any], merge: Callable[[Any, Any], Any]) -> Any:
-        return engine.fold(lambda batch: f(columns(batch)), merge, names)
-
-    plan = selection.make_plan(fold, prune_ratio, **options)
-    search = selection.search(lambda f, merge: fold(lambda c: f(plan.chunk(c)), merge), plan)
+    plan = selection.make_plan(engine.fold, prune_ratio, **options)
+    search = selection.search(lambda f, merge: engine.fold(lambda c: f(plan.chunk(c)), merge), plan)
 
     def kept(batch: Any) -> Any:
         import pyarrow as pa
 
-        return batch.filter(pa.array(search.keep(plan.chunk(columns(batch.select(names))))))
+        return batch.filter(pa.array(search.keep(plan.chunk(batch_columns(batch.select(names))))))
 
     return plan.settings, engine.write(kept, destination)
 
@@ -155,13 +153,6 @@ def needed_columns(file: Path, by: str) -> list[str]:
     return [*NEEDED, *({by} - set(NEEDED))]
 
 
-def columns(batch: Any) -> Columns:
-    """NumPy columns of a record batch or table, with the 64-bit id of each key."""
-    out = {n: np.asarray(batch.column(n)) for n in batch.schema.names if n != "key"}
-    out["id"] = example_ids(np.asarray(batch.column("key")))
-    return out
-
-
 def _check_metadata(files: list[Path], ignore_nonfinite: bool) -> None:
     import pyarrow.parquet as pq
 
@@ -180,24 +171,50 @@ def _check_metadata(files: list[Path], ignore_nonfinite: bool) -> None:
         )
 
 
+@contextmanager
+def local_engine(
+    files: list[Path], source: Path, destination: Path, names: list[str]
+) -> Iterator[_Local]:
+    """An engine on this machine; its scratch file lies beside the destination, without a name."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=destination.parent) as scratch:
+        yield _Local(files, source, names, scratch)
+
+
 class _Local:
     """One batch of rows after the other, on this machine."""
 
-    def __init__(self, files: list[Path], source: Path) -> None:
-        self.files, self.source = files, source
+    def __init__(self, files: list[Path], source: Path, names: list[str], scratch: IO) -> None:
+        self.files, self.source, self.names, self.scratch = files, source, names, scratch
+        self._taken_out = False
 
-    def _batches(self, file: Path, columns: list[str] | None = None) -> Iterator[Any]:
+    def _batches(self, file: Path, names: list[str] | None = None) -> Iterator[Any]:
         import pyarrow.parquet as pq
 
         # Without memory mapping and pre-buffering only one batch of rows is in memory at a time.
         with pq.ParquetFile(file, memory_map=False, pre_buffer=False) as reader:
-            yield from reader.iter_batches(BATCH, columns=columns)
+            yield from reader.iter_batches(BATCH, columns=names)
 
-    def fold(
-        self, f: Callable[[Any], Any], merge: Callable[[Any, Any], Any], columns: list[str]
-    ) -> Any:
-        batches = (batch for file in self.files for batch in self._batches(file, columns))
-        return reduce(merge, map(f, batches))
+    def _take_out(self) -> None:
+        """Copy the columns of all files into the scratch file, keys as ids of eight bytes."""
+        import pyarrow as pa
+
+        writer = None
+        for batch in (b for file in self.files for b in self._batches(file, self.names)):
+            narrow = pa.record_batch(batch_columns(batch))
+            writer = writer or pa.ipc.new_stream(self.scratch, narrow.schema)
+            writer.write_batch(narrow)
+        assert writer is not None  # a table without rows was refused
+        writer.close()
+        self._taken_out = True
+
+    def fold(self, f: Callable[[Columns], Any], merge: Callable[[Any, Any], Any]) -> Any:
+        import pyarrow as pa
+
+        if not self._taken_out:
+            self._take_out()
+        self.scratch.seek(0)
+        return reduce(merge, (f(batch_arrays(batch)) for batch in pa.ipc.open_stream(self.scratch)))
 
     def write(self, kept: Callable[[Any], Any], destination: Path) -> int:
         import pyarrow.parquet as pq

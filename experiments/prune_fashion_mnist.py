@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
+import itertools
 import math
 import time
 from pathlib import Path
@@ -249,6 +250,12 @@ def grid(args: argparse.Namespace, arrays: tuple[Tensor, ...]) -> None:
                 print(name, ratio, seed, row, flush=True)
 
 
+def nested_shares(table: ScoreTable, options: dict) -> list[float]:
+    """Share of each smaller set that lies in the next larger one; ratios ascending, one seed."""
+    kept = [table.select(r, **options) for r in sorted(RATIOS)]
+    return [float(np.isin(b, a).mean()) for a, b in itertools.pairwise(kept)]
+
+
 def quick(arrays: tuple[Tensor, ...]) -> None:
     """A minute's version with the claims that hold by wide margins, as assertions."""
     x, clean, x_test, y_test = (a[:6000] for a in arrays)
@@ -261,9 +268,14 @@ def quick(arrays: tuple[Tensor, ...]) -> None:
         rows[name] = run_cell(data, table, METHODS[name], ratio, 0, 200)
         print(f"{name:12s} accuracy {rows[name]['accuracy']}", flush=True)
     accuracy = {name: float(row["accuracy"]) for name, row in rows.items()}
+    print("\nShare of the smaller set in the larger, %, one seed, without `within`; ratios", end="")
+    print("", *(f"{a:g}>{b:g}" for a, b in itertools.pairwise(sorted(RATIOS))))
+    for name in ("random", "DUAL top-k", "DUAL + Beta", "DUAL + Beta, auto, per class"):
+        shares = nested_shares(table, METHODS[name])
+        print(f"{name:30s}", *(f"{100 * v:6.1f}" for v in shares), flush=True)
     noisy = prepare((x, clean, x_test, y_test), 0.2, 0)
     table = score(x, noisy["y"], **settings)
-    shares = {
+    wrong_shares = {
         name: [
             float((noisy["y"][kept] != clean[kept]).float().mean())
             for kept in (table.select(r, **options) for r in RATIOS)
@@ -271,9 +283,9 @@ def quick(arrays: tuple[Tensor, ...]) -> None:
         for name, options in METHODS.items()
     }
     print("\nWrong labels kept, %, 20 % redrawn; prune ratio", *RATIOS)
-    for name, values in shares.items():
+    for name, values in wrong_shares.items():
         print(f"{name:30s}", *(f"{100 * v:5.1f}" for v in values), flush=True)
-    wrong = {name: values[RATIOS.index(0.7)] for name, values in shares.items()}
+    wrong = {name: values[RATIOS.index(0.7)] for name, values in wrong_shares.items()}
     claims = {
         "EL2N collects wrong labels": wrong["EL2N"] > 2 * wrong["random"],
         "Beta keeps few wrong labels": wrong["DUAL + Beta"] < wrong["random"] / 3,

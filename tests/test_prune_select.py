@@ -291,6 +291,30 @@ def test_beta_alone_is_not_nested_but_nearly_so():
         table.select(0.95, method="ccs", within=tenth)
 
 
+def test_no_draw_by_the_papers_law_could_be_nested():
+    """An example with a larger chance to be in the smaller set cannot always be in the larger.
+
+    Exact probabilities for eight examples: the one with mean probability 0.8 is in two of eight
+    in 15 % of the draws and in four of eight in 2 %, whatever noise the draws share.
+    """
+    prob = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.95])
+    score = np.array([0.05, 0.08, 0.1, 0.1, 0.1, 0.08, 0.05, 0.02])
+    table, rounds, chances = make_table(8, score=score, mean_prob=prob), 1000, []
+    for r, kept in ((0.5, 4), (0.75, 2)):
+        plan = table.plan(r, anchor=3)
+        w = stats.beta.pdf(prob, plan.alpha, plan.beta) * score
+        exact = np.array(naive.inclusion_probabilities(w, kept))
+        drawn = np.zeros(8)
+        for seed in range(rounds):
+            drawn[table.select(r, anchor=3, seed=seed)] += 1
+        # Five standard deviations, and one draw for chances too small to be seen.
+        spread = np.sqrt(exact * (1 - exact) / rounds)
+        assert (np.abs(drawn / rounds - exact) <= 5 * spread + 1 / rounds).all()
+        chances.append(exact[6])
+    assert chances[0] < 0.02
+    assert chances[1] > 0.15
+
+
 def test_quotas_that_grow_with_fewer_examples_stay_inside_the_pool():
     """By largest remainder a class may gain while the total shrinks: more than the pool has."""
     from data_prune.quotas import class_quotas

@@ -67,6 +67,24 @@ def test_stream_keeps_what_memory_keeps(tmp_path, monkeypatch, options, prune_ra
     assert settings["kept"] == len(expected)
 
 
+@pytest.mark.parametrize("options", [{"c_d": "auto", "per_class": True}, {"method": "ccs"}])
+def test_parquet_is_read_twice_however_long_the_search(tmp_path, monkeypatch, options):
+    """A wide table costs two readings; what is searched between them are a few columns."""
+    opened, start = [], pq.ParquetFile
+
+    def counting(file, **how):
+        opened.append(Path(file).name)
+        return start(file, **how)
+
+    monkeypatch.setattr(pq, "ParquetFile", counting)
+    monkeypatch.setattr(topk, "COLLECT", 20)
+    write_folder(make_table(), tmp_path / "in")
+    opened.clear()
+    select_parquet(tmp_path / "in", tmp_path / "out", 0.7, **options)
+    assert sorted(opened) == sorted(2 * [f"part-{k}.parquet" for k in range(3)])
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["in", "out", "out.json"]
+
+
 def test_folder_of_files_with_string_keys(tmp_path):
     """A folder becomes a folder with the same names, and rows stay in their files."""
     table = make_table(900, keys=np.array([f"shard/{i:04d}.jpg" for i in range(900)]))
@@ -165,12 +183,19 @@ def test_ray_that_was_started_for_a_selection_ends_with_it(tmp_path, monkeypatch
     ids=["beta", "ccs"],
 )
 def test_ray_data_keeps_what_memory_keeps(tmp_path, monkeypatch, two_workers, options):
-    """Two workers, blocks in any order, counts before the threshold: the very same rows."""
+    """Two workers, blocks in any order, counts first, two readings: the very same rows."""
+    from ray import data as ray_data
+
     monkeypatch.setattr(streaming_module, "BATCH", 257)
     monkeypatch.setattr(topk, "COLLECT", 400)
+    read, read_parquet = [], ray_data.read_parquet
+    monkeypatch.setattr(
+        ray_data, "read_parquet", lambda *a, **k: read.append(a) or read_parquet(*a, **k)
+    )
     table = make_table(keys=np.array([f"shard/{i:04d}.jpg" for i in range(3000)]))
     write_folder(table, tmp_path / "in", parts=4)
     settings = select_parquet(tmp_path / "in", tmp_path / "out", 0.8, engine="ray", **options)
+    assert len(read) == 2
     kept = pq.read_table(tmp_path / "out").sort_by("key")
     expected = table.take(table.select(0.8, **options))
     assert kept["key"].to_pylist() == expected.key.tolist()

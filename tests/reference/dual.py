@@ -78,3 +78,18 @@ def draw_without_replacement(weights, size, rng):
         w = np.array([weights[i] for i in left])
         chosen.append(left.pop(rng.choice(len(left), p=w / w.sum())))
     return sorted(chosen)
+
+
+def inclusion_probabilities(weights, k):
+    """Exact chance of each example to be among k drawn one after the other by weight."""
+    chance = {frozenset(): 1.0}
+    for _ in range(k):
+        longer = {}
+        for drawn, q in chance.items():
+            left = [i for i in range(len(weights)) if i not in drawn]
+            total = sum(weights[i] for i in left)
+            for i in left:
+                more = drawn | {i}
+                longer[more] = longer.get(more, 0.0) + q * weights[i] / total
+        chance = longer
+    return [sum(q for drawn, q in chance.items() if i in drawn) for i in range(len(weights))]
