@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["C_D_PRESETS", "anchor_mean", "beta_parameters", "log_beta_density"]
+__all__ = ["C_D_PRESETS", "anchor_probability", "beta_parameters", "log_beta_density"]
 
 # c_D of the paper by data set; larger c_D keeps harder examples at a given ratio.
 C_D_PRESETS = {"cifar10": 5.5, "cifar100": 4.0, "imagenet": 11.0}
@@ -13,6 +13,7 @@ C_D_PRESETS = {"cifar10": 5.5, "cifar100": 4.0, "imagenet": 11.0}
 # Mean probabilities are moved into the open interval: float32 cannot tell 1 - 6e-8 from 1, and
 # a density at exactly 0 or 1 is 0 or infinite.
 PROB_EPS = 1e-6
+ANCHOR_STATISTICS = ("mean", "median")
 # An anchor closer to 1 than this would make beta_r vanish: nothing is difficult any more.
 MAX_ANCHOR = 0.99
 
@@ -67,15 +68,25 @@ def beta_parameters(
     return total - beta, beta
 
 
-def anchor_mean(scores: NDArray, mean_prob: NDArray, ids: NDArray, count: int = 10) -> float:
-    """mu_D: mean probability of the ``count`` highest scores, ties by id; NaN scores are out.
+def anchor_probability(mean_prob: NDArray, statistic: str = "mean") -> float:
+    """mu_D from the mean probabilities of the highest scores; NaN if there are none.
+
+    Args:
+        mean_prob: of the examples with the highest scores.
+        statistic: "mean" (the paper), or "median", which a few odd examples among them, such as
+            wrong labels, do not move.
+
+    Raises:
+        ValueError: for another statistic.
 
     Example:
-        >>> anchor_mean(np.array([1.0, 3.0]), np.array([0.2, 0.6]), np.array([0, 1]), count=1)
-        0.6
+        >>> anchor_probability(np.array([0.5, 0.6, 0.1]), "median")
+        0.5
     """
-    top = top_scores(scores, ids, count)
-    return float(np.mean(mean_prob[top], dtype=np.float64)) if len(top) else float("nan")
+    if statistic not in ANCHOR_STATISTICS:
+        raise ValueError(f"anchor_statistic must be in {ANCHOR_STATISTICS}, got {statistic!r}")
+    of = np.mean if statistic == "mean" else np.median
+    return float(of(mean_prob.astype(np.float64))) if len(mean_prob) else float("nan")
 
 
 def top_scores(scores: NDArray, ids: NDArray, count: int) -> NDArray[np.int64]:

@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prune.auto import auto_c_d, joint_counts
-from data_prune.beta import C_D_PRESETS, MAX_ANCHOR, beta_parameters, top_scores
+from data_prune.beta import (
+    C_D_PRESETS,
+    MAX_ANCHOR,
+    anchor_probability,
+    beta_parameters,
+    top_scores,
+)
 from data_prune.plan import (
     METHODS,
     Columns,
@@ -42,6 +48,7 @@ def make_plan(
     C: float = 15.0,
     beta_sum: float | None = None,
     anchor: int = 10,
+    anchor_statistic: str = "mean",
     seed: int = 0,
     per_class: bool = False,
     cutoff: float | None = None,
@@ -58,6 +65,7 @@ def make_plan(
         C: see there.
         beta_sum: see there.
         anchor: see there.
+        anchor_statistic: see there.
         seed: see there.
         per_class: see there.
         cutoff: see there.
@@ -73,7 +81,7 @@ def make_plan(
     if per_class and method == "ccs":
         raise ValueError("per_class does not combine with method 'ccs', whose groups are strata")
     by = ranking_column(method, by)
-    summary = summarize(fold, by, anchor)
+    summary = summarize(fold, by, anchor, anchor_statistic)
     total = summary["total"]
     kept = keep_count(total, prune_ratio)
     settings: dict[str, Any] = {
@@ -123,8 +131,9 @@ def resolve_c_d(c_d: float | str) -> float:
     raise ValueError(f"c_d must be a positive number or one of {names}, got {c_d!r}")
 
 
-def summarize(fold: Fold, by: str, anchor: int) -> dict[str, Any]:
+def summarize(fold: Fold, by: str, anchor: int, statistic: str) -> dict[str, Any]:
     """One pass: number of rows, class sizes, range of the ranking column, mu_D."""
+    anchor_probability(np.ones(1), statistic)  # refuses an unknown one before the pass
     if anchor < 1:
         raise ValueError(f"anchor must be at least 1, got {anchor}")
 
@@ -158,7 +167,7 @@ def summarize(fold: Fold, by: str, anchor: int) -> dict[str, Any]:
 
     summary = fold(of, merge)
     prob = summary.pop("top")["mean_prob"]
-    return {**summary, "mu_d": float(np.mean(prob, dtype=np.float64)) if len(prob) else math.nan}
+    return {**summary, "mu_d": anchor_probability(prob, statistic)}
 
 
 def _class_sizes(labels: dict[int, int]) -> tuple[NDArray, NDArray[np.int64]]:

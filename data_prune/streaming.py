@@ -62,8 +62,8 @@ def select_parquet(
         engine: "local" streams on this machine; "ray" runs the same passes on Ray Data, over
             files that every worker can read (see ``ray_data``).
         ignore_nonfinite: accept tables whose recording met NaN or infinite logits.
-        **options: method, by, c_d, C, beta_sum, anchor, seed, per_class, cutoff, strata as for
-            ``ScoreTable.select``.
+        **options: method, by, c_d, C, beta_sum, anchor, anchor_statistic, seed, per_class,
+            cutoff, strata as for ``ScoreTable.select``.
 
     Returns:
         The settings of the selection, also written to ``<destination>.json``.

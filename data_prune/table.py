@@ -90,6 +90,7 @@ class ScoreTable:
         C: float = 15.0,
         beta_sum: float | None = None,
         anchor: int = 10,
+        anchor_statistic: str = "mean",
         seed: int = 0,
         per_class: bool = False,
         cutoff: float | None = None,
@@ -116,7 +117,9 @@ class ScoreTable:
                 keeps examples half as hard as the score alone would (see ``auto``).
             C: constant of the Beta parameters.
             beta_sum: alpha + beta; None takes C (the paper), C + 1 is the authors' code.
-            anchor: number of highest scores whose mean probability is mu_D.
+            anchor: number of highest scores whose mean probabilities give mu_D.
+            anchor_statistic: their "mean" (the paper), or their "median", which some wrong
+                labels among them do not move.
             seed: of the draw; one seed uses the same noise at every ratio. "top", "weighted"
                 and "random" are therefore nested across ratios, with ``per_class`` up to the
                 rounding of the quotas. "beta" is not: its weights change with the ratio.
@@ -147,6 +150,7 @@ class ScoreTable:
             C=C,
             beta_sum=beta_sum,
             anchor=anchor,
+            anchor_statistic=anchor_statistic,
             seed=seed,
             per_class=per_class,
             cutoff=cutoff,

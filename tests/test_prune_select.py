@@ -378,6 +378,21 @@ def test_fewer_than_ten_examples_have_an_anchor():
     assert len(make_table(4).select(0.5)) == 2
 
 
+def test_median_anchor_is_not_moved_by_a_few_odd_examples():
+    """Two wrong labels among the ten highest scores would pull the paper's mean far down."""
+    table = make_table(100)
+    odd = np.argsort(-table.score)[:10]
+    prob = table.mean_prob.copy()
+    prob[odd] = [0.01, 0.02, *[0.6] * 8]
+    table = make_table(100, mean_prob=prob)
+    found = {a: table.plan(0.5, anchor_statistic=a).settings["mu_d"] for a in ("mean", "median")}
+    assert found["mean"] == pytest.approx(np.mean(prob[odd], dtype=np.float64))
+    assert found["median"] == pytest.approx(0.6)
+    assert table.plan(0.5).settings["mu_d"] == found["mean"]
+    with pytest.raises(ValueError, match="median"):
+        table.select(0.5, anchor_statistic="mode")
+
+
 @given(st.lists(st.floats(allow_nan=False), min_size=2, max_size=30))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_sortable_keys_keep_the_order_of_floats(values):
