@@ -278,7 +278,7 @@ class DualTracker:
             "counters": store.counters(),
             "updates": store.updates,
             "merged": list(self._merged),
-            "arrays": {name: torch.from_numpy(a.copy()) for name, a in store.arrays.items()},
+            "arrays": {name: _portable(a) for name, a in store.arrays.items()},
             "repeats": [
                 (torch.from_numpy(i), {k: torch.from_numpy(v) for k, v in values.items()})
                 for i, values in store.repeats
@@ -299,7 +299,8 @@ class DualTracker:
         store = self._store
         store.restore(state_dict["counters"], "state_dict")
         for name, tensor in state_dict["arrays"].items():
-            store.arrays[name][..., : tensor.shape[-1]] = tensor.numpy()
+            array = store.arrays[name]
+            array[..., : tensor.shape[-1]] = tensor.numpy().view(array.dtype)
         store.updates = state_dict["updates"]
         store.repeats = [
             (i.numpy(), {k: v.numpy() for k, v in values.items()})
@@ -308,3 +309,9 @@ class DualTracker:
         self.loss_scale = state_dict["loss_scale"]
         self._merged = tuple(state_dict["merged"])
         self._arrivals = Arrivals()
+
+
+def _portable(array: np.ndarray) -> Tensor:
+    """A copy as a tensor; torch 2.13 writes unsigned ones of two bytes but cannot unpickle them."""
+    copy = array.copy()
+    return torch.from_numpy(copy.view(np.int16) if copy.dtype == np.uint16 else copy)

@@ -1,6 +1,7 @@
 """Scores recorded from a training loop equal the definition, whatever the loop does to the data."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -301,6 +302,21 @@ def test_state_survives_the_middle_of_an_epoch(tmp_path):
         np.testing.assert_array_equal(resumed.peers[name], whole.peers[name])
     with pytest.raises(ValueError, match="num_examples = 20, this tracker has 21"):
         DualTracker(21, epochs=5, window=3, peers="all").load_state_dict(first.state_dict())
+
+
+def test_state_passes_through_pickle_and_torch_alike():
+    """Workers and data loaders send states by pickle, checkpoints by torch.save."""
+    tracker = DualTracker(6, epochs=300, window=2, peers=("forgetting", "el2n"))
+    for _ in range(2):
+        tracker.update(torch.arange(6), torch.randn(6, 3), torch.arange(6) % 3)
+        tracker.end_epoch()
+    tracker.update(torch.arange(4), torch.randn(4, 3), torch.arange(4) % 3)
+    state = pickle.loads(pickle.dumps(tracker.state_dict()))
+    other = DualTracker(6, epochs=300, window=2, peers=("forgetting", "el2n"))
+    other.load_state_dict(state)
+    assert any(a.dtype == np.uint16 for a in other._store.arrays.values())
+    for name, array in tracker._store.arrays.items():
+        np.testing.assert_array_equal(other._store.arrays[name], array)
 
 
 def arrays_size(num_examples, epochs=60):
