@@ -172,6 +172,11 @@ def test_command_line_round_trip(tmp_path: Path, suffix: str, capsys) -> None:
         with safe_open(out, "pt") as f:
             assert f.metadata()["note"] == "mine"
             assert json.loads(f.metadata()["warmstart"])["factor"] == 0.25
+        with safe_open(back, "pt") as f:
+            assert f.metadata()["note"] == "mine"
+            assert json.loads(f.metadata()["warmstart"]) == {
+                "method": "undo", "undone": "uniform"
+            }  # fmt: skip
     if suffix == ".ckpt":
         whole = torch.load(out, weights_only=True)
         assert whole["epoch"] == 7
@@ -359,6 +364,14 @@ def test_sharded_safetensors(tmp_path: Path) -> None:
     }
     for k in state:
         torch.testing.assert_close(restored[k], state[k], rtol=1e-6, atol=0)
+    assert json.loads(back.read_text()) == index
+    from safetensors import safe_open
+
+    for folder, method in ((target, "dash"), (back.parent, "undo")):
+        for f in shards:
+            with safe_open(folder / f, "pt") as opened:
+                assert opened.metadata()["format"] == "pt"
+                assert json.loads(opened.metadata()["warmstart"])["method"] == method
     assert main(["uniform", str(source / name), "-o", str(source / f"x{name[5:]}")]) == 2
     assert sorted(p.name for p in target.iterdir()) == sorted([*shards, name])
 
