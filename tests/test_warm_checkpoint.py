@@ -316,6 +316,12 @@ def test_command_line_with_a_model(tmp_path: Path, monkeypatch, capsys, sharded:
     assert main(["dash", str(out), "-o", str(back), "--undo", str(report)]) == 0
     for k, v in read_whole(back).items():
         torch.testing.assert_close(v, state[k], rtol=2 * torch.finfo(v.dtype).eps, atol=0)
+    auto = ["dash", str(source), "-o", str(back), "--force", "--floor", "auto"]
+    assert main([*auto, "--entry", "warm_entry:make"]) == 0
+    model.load_state_dict(state)
+    dash_shrink(model, batches, floor="auto")
+    new = read_whole(back)
+    assert all(torch.equal(new[k], v.bfloat16()) for k, v in model.state_dict().items())
     capsys.readouterr()
     for entry, message in (
         ("warm_entry", "takes module:function"),

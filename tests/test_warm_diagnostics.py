@@ -83,6 +83,24 @@ def test_records_and_leaves_no_trace(tmp_path) -> None:
     assert (tmp_path / "d.png").stat().st_size > 1000
 
 
+def test_watching_the_last_batch_only() -> None:
+    """attach() and detach() around one batch give the readings of watching all of them."""
+    model = net()
+    batches = torch.randn(3, 8, 1, 6, 6)
+    with Diagnostics(model) as always:
+        for x in batches:
+            model(x)
+        expected = always.record(0)
+    once = Diagnostics(model)
+    for x in batches[:2]:
+        model(x)
+    once.attach()
+    model(batches[2])
+    assert once.record(0) == expected
+    once.detach()
+    assert not any(m._forward_hooks for m in model.modules())
+
+
 def test_diagnostics_refuse() -> None:
     """Wrong thresholds, patterns without a match, and record() before any forward pass."""
     with pytest.raises(ValueError, match="tau must be finite"):
