@@ -444,6 +444,46 @@ def test_command_line_refuses_and_leaves_files_alone(tmp_path: Path, capsys) -> 
     assert main(["uniform", str(source), "--dry-run"]) == 0
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch, capsys, sharded
+) -> None:
+    """A full disk in the middle of --force: what was there stays, nothing half-written remains."""
+    state = {"a.weight": torch.ones(4, 4), "b.weight": torch.ones(4, 4)}
+    if sharded:
+        name = "model.safetensors.index.json"
+        source, target = tmp_path / "in" / name, tmp_path / "out" / name
+        weight_map = {"a.weight": "1.safetensors", "b.weight": "2.safetensors"}
+        for folder in (source.parent, target.parent):
+            folder.mkdir()
+            (folder / name).write_text(json.dumps({"weight_map": weight_map}))
+            for key, file in weight_map.items():
+                safetensors_torch.save_file({key: state[key]}, folder / file)
+    else:
+        source, target = tmp_path / "in" / "m.safetensors", tmp_path / "out" / "m.safetensors"
+        for path in (source, target):
+            path.parent.mkdir()
+            safetensors_torch.save_file(state, path)
+    before = {p.name: p.read_bytes() for p in target.parent.iterdir()}
+    real, calls = safetensors_torch.save_file, []
+
+    def full_disk(tensors, path, metadata=None) -> None:
+        calls.append(path)
+        if len(calls) == 1 + sharded:  # the second shard
+            Path(path).write_bytes(b"half")
+            raise OSError("no space left on device")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(safetensors_torch, "save_file", full_disk)
+    command = ["uniform", str(source), "-o", str(target)]
+    assert main(command) == 2
+    assert "exists; --force" in capsys.readouterr().err
+    assert not calls
+    assert main([*command, "--force"]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before
+
+
 def _other(folder: Path) -> Path:
     path = folder / "other.pt"
     torch.save({"epoch": 3}, path)

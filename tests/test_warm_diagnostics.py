@@ -101,6 +101,24 @@ def test_watching_the_last_batch_only() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_compiled_models_are_watched_uncompiled() -> None:
+    """Code that was compiled without hooks does not call them: said so, with the way out."""
+    plain, inner = net(), net()
+    model = torch.compile(inner, backend="eager")
+    x = torch.randn(8, 1, 6, 6)
+    model(x)
+    with Diagnostics(plain) as probe:
+        plain(x)
+        expected = probe.record(0)
+    with Diagnostics(model) as probe:
+        model(x)
+        with pytest.raises(RuntimeError, match="compiled model that ran before attach"):
+            probe.record(0)
+        with torch.compiler.set_stance("force_eager"):
+            model(x)
+        assert probe.record(0) == expected
+
+
 def test_diagnostics_refuse() -> None:
     """Wrong thresholds, patterns without a match, and record() before any forward pass."""
     with pytest.raises(ValueError, match="tau must be finite"):

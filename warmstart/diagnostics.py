@@ -59,7 +59,8 @@ class Diagnostics:
     """Dormant units, effective rank, norms and gradients of a model, once per epoch.
 
     Hooks are in place only inside the ``with`` block (or between ``attach`` and ``detach``); they
-    keep the last batch's activations, at most ``samples`` rows of each layer.
+    keep the last batch's activations, at most ``samples`` rows of each layer. A compiled model must
+    not have run before they are attached, or run the recorded batch uncompiled.
 
     Args:
         model: Any module.
@@ -153,7 +154,11 @@ class Diagnostics:
             RuntimeError: If hooks are attached but no forward pass has been seen.
         """
         if self._handles and self._modules and not self._kept:
-            raise RuntimeError("no forward pass since attach(); record() comes after one")
+            raise RuntimeError(
+                "no forward pass since attach(); record() comes after one. A compiled model that "
+                "ran before attach() does not see the hooks: run one batch of it under "
+                'torch.compiler.set_stance("force_eager")'
+            )
         now = [
             Reading(epoch, name, "activation", dormant=dormant_share(x, self.tau),
                     effective_rank=effective_rank(features(x)))
