@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from warmstart import (
+    Diagnostics,
     GradientDirection,
     dash_shrink,
     fire_reinit,
@@ -56,6 +57,22 @@ def published_way(model: nn.Module, batches: list, alpha: float = 0.3) -> int:
     return size(twin.parameters()) + size(gradients) + size(average.values())
 
 
+def watched_epoch(model: nn.Module, batches: list) -> None:
+    """An epoch with hooks in place from its first step on, and one record at its end."""
+    with Diagnostics(model) as probe:
+        epoch(model, batches)
+        probe.record(0)
+
+
+def activations(model: nn.Sequential, x: torch.Tensor) -> int:
+    """Bytes of one batch's activations, which Diagnostics keeps."""
+    total = 0
+    for layer in model:
+        x = layer(x)
+        total += size([x]) if isinstance(layer, nn.ReLU) else 0
+    return total
+
+
 def epoch(model: nn.Module, batches: list) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     for x, y in batches:
@@ -77,12 +94,14 @@ def main() -> None:
     direction = GradientDirection(reference)
     held = size(direction[name] for name in direction.parameters)
     extra = {
+        "the same with Diagnostics": activations(reference, batches[0][0]),
         "direction, published way": published_way(reference, batches[:1]),
         "dash_shrink": held,
         "dash_shrink, tail=13": held,
     }
     methods: dict[str, Callable[[nn.Module], object]] = {
         "one epoch of training": lambda m: epoch(m, batches),
+        "the same with Diagnostics": lambda m: watched_epoch(m, batches),
         "direction, published way": lambda m: published_way(m, batches),
         "dash_shrink": lambda m: dash_shrink(m, batches),
         "dash_shrink, tail=13": lambda m: dash_shrink(m, batches, tail=13),

@@ -172,6 +172,11 @@ def test_command_line_round_trip(tmp_path: Path, suffix: str, capsys) -> None:
         with safe_open(out, "pt") as f:
             assert f.metadata()["note"] == "mine"
             assert json.loads(f.metadata()["warmstart"])["factor"] == 0.25
+        with safe_open(back, "pt") as f:
+            assert f.metadata()["note"] == "mine"
+            assert json.loads(f.metadata()["warmstart"]) == {
+                "method": "undo", "undone": "uniform"
+            }  # fmt: skip
     if suffix == ".ckpt":
         whole = torch.load(out, weights_only=True)
         assert whole["epoch"] == 7
@@ -311,6 +316,12 @@ def test_command_line_with_a_model(tmp_path: Path, monkeypatch, capsys, sharded:
     assert main(["dash", str(out), "-o", str(back), "--undo", str(report)]) == 0
     for k, v in read_whole(back).items():
         torch.testing.assert_close(v, state[k], rtol=2 * torch.finfo(v.dtype).eps, atol=0)
+    auto = ["dash", str(source), "-o", str(back), "--force", "--floor", "auto"]
+    assert main([*auto, "--entry", "warm_entry:make"]) == 0
+    model.load_state_dict(state)
+    dash_shrink(model, batches, floor="auto")
+    new = read_whole(back)
+    assert all(torch.equal(new[k], v.bfloat16()) for k, v in model.state_dict().items())
     capsys.readouterr()
     for entry, message in (
         ("warm_entry", "takes module:function"),
@@ -359,6 +370,14 @@ def test_sharded_safetensors(tmp_path: Path) -> None:
     }
     for k in state:
         torch.testing.assert_close(restored[k], state[k], rtol=1e-6, atol=0)
+    assert json.loads(back.read_text()) == index
+    from safetensors import safe_open
+
+    for folder, method in ((target, "dash"), (back.parent, "undo")):
+        for f in shards:
+            with safe_open(folder / f, "pt") as opened:
+                assert opened.metadata()["format"] == "pt"
+                assert json.loads(opened.metadata()["warmstart"])["method"] == method
     assert main(["uniform", str(source / name), "-o", str(source / f"x{name[5:]}")]) == 2
     assert sorted(p.name for p in target.iterdir()) == sorted([*shards, name])
 
@@ -423,6 +442,46 @@ def test_command_line_refuses_and_leaves_files_alone(tmp_path: Path, capsys) -> 
     assert main(["uniform", str(source), "-o", str(source), "--force"]) == 0
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert main(["uniform", str(source), "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch, capsys, sharded
+) -> None:
+    """A full disk in the middle of --force: what was there stays, nothing half-written remains."""
+    state = {"a.weight": torch.ones(4, 4), "b.weight": torch.ones(4, 4)}
+    if sharded:
+        name = "model.safetensors.index.json"
+        source, target = tmp_path / "in" / name, tmp_path / "out" / name
+        weight_map = {"a.weight": "1.safetensors", "b.weight": "2.safetensors"}
+        for folder in (source.parent, target.parent):
+            folder.mkdir()
+            (folder / name).write_text(json.dumps({"weight_map": weight_map}))
+            for key, file in weight_map.items():
+                safetensors_torch.save_file({key: state[key]}, folder / file)
+    else:
+        source, target = tmp_path / "in" / "m.safetensors", tmp_path / "out" / "m.safetensors"
+        for path in (source, target):
+            path.parent.mkdir()
+            safetensors_torch.save_file(state, path)
+    before = {p.name: p.read_bytes() for p in target.parent.iterdir()}
+    real, calls = safetensors_torch.save_file, []
+
+    def full_disk(tensors, path, metadata=None) -> None:
+        calls.append(path)
+        if len(calls) == 1 + sharded:  # the second shard
+            Path(path).write_bytes(b"half")
+            raise OSError("no space left on device")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(safetensors_torch, "save_file", full_disk)
+    command = ["uniform", str(source), "-o", str(target)]
+    assert main(command) == 2
+    assert "exists; --force" in capsys.readouterr().err
+    assert not calls
+    assert main([*command, "--force"]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before
 
 
 def _other(folder: Path) -> Path:

@@ -98,6 +98,42 @@ def test_keeps_little_of_a_long_sequence() -> None:
     assert torch.equal(rows, out.flatten(0, 1)[::8])
 
 
+def test_watching_the_last_batch_only() -> None:
+    """attach() and detach() around one batch give the readings of watching all of them."""
+    model = net()
+    batches = torch.randn(3, 8, 1, 6, 6)
+    with Diagnostics(model) as always:
+        for x in batches:
+            model(x)
+        expected = always.record(0)
+    once = Diagnostics(model)
+    for x in batches[:2]:
+        model(x)
+    once.attach()
+    model(batches[2])
+    assert once.record(0) == expected
+    once.detach()
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_compiled_models_are_watched_uncompiled() -> None:
+    """Code that was compiled without hooks does not call them: said so, with the way out."""
+    plain, inner = net(), net()
+    model = torch.compile(inner, backend="eager")
+    x = torch.randn(8, 1, 6, 6)
+    model(x)
+    with Diagnostics(plain) as probe:
+        plain(x)
+        expected = probe.record(0)
+    with Diagnostics(model) as probe:
+        model(x)
+        with pytest.raises(RuntimeError, match="compiled model that ran before attach"):
+            probe.record(0)
+        with torch.compiler.set_stance("force_eager"):
+            model(x)
+        assert probe.record(0) == expected
+
+
 def test_diagnostics_refuse() -> None:
     """Wrong thresholds, patterns without a match, and record() before any forward pass."""
     with pytest.raises(ValueError, match="tau must be finite"):

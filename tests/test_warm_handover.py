@@ -120,6 +120,36 @@ def test_keep_is_the_default() -> None:
     assert_same(optimizer.state_dict()["state"], before["state"])
 
 
+def test_param_groups_and_tensors_of_other_models() -> None:
+    """One optimizer over several groups and several models: only the shrunk ones are touched."""
+    model, _ = trained()
+    other = nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in model.parameters() if p.ndim > 1], "lr": 0.1},
+            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": other.parameters(), "lr": 1e-4},
+        ]
+    )
+    (model(data()[0][0]).square().mean() + other(torch.ones(3)).square().mean()).backward()
+    optimizer.step()
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    old = {id(p): copy.deepcopy(s) for p, s in optimizer.state.items()}
+    excluded = model[0].weight
+    report = dash_shrink(
+        model, data(), optimizer=optimizer, optimizer_state="scale", exclude="0.weight"
+    )
+    assert set(report.factors) == {"4.weight", "4.bias"}
+    for p in (*other.parameters(), excluded, model[1].weight, model[1].bias):
+        assert_same(optimizer.state[p], old[id(p)])
+    for name, s in report.factors.items():
+        p = model.get_parameter(name)
+        torch.testing.assert_close(optimizer.state[p]["exp_avg"], old[id(p)]["exp_avg"] * s)
+        assert_same(optimizer.state[p]["step"], old[id(p)]["step"])
+    after = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    assert after == groups
+
+
 @pytest.mark.parametrize("rule", ["keep", "reset", "scale"])
 def test_master_copies_always_follow(rule: str) -> None:
     """A float32 master that keeps the old value undoes the shrink at the next step."""

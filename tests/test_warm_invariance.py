@@ -45,8 +45,51 @@ def test_loss_scale_does_not_matter(scale: float) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_loss_scale_does_not_matter_to_own_backward_passes(scale: float) -> None:
+    """A fed direction has no loss to be scaled by: its gradients are as small as they are."""
+    plain, scaled = net(), net()
+    for model, factor in ((plain, 1.0), (scaled, scale)):
+        direction = GradientDirection(model, reliability=True)
+        for x, y in data():
+            (factor * cross_entropy(model(x), y)).backward()
+            direction.update()
+            model.zero_grad()
+        dash_shrink(model, direction)
+    for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_loss_scale_does_not_matter_to_magnitudes_and_products(scale: float) -> None:
+    """Cosines that are computed from parts, of weight normalization and of merged adapters."""
+    factors = []
+    for factor in (1.0, scale):
+        torch.manual_seed(0)
+        model = nn.Module()
+        model.normed = nn.utils.parametrizations.weight_norm(nn.Linear(5, 4))
+        model.lora_A, model.lora_B = nn.Linear(4, 2, bias=False), nn.Linear(2, 3, bias=False)
+        batch = (torch.randn(16, 5), torch.randint(3, (16,)))
+        report = dash_shrink(
+            model,
+            [batch],
+            forward=lambda m, b, f=factor: (
+                f * cross_entropy(m.lora_B(m.lora_A(m.normed(b[0]).tanh())), b[1])
+            ),
+            floor=0.01,
+            lora="product",
+        )
+        factors.append(report.factors)
+    assert set(factors[0]) == {
+        "normed.parametrizations.weight.original0", "normed.bias", "lora_B.weight"
+    }  # fmt: skip
+    for name, s in factors[0].items():
+        torch.testing.assert_close(factors[1][name], s, rtol=1e-5, atol=1e-7)
+    assert float(factors[0]["lora_B.weight"].max()) > 0.01
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [1.0, 1e-12])
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
 def test_short_types_follow_the_reference(dtype: torch.dtype, scale: float) -> None:
     """16-bit weights: accumulated in float32, no underflow in float16, rounded once."""
     model = net(dtype)

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "uniform": "multiply every weight by one factor",
         "perturb": "shrink and perturb",
         "fire": "Frobenius-isometry reinitialization",
-        "dash": "direction-aware shrinking with saved directions",
+        "dash": "direction-aware shrinking with saved directions or with your own model",
     }
     for name, text in about.items():
         c = commands.add_parser(
@@ -158,7 +158,7 @@ def _change(args: argparse.Namespace) -> None:
         edit,
         key=args.key,
         force=args.force,
-        note=_provenance,
+        note=partial(_provenance, args=args),
     )
     if args.undo:
         print(f"undone: {args.undo}")
@@ -258,11 +258,14 @@ def _undo(
     return undo_state_dict(state, report), None
 
 
-def _provenance(report: ShrinkReport | None) -> dict[str, str]:
-    """What was done, kept in the file's metadata."""
-    if report is None:
+def _provenance(report: ShrinkReport | None, args: argparse.Namespace) -> dict[str, str]:
+    """What was done, kept in the file's metadata; an older entry would describe other weights."""
+    if args.undo:
+        done = {"method": "undo", "undone": args.command}
+    elif report is None:
         return {}
-    done = {"method": report.method, **report.to_dict()["settings"]}
+    else:
+        done = {"method": report.method, **report.to_dict()["settings"]}
     return {"warmstart": json.dumps(done)}
 
 

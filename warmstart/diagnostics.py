@@ -59,7 +59,8 @@ class Diagnostics:
     """Dormant units, effective rank, norms and gradients of a model, once per epoch.
 
     Hooks are in place only inside the ``with`` block (or between ``attach`` and ``detach``); of the
-    last batch they keep one number per unit and at most ``samples`` rows of features per layer.
+    last batch they keep one number per unit and at most ``samples`` rows of features per layer. A
+    compiled model must not have run before they are attached, or run the recorded batch uncompiled.
 
     Args:
         model: Any module.
@@ -155,7 +156,11 @@ class Diagnostics:
             RuntimeError: If hooks are attached but no forward pass has been seen.
         """
         if self._handles and self._modules and not self._kept:
-            raise RuntimeError("no forward pass since attach(); record() comes after one")
+            raise RuntimeError(
+                "no forward pass since attach(); record() comes after one. A compiled model that "
+                "ran before attach() does not see the hooks: run one batch of it under "
+                'torch.compiler.set_stance("force_eager")'
+            )
         now = [
             Reading(epoch, name, "activation", dormant=share_below(scores, self.tau),
                     effective_rank=effective_rank(rows))

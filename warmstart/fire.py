@@ -22,6 +22,11 @@ from .report import ShrinkReport
 from .rows import add_value, whole
 from .targets import Patterns, Skipped, Target, find_targets
 
+# |W W^T - 1| up to which a matrix counts as an isometry: singular values are within half of it.
+_ISOMETRY = 1e-3
+# Each call lifts small singular values 1e4-fold or more; float32 holds no more than 1e8.
+_MORE_CALLS = 2
+
 
 def fire_reinit(
     model: nn.Module,
@@ -107,9 +112,6 @@ def isometry(w: Tensor, kind: str = "Linear.weight", parts: int = 1) -> Tensor:
     Returns:
         Same shape and dtype.
     """
-    # Loaded here: the engine is another part of the distribution, needed by this function alone.
-    from torch_specgd.triton_kernels import orthogonalize
-
     owner = kind.partition(".")[0]
     flipped = owner.startswith("ConvTranspose") or kind == "Conv1D.weight"
     x = w.transpose(0, 1) if flipped and (w.ndim > 2 or kind == "Conv1D.weight") else w
@@ -118,10 +120,30 @@ def isometry(w: Tensor, kind: str = "Linear.weight", parts: int = 1) -> Tensor:
         raise ValueError(f"{out} outputs cannot be split into {parts} parts")
     taps = math.prod(x.shape[2:])
     stacked = x.reshape(parts, out // parts, inputs, taps).permute(0, 3, 1, 2)
-    polar = orthogonalize(stacked.contiguous(), method="precise")
-    polar = polar * (math.sqrt(out / parts / inputs) / taps)
+    polar = _polar(stacked.contiguous()) * (math.sqrt(out / parts / inputs) / taps)
     polar = polar.permute(0, 2, 3, 1).reshape(x.shape)
     return polar.transpose(0, 1) if x is not w else polar
+
+
+def _polar(x: Tensor) -> Tensor:
+    """Polar factors of a stack of matrices, accurate also for condition numbers beyond 1e4.
+
+    One precise call brings singular values down to 1e-4 of the largest to 1, and lifts smaller ones
+    by orders of magnitude; a square random matrix often has some. Another call finishes them.
+    """
+    # Loaded here: the engine is another part of the distribution, needed by this function alone.
+    from torch_specgd.triton_kernels import orthogonalize
+
+    polar = orthogonalize(x, method="precise")
+    for _ in range(_MORE_CALLS):
+        short = polar if polar.shape[-2] <= polar.shape[-1] else polar.mT
+        one = torch.eye(short.shape[-2], dtype=x.dtype, device=x.device)
+        loose = torch.linalg.matrix_norm(short @ short.mT - one) > _ISOMETRY
+        loose &= polar.flatten(-2).any(-1)  # zero matrices have no polar factor to approach
+        if not loose.any():
+            break
+        polar[loose] = orthogonalize(polar[loose].contiguous(), method="precise")
+    return polar
 
 
 def default_parts(name: str, weight: Tensor) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -111,12 +111,25 @@ def watch_norms(model: nn.Module) -> Iterator[NormMap]:
     leaves = [(n, m) for n, m in model.named_modules() if not any(m.children()) or _holds(m)]
     handles = [m.register_forward_hook(after(n)) for n, m in leaves]
     try:
-        yield seen
+        with _eager(model):
+            yield seen
     finally:
         for handle in handles:
             handle.remove()
         origin.clear()
         read.clear()
+
+
+def _eager(model: nn.Module) -> Any:
+    """Compiled modules run uncompiled inside the block.
+
+    The hooks identify tensors by their Python objects, which do not exist in compiled code, and
+    tracing the hooks would compile the model for the sake of one batch.
+    """
+    compiled = any(
+        m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules()
+    )
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _holds(module: nn.Module) -> bool:

@@ -122,9 +122,9 @@ class ShrinkReport:
         given = ", ".join(f"{k}={v}" for k, v in self.settings.items())
         state = "" if self.applied else " (dry run: nothing was changed)"
         lines = [f"{self.method}({given}){state}"]
-        table = [_HEADER, *(_cells(r) for r in self.rows)]
+        table = zip(_HEADER, *(_cells(r) for r in self.rows), strict=True)
         # A method without a direction has no cosines: columns of nothing are left out.
-        columns = [c for c in zip(*table, strict=True) if any(cell != "-" for cell in c[1:])]
+        columns = [c for c in table if any(cell != "-" for cell in c[1:])]
         padded = []
         for i, column in enumerate(columns):
             width = max(map(len, column))
