@@ -118,6 +118,7 @@ def make_plan(
             c_d_value = resolve_c_d(c_d)
         alpha, beta = beta_parameters(prune_ratio, mu_d, c_d_value, C=C, beta_sum=beta_sum)
         settings |= {"c_d": c_d_value, "mu_d": mu_d, "alpha": alpha, "beta": beta, "C": C}
+        settings |= {"anchor": anchor, "anchor_statistic": anchor_statistic}
     return Plan(quotas=quotas, alpha=alpha, beta=beta, classes=classes, **common)
 
 
