@@ -35,6 +35,11 @@ def inline_png(draw: Any, width: float = 6.4, height: float = 4.0) -> str:
     return f'<img alt="" src="data:image/png;base64,{data}">'
 
 
+def _legend_above(axes: Any, **options: Any) -> None:
+    """Outside, where it hides no data."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, **options)
+
+
 def draw_map(axes: Any, table: ScoreTable, kept: NDArray[np.int64]) -> None:
     """All examples as density, a sample of the kept ones as dots."""
     known = ~np.isnan(table.score) & ~np.isnan(table.mean_prob)
@@ -48,7 +53,7 @@ def draw_map(axes: Any, table: ScoreTable, kept: NDArray[np.int64]) -> None:
         label=f"kept ({len(some):,} of {len(kept):,} shown)",
     )  # fmt: skip
     axes.set(xlabel="mean probability of the label", ylabel="DUAL score", xlim=(-0.01, 1.01))
-    axes.legend(loc="upper right", frameon=False, markerscale=3)
+    _legend_above(axes, markerscale=3)
 
 
 def draw_beta(
@@ -87,4 +92,4 @@ def draw_classes(axes: Any, classes: list[dict[str, Any]], target: float) -> Non
         axes.set_xticks(range(len(classes)), [str(c["label"]) for c in classes])
     axes.set(xlabel="class", ylabel="share kept")
     axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:g} %")
-    axes.legend(frameon=False)
+    _legend_above(axes)
