@@ -373,6 +373,16 @@ def test_unscored_examples_rank_last():
     assert (kept < 20).sum() == 10
 
 
+def test_presets_are_the_papers_values():
+    """A preset with another value would be another method under the paper's name."""
+    table = make_table()
+    for name, value in {"cifar10": 5.5, "cifar100": 4.0, "imagenet": 11.0}.items():
+        assert table.plan(0.8, c_d=name).settings["c_d"] == value
+        np.testing.assert_array_equal(table.select(0.8, c_d=name), table.select(0.8, c_d=value))
+    with pytest.raises(ValueError, match="imagenet"):
+        table.select(0.8, c_d="cifar")
+
+
 def test_fewer_than_ten_examples_have_an_anchor():
     """mu_D is the mean over what there is."""
     assert len(make_table(4).select(0.5)) == 2
