@@ -7,10 +7,23 @@ from torch_specgd.triton_kernels.products import TorchProducts
 
 
 class RoundedProducts(TorchProducts):
-    """Every product in float32, its result rounded to the operand's dtype once."""
+    """Every product in float32, its result rounded to the operand's dtype once.
+
+    The others differ in three places: how two matrices are multiplied, what is done with a result
+    that ought to be symmetric, and what with any result.
+    """
+
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.float() @ b.float()
+
+    def symmetrized(self, d: Tensor) -> Tensor:
+        return d
+
+    def stored(self, d: Tensor, dtype: torch.dtype) -> Tensor:
+        return d.to(dtype)
 
     def gram(self, x: Tensor) -> Tensor:
-        return (x.float() @ x.float().mT).to(x.dtype)
+        return self.stored(self.symmetrized(self.multiply(x, x.mT)), x.dtype)
 
     def symmetric(
         self,
@@ -21,55 +34,32 @@ class RoundedProducts(TorchProducts):
         beta: float = 0.0,
         gamma: float = 0.0,
     ) -> Tensor:
-        d = alpha * (a.float() @ b.float())
+        d = alpha * self.multiply(a, b)
         if c is not None:
             d += beta * c.float()
         d.diagonal(dim1=-2, dim2=-1).add_(gamma)
-        return d.to(a.dtype)
+        return self.stored(self.symmetrized(d), a.dtype)
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        return (q.float() @ x.float()).to(x.dtype)
+        return self.stored(self.multiply(q, x), x.dtype)
 
 
 class MirroredProducts(RoundedProducts):
     """The same where one triangle is computed and mirrored, as every kernel and large CPU
     product does: what should be symmetric then is, and off by what the other half held."""
 
-    def gram(self, x: Tensor) -> Tensor:
-        return _mirrored(super().gram(x))
-
-    def symmetric(
-        self,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor | None = None,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        gamma: float = 0.0,
-    ) -> Tensor:
-        return _mirrored(super().symmetric(a, b, c, alpha, beta, gamma))
+    def symmetrized(self, d: Tensor) -> Tensor:
+        return _mirrored(d)
 
 
 class FlushedProducts(MirroredProducts):
     """Matrix units that take float16 denormals for zero (MI200's do), and never write one."""
 
-    def gram(self, x: Tensor) -> Tensor:
-        return _flushed(super().gram(_flushed(x)))
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        return super().multiply(_flushed(a), _flushed(b))
 
-    def symmetric(
-        self,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor | None = None,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        gamma: float = 0.0,
-    ) -> Tensor:
-        c = None if c is None else _flushed(c)
-        return _flushed(super().symmetric(_flushed(a), _flushed(b), c, alpha, beta, gamma))
-
-    def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        return _flushed(super().apply(_flushed(q), _flushed(x)))
+    def stored(self, d: Tensor, dtype: torch.dtype) -> Tensor:
+        return _flushed(super().stored(d, dtype))
 
 
 def _flushed(x: Tensor) -> Tensor:
@@ -79,26 +69,8 @@ def _flushed(x: Tensor) -> Tensor:
 class SplitProducts(RoundedProducts):
     """Float32 products as tensor cores do them in three TF32 products, which lose two bits."""
 
-    def gram(self, x: Tensor) -> Tensor:
-        return _split_product(x, x.mT)
-
-    def symmetric(
-        self,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor | None = None,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        gamma: float = 0.0,
-    ) -> Tensor:
-        d = alpha * _split_product(a, b)
-        if c is not None:
-            d += beta * c
-        d.diagonal(dim1=-2, dim2=-1).add_(gamma)
-        return d
-
-    def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-        return _split_product(q, x)
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        return _split_product(a, b)
 
 
 def _tf32(x: Tensor) -> Tensor:
