@@ -1,6 +1,7 @@
 """Plasticity diagnostics: numbers against plain definitions, and no trace on the model."""
 
 import csv
+import math
 
 import numpy as np
 import pytest
@@ -49,6 +50,22 @@ def test_dormant_units() -> None:
     assert dormant_share(torch.zeros(2, 3), 0.1) == 1.0  # a layer that is dead as a whole
     assert features(maps).shape == (8, 5)
     assert features(tokens).shape == (14, 4)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_stable_rank_of_large_weights(scale: float) -> None:
+    """Without all singular values: flat, decaying and deficient spectra, nothing drawn globally."""
+    flat = torch.randn(300, 500)
+    u, s, v = torch.linalg.svd(flat, full_matrices=False)
+    decaying = (u * s / torch.arange(1.0, 301.0)) @ v
+    state = torch.get_rng_state()
+    for w in (flat, flat.T, decaying, flat[:, :1] * flat[:1]):
+        exact = torch.linalg.svdvals(w.double())
+        expected = float(exact.square().sum() / exact[0] ** 2)
+        assert stable_rank(scale * w) == pytest.approx(expected, rel=2e-3)
+    assert stable_rank(torch.zeros(300, 300)) == 0.0
+    assert math.isnan(stable_rank(torch.full((300, 300), float("nan"))))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_records_and_leaves_no_trace(tmp_path) -> None:

