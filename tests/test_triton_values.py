@@ -50,13 +50,12 @@ def test_products(cases: Cases, dtype: str, size: tuple[int, int], layout: str) 
     truth = {
         "gram": x @ x.mT,
         "d": 0.5 * x @ x.mT + 0.25 * c + 3.0 * eye,
-        "e": x @ x.mT - c + 0.5 * eye,
         "y": 0.5 * q @ x + 2.0 * x,
     }
     for name, expected in truth.items():
         limit = _rounding(case["x"].dtype, expected.abs().max().item() + 1.0)
         assert (case[name].double() - expected).abs().max() <= limit, name
-    for name in ("gram", "d", "e"):
+    for name in ("gram", "d"):
         assert torch.equal(case[name], case[name].mT), f"{name} is not symmetric bit by bit"
 
 

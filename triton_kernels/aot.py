@@ -24,7 +24,7 @@ from .machine_code import read_amd, read_nvidia
 
 __all__ = ["Resources", "Variant", "compile_variant", "report", "variants"]
 
-_FLAGS = ("HAS_E", "HAS_C", "TABLE", "DESCRIPTOR", "DEGREE9", "FLAT")
+_FLAGS = ("HAS_C", "TABLE", "DESCRIPTOR", "FLAT")
 # Registers of an SM (or of a SIMD's lane), threads at most, for the occupancy estimate.
 _REGISTERS, _THREADS = 65536, 2048
 
@@ -157,7 +157,7 @@ def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
         for kernel in ("symmetric", "apply"):
             yield from _products(arch, kernel, table[kernel])
         for size, config in table["small"].items():
-            full = config | {"N": int(size), "DEGREE9": True, "SCHATTEN4": True, "TABLE": 0}
+            full = config | {"N": int(size), "SCHATTEN4": True, "TABLE": 0}
             kernel = "small" if int(size) <= 32 else "small_scratch"
             yield Variant(kernel, arch, "fp32", tuple(full.items()))
         for kernel in ("momentum", "update"):
@@ -169,9 +169,9 @@ def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
 def _products(arch: str, kernel: str, lists: dict[str, list[dict[str, Any]]]) -> Iterator[Variant]:
     """Yield a product's configurations: bfloat16 or float32, float16, and over tables."""
     symmetric = kernel == "symmetric"
-    # The epilogue of the symmetric product that takes most registers: an addend, two results.
-    full = {"HAS_C": True, "HAS_E": True} if symmetric else {"HAS_C": False, "GROUP": 8}
-    plain = {"HAS_C": False, "HAS_E": False} if symmetric else {"HAS_C": False, "GROUP": 8}
+    # The epilogue of the symmetric product that takes most registers has an addend.
+    full = {"HAS_C": True} if symmetric else {"HAS_C": False, "GROUP": 8}
+    plain = {"HAS_C": False} if symmetric else {"HAS_C": False, "GROUP": 8}
     grouped = plain | {"HAS_C": not symmetric}
     for load, configs in lists.items():
         for config in configs:

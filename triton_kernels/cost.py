@@ -18,8 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .kernels.configuration import Config, choose, load_table, symmetric_tiles, worth_tiles
 from .planning import Plan
-from .products import plus_identity, scaled_sum
-from .schedules import Step
+from .products import plus_identity
 
 __all__ = ["Cost", "CountingProducts", "Launch", "cost_on_paper", "counted"]
 
@@ -180,18 +179,6 @@ class CountingProducts:
         self._small(a, 1 + len({id(x) for x in (a, b, c) if x is not None}))
         result = torch.empty_like(a)
         return plus_identity(result, gamma) if gamma and self.library else result
-
-    def quadratics(
-        self, r: Tensor, step: Step, u: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, float]:
-        """Note both factors of a degree-9 step: one product, two results."""
-        if u is None and self.library:
-            u = self.symmetric(r, r)
-        if u is not None:
-            v = plus_identity(scaled_sum(u, 1.0, r, 1.0), 1.0)
-            return v, plus_identity(scaled_sum(u, 1.0, r, 1.0), 1.0), 1.0
-        self._small(r, 3)
-        return torch.empty_like(r), torch.empty_like(r), 1.0
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Note ``Q X``."""

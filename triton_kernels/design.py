@@ -1,5 +1,8 @@
 """`design_schedule`: the best odd polynomials of a degree, by Remez exchange in 50 digits.
 
+Degree 17 is searched in double precision, among the chains of squares that take three small
+products, from the Remez polynomial on: see `chains`.
+
 On [l, u] the best odd p of degree 2k+1 has an error 1 - p(s) that alternates between +E and -E
 at k+2 points. Both ends belong to them and the other k are where p' vanishes, so one exchange
 is a linear system and the roots of a polynomial of degree k in s^2. Steps are chosen greedily,
@@ -15,7 +18,9 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
-from .schedules import Schedule, Step
+from .chains import chained_step
+from .schedules import Schedule
+from .squares import Step
 
 __all__ = ["design_schedule", "minimax_step"]
 
@@ -133,14 +138,16 @@ def design_schedule(
     cushion: float = 0.0,
     normalization: str = "frobenius",
     name: str = "designed",
+    headroom: float | tuple[float, ...] = 1.0,
 ) -> Schedule:
     r"""Design the composition of odd polynomials that is closest to one on ``[lower, 1]``.
 
-    .. math:: p_t = \arg\min_p \max_{s \in [l_t, u_t]} |1 - p(s)|, \quad
+    .. math:: p_t = \arg\min_p \max_{s \in [l_t, h_t u_t]} |1 - p(s)|, \quad
               l_{t+1} = p_t(l_t / \text{safety}), \quad u_{t+1} = 2 - l_{t+1}
 
     Args:
-        degree: 3, 5, 7 or 9, or one degree a step.
+        degree: 3, 5, 7, 9 or 17, or one degree a step. Steps of degree 17 are the best chains of
+            three squares, not the best polynomials.
         steps: Number of steps, at least 1; may be left out where `degree` lists them.
         lower: Smallest singular value to reach, in (0, 1), after normalization.
         safety: At least 1 (default 1.02): divides the argument of every step but the last.
@@ -148,6 +155,9 @@ def design_schedule(
             [cushion u, u] and centred, so that no singular value is pushed near zero midway.
         normalization: "frobenius" or "schatten4", kept in the schedule.
         name: The schedule's name.
+        headroom: h, at least 1 (default 1), one for all steps or one a step: what rounding may
+            lift a step's largest input by. Where the inputs cannot be lifted that far, safety may
+            be 1; per step it buys more reach than one safety factor.
 
     Returns:
         The schedule.
@@ -156,15 +166,15 @@ def design_schedule(
         ValueError: For values outside the ranges above.
 
     Source:
-        Polar Express, arXiv 2505.16932, algorithms 1 and 2.
+        Polar Express, arXiv 2505.16932, algorithms 1 and 2; the chains are this package's.
 
     Example:
         >>> print([round(c, 4) for c in design_schedule(5, 2, safety=1.0).steps[0]])
         [8.4703, -25.1081, 18.6293]
     """
     degrees = (degree,) * (1 if steps is None else steps) if isinstance(degree, int) else degree
-    if not degrees or any(d not in (3, 5, 7, 9) for d in degrees):
-        raise ValueError(f"degree must be 3, 5, 7 or 9 for at least one step, got {degree}")
+    if not degrees or any(d not in (3, 5, 7, 9, 17) for d in degrees):
+        raise ValueError(f"degree must be 3, 5, 7, 9 or 17 for at least one step, got {degree}")
     if steps is not None and steps != len(degrees):
         raise ValueError(f"steps is {steps}, but degree lists {len(degrees)}")
     if not 0.0 < lower < 1.0:
@@ -173,14 +183,23 @@ def design_schedule(
         raise ValueError(f"safety must be at least 1, got {safety}")
     if not 0.0 <= cushion < 1.0:
         raise ValueError(f"cushion must be in [0, 1), got {cushion}")
+    rooms = headroom if isinstance(headroom, tuple) else (headroom,) * len(degrees)
+    if len(rooms) != len(degrees) or not all(room >= 1.0 for room in rooms):
+        raise ValueError(f"headroom must be at least 1, one number or one a step, got {headroom}")
     found: list[Step] = []
     with localcontext() as context:
         context.prec = _DIGITS
         low, high = Decimal(repr(lower)), Decimal(1)
         s = Decimal(repr(safety))
-        for t, d in enumerate(degrees):
-            step = _cushioned((d - 1) // 2, low, high, Decimal(repr(cushion)))
+        for t, (d, room) in enumerate(zip(degrees, rooms, strict=True)):
+            top = high * Decimal(repr(room))
+            step = _cushioned((d - 1) // 2, low, top, Decimal(repr(cushion)))
+            if d == 17:
+                start = tuple(float(c) for c in step)
+                chain, _ = chained_step(start, float(low), float(top))
+                step = [Decimal(c) for c in chain]
             found.append(tuple(float(c) for c in step))
             low = _evaluate(step, low / s if t < len(degrees) - 1 else low)
             high = 2 - low
-    return Schedule(name, tuple(found), safety, lower, normalization, "design_schedule")
+    source = "design_schedule"
+    return Schedule(name, tuple(found), safety, lower, normalization, source, headroom)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .normalize import Start
 from .products import Products, plus_identity, scale_members, scaled_sum
-from .schedules import Schedule, Step
+from .schedules import Schedule
+from .squares import Step, chain_of_squares
 
 __all__ = ["direct", "gram", "step_polynomial"]
 
@@ -28,21 +29,27 @@ def step_polynomial(r: Tensor, step: Step, ops: Products, u: Tensor | None = Non
 
     Args:
         r: (b, n, n), symmetric.
-        step: 2 to 5 coefficients.
+        step: 2 to 5 coefficients, or 9.
         ops: The products.
         u: ``R^2``, if it is known already.
     """
-    if len(step) == 2:
-        return plus_identity(scaled_sum(r, step[1], r, 0.0), step[0])
-    if len(step) == 3:
-        if u is not None:
-            return plus_identity(scaled_sum(u, step[2], r, step[1]), step[0])
-        return ops.symmetric(r, r, r, alpha=step[2], beta=step[1], gamma=step[0])
-    if len(step) == 4 or step[4] == 0.0:
+    if len(step) == 4:
         v = ops.symmetric(r, r, r, alpha=step[3], beta=step[2], gamma=step[1])
         return ops.symmetric(r, v, gamma=step[0])
-    v, w, scale = ops.quadratics(r, step, u)
-    return ops.symmetric(v, w, alpha=scale)
+    (alpha, beta, gamma), *links = chain_of_squares(step)
+    if alpha == 0.0:
+        s = plus_identity(scaled_sum(r, beta, r, 0.0), gamma)
+    elif u is not None:
+        if links:
+            # The next square takes alpha along: a sum with a factor of one is a single pass.
+            links[0] = (links[0][0] * alpha * alpha, *links[0][1:])
+            alpha, beta, gamma = 1.0, beta / alpha, gamma / alpha
+        s = plus_identity(scaled_sum(u, alpha, r, beta), gamma)
+    else:
+        s = ops.symmetric(r, r, r, alpha, beta, gamma)
+    for alpha, beta, gamma in links:
+        s = ops.symmetric(s, s, r, alpha, beta, gamma)
+    return s
 
 
 def direct(

@@ -1,6 +1,6 @@
 """The small set of products over which the iteration is written once.
 
-Plain PyTorch here, Triton in `kernels/`: both offer these four, with all scalars taken in
+Plain PyTorch here, Triton in `kernels/`: both offer these three, with all scalars taken in
 float32 (a CPU `torch.add(x, y, alpha=...)` in bfloat16 would round alpha to bfloat16 first).
 """
 
@@ -9,36 +9,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .schedules import Step
-
-__all__ = ["Products", "TorchProducts", "quadratic_factors"]
-
-
-@lru_cache(maxsize=256)
-def quadratic_factors(step: Step) -> tuple[float, tuple[float, float], tuple[float, float]]:
-    """Write a degree-4 polynomial as ``c4 (r^2 + a1 r + b1)(r^2 + a2 r + b2)``.
-
-    The factors stay of order one where the coefficients themselves reach 600 and cancel,
-    which is why they survive 16-bit storage.
-
-    Args:
-        step: (c0, ..., c4), c4 not zero.
-
-    Returns:
-        c4, (a1, b1), (a2, b2), ordered by b.
-    """
-    roots = np.roots(np.asarray(step[::-1]))
-    upper = [r for r in roots if r.imag > 1e-12]
-    real = sorted(r.real for r in roots if abs(r.imag) <= 1e-12)
-    pairs = [(-2 * r.real, abs(r) ** 2) for r in upper]
-    # Real roots pair outermost with innermost: the quadratics stay balanced.
-    pairs += [(-(real[i] + real[-1 - i]), real[i] * real[-1 - i]) for i in range(len(real) // 2)]
-    first, second = sorted(((float(a), float(b)) for a, b in pairs), key=lambda p: abs(p[1]))
-    return float(step[4]), first, second
+__all__ = ["Products", "TorchProducts"]
 
 
 _BLOCK_ROWS = 4  # block rows of a triangle: 10 of 16 blocks are computed
@@ -72,11 +46,6 @@ class Products(Protocol):
         alpha: float = 1.0, beta: float = 0.0, gamma: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Return ``alpha A B + beta C + gamma I`` for commuting symmetric (b, n, n)."""
-
-    def quadratics(
-        self, r: Tensor, step: Step, u: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, float]:
-        """Return V, W and c with ``h(R) = c V W`` of degree 4; `u` is R^2 where that is known."""
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X`` for Q (b, n, n) and X (b, n, m): `out` itself if that is given."""
@@ -192,15 +161,6 @@ class TorchProducts:
                 a if c is None else c, a, b, beta=0.0 if c is None else beta, alpha=alpha
             )
         return plus_identity(d, gamma) if gamma else d
-
-    def quadratics(
-        self, r: Tensor, step: Step, u: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, float]:
-        """Return ``R^2 + a1 R + b1 I``, ``R^2 + a2 R + b2 I`` and c4."""
-        c4, (a1, b1), (a2, b2) = quadratic_factors(step)
-        u = self.symmetric(r, r) if u is None else u
-        v = plus_identity(scaled_sum(u, 1.0, r, a1), b1)
-        return v, plus_identity(scaled_sum(u, 1.0, r, a2), b2), c4
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``, laid out like X."""

@@ -15,14 +15,15 @@ from functools import cached_property
 
 import numpy as np
 
+from .squares import Step, chain_of_squares
+
 __all__ = ["NORMALIZATIONS", "Schedule", "Step"]
 
-Step = tuple[float, ...]
 NORMALIZATIONS = ("frobenius", "schatten4", "schatten8")
 
-# Products of n x n matrices that one step needs beyond the Gram matrix: h has degree
-# len(step) - 1, and degree 4 takes two products as a product of two quadratics.
-_SMALL_PRODUCTS = {2: 0, 3: 1, 4: 2, 5: 2}
+# Products of n x n matrices that one step needs beyond the Gram matrix, by its coefficients: h has
+# degree len(step) - 1; degrees 2, 4 and 8 are chains of one, two and three squares.
+_SMALL_PRODUCTS = {2: 0, 3: 1, 4: 2, 5: 2, 9: 3}
 # How far an eigenvalue of R that ought to be zero may grow within a segment of the Gram form. The
 # largest singular value then rises by about a quarter of that, see docs/engine_tables.md.
 _GROWTH = 0.12
@@ -36,19 +37,24 @@ class Schedule:
 
     Each step maps ``s -> c0 s + c1 s^3 + ...``. With a safety factor the argument of every
     step but the last is divided by it, so that rounding which lifts a singular value slightly
-    above one cannot reach the region where the step grows.
+    above one cannot reach the region where the step grows. Steps that were designed with headroom
+    (`design_schedule`) have that room already, and need no factor.
 
     Args:
         name: How the schedule is called in tables and errors.
-        steps: One tuple of 2 to 5 coefficients (degree 3 to 9) a step, before the safety factor.
+        steps: One tuple of 2 to 5 coefficients (degree 3 to 9) a step, or of 9 (degree 17) whose
+            polynomial is a chain of squares; before the safety factor.
         safety: Factor of at least 1 (default 1.0: the steps as they are).
         lower: Smallest singular value, after normalization, that the design reaches.
         normalization: "frobenius", "schatten4" or "schatten8": the bound of the largest
             singular value by which the matrix is divided first.
         source: Where the numbers come from.
+        headroom: What the largest input of each step may be exceeded by, as a factor; one for
+            all steps or one a step. It is a fact about the steps, and changes nothing.
 
     Raises:
-        ValueError: For no steps, a step of a wrong length, or a safety factor below 1.
+        ValueError: For no steps, a step of a wrong length or of degree 17 that three products
+            cannot evaluate, or a safety factor below 1.
 
     Example:
         >>> from torch_specgd.triton_kernels import SCHEDULES
@@ -62,6 +68,7 @@ class Schedule:
     lower: float = 1e-3
     normalization: str = "frobenius"
     source: str = ""
+    headroom: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -69,8 +76,11 @@ class Schedule:
         for step in self.steps:
             if len(step) not in _SMALL_PRODUCTS or not all(map(math.isfinite, step)):
                 raise ValueError(
-                    f"a step has 2 to 5 finite coefficients (degree 3 to 9), got {step}"
+                    "a step has 2 to 5 finite coefficients (degree 3 to 9), or 9 (degree 17), "
+                    f"got {step}"
                 )
+            if len(step) != 4:
+                chain_of_squares(step)
         if not self.safety >= 1.0:
             raise ValueError(f"safety must be at least 1, got {self.safety}")
         if self.normalization not in NORMALIZATIONS:
@@ -191,8 +201,12 @@ class Schedule:
     def __str__(self) -> str:
         low, high = self.range()
         degrees = ",".join(str(2 * len(step) - 1) for step in self.steps)
+        room = self.headroom if isinstance(self.headroom, tuple) else (self.headroom,)
+        kept = f"safety {self.safety:g}"
+        if max(room) > 1.0:
+            kept = "headroom " + ",".join(f"{factor:g}" for factor in room)
         return (
-            f"{self.name}: {len(self)} steps of degree {degrees}, safety {self.safety:g}, "
+            f"{self.name}: {len(self)} steps of degree {degrees}, {kept}, "
             f"{self.normalization}; [{self.lower:g}, 1] -> [{low:.4f}, {high:.4f}], "
             f"slope {self.slope:.4g}, diverges above {self.divergence_threshold:.4f}; "
             f"FLOPs {self._cost('direct')} direct, {self._cost('gram')} Gram "

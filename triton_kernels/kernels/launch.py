@@ -6,8 +6,6 @@ import torch
 import triton
 from torch import Tensor
 
-from ..products import plus_identity, quadratic_factors, scaled_sum
-from ..schedules import Step
 from .addresses import AddressTable
 from .apply import apply_kernel
 from .configuration import architecture, choose, load_table, symmetric_tiles
@@ -65,18 +63,16 @@ def symmetric(
     b: Tensor,
     c: Tensor | None = None,
     scalars: tuple[float, float, float] = (1.0, 0.0, 0.0),
-    second: tuple[float, float, float] | None = None,
     out_dtype: torch.dtype | None = None,
     config: dict | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return ``alpha A B^T + beta C + gamma I``, and the same with the second scalars.
+) -> Tensor:
+    """Return ``alpha A B^T + beta C + gamma I``.
 
     Args:
         a: (b, n, k), any strides.
         b: (b, n, k), such that A B^T is symmetric.
         c: (b, n, n), or None.
         scalars: alpha, beta, gamma.
-        second: The same of the second output, or None for none.
         out_dtype: Default a's.
         config: Default from the architecture's table.
     """
@@ -84,17 +80,14 @@ def symmetric(
     table = load_table(architecture(a.device))
     config = _settle(table, "symmetric", n, a, b, config)
     d = torch.empty(batch, n, n, dtype=out_dtype or a.dtype, device=a.device)
-    e = torch.empty_like(d) if second is not None else None
     tiles = symmetric_tiles(n, config["BLOCK_M"], config["BLOCK_N"])
     old = d if c is None else c
     symmetric_kernel[(batch * tiles,)](
-        a, b, old, d, d if e is None else e,
-        *scalars, *(second or scalars), n, k, tiles,
+        a, b, old, d, *scalars, n, k, tiles,
         *a.stride(), *b.stride(), *old.stride(), *d.stride(),
-        HAS_C=c is not None, HAS_E=e is not None, TABLE=0,
-        PRECISION=_precision(table, a.dtype), **config,
+        HAS_C=c is not None, TABLE=0, PRECISION=_precision(table, a.dtype), **config,
     )  # fmt: skip
-    return d, e
+    return d
 
 
 def gram_of_table(matrices: AddressTable) -> Tensor:
@@ -111,10 +104,9 @@ def gram_of_table(matrices: AddressTable) -> Tensor:
     d = torch.empty(count, n, n, dtype=like.dtype, device=like.device)
     tiles = symmetric_tiles(n, config["BLOCK_M"], config["BLOCK_N"])
     symmetric_kernel[(count * tiles,)](
-        matrices.addresses, matrices.addresses, d, d, d,
-        1.0, 0.0, 0.0, 1.0, 0.0, 0.0, n, k, tiles,
+        matrices.addresses, matrices.addresses, d, d, 1.0, 0.0, 0.0, n, k, tiles,
         0, *like.stride(), 0, *like.stride(), *d.stride(), *d.stride(),
-        HAS_C=False, HAS_E=False, TABLE=matrices.alignment,
+        HAS_C=False, TABLE=matrices.alignment,
         PRECISION=_precision(table, like.dtype), **config,
     )  # fmt: skip
     return d
@@ -173,26 +165,14 @@ class TritonProducts:
 
     def gram(self, x: Tensor) -> Tensor:
         """Return ``X X^T``."""
-        return symmetric(x, x)[0]
+        return symmetric(x, x)
 
     def symmetric(
         self, a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0,
         gamma: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Return ``alpha A B + beta C + gamma I``."""
-        return symmetric(a, b, c, (alpha, beta, gamma))[0]
-
-    def quadratics(
-        self, r: Tensor, step: Step, u: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, float]:
-        """Return both factors of a degree-9 step, from one product's accumulator."""
-        c4, (a1, b1), (a2, b2) = quadratic_factors(step)
-        if u is not None:
-            v = plus_identity(scaled_sum(u, 1.0, r, a1), b1)
-            return v, plus_identity(scaled_sum(u, 1.0, r, a2), b2), c4
-        v, w = symmetric(r, r, r, (1.0, a1, b1), (1.0, a2, b2))
-        assert w is not None
-        return v, w, c4
+        return symmetric(a, b, c, (alpha, beta, gamma))
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""

@@ -8,8 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..products import quadratic_factors
 from ..schedules import Schedule
+from ..squares import chain_of_squares
 from .addresses import AddressTable
 from .configuration import architecture, load_table
 from .small import small_kernel, small_scratch_kernel
@@ -19,29 +19,23 @@ __all__ = ["orthogonalize_small", "orthogonalize_small_table"]
 REGISTER_LIMIT = 32  # rows at most for all of it in registers
 
 
-def small_steps(schedule: Schedule) -> tuple[bool, list[list[float]]]:
-    """Return whether all steps have degree 9, and their five numbers for `small_kernel`.
+@lru_cache(maxsize=64)
+def _steps_table(schedule: Schedule, device: torch.device) -> Tensor:
+    """Return the links of every step; kept, because a graph capture may not copy to the device.
 
     Raises:
-        ValueError: For a schedule that mixes degree 9 with others, or has degree 7.
+        ValueError: For a schedule with a step of degree 7, which is no chain of squares.
     """
-    widths = {len(step) for step in schedule.steps}
-    if widths == {5}:
-        factored = (quadratic_factors(step) for step in schedule.coefficients)
-        return True, [[c, *first, *second] for c, first, second in factored]
-    if widths <= {2, 3}:
-        return False, [[*step, 0.0, 0.0, 0.0][:5] for step in schedule.coefficients]
-    raise ValueError(
-        f"the one-launch kernel takes steps of degree 9 only or of degree 3 and 5 only, "
-        f"got {schedule}"
-    )
-
-
-@lru_cache(maxsize=64)
-def _steps_table(schedule: Schedule, device: torch.device) -> tuple[bool, Tensor]:
-    """Return `small_steps` on the device; kept, because a graph capture may not copy to it."""
-    degree9, steps = small_steps(schedule)
-    return degree9, torch.tensor(steps, dtype=torch.float32, device=device)
+    if any(len(step) == 4 for step in schedule.steps):
+        raise ValueError(
+            f"the one-launch kernel takes steps of degree 3, 5, 9 and 17, got {schedule}"
+        )
+    table = torch.zeros(len(schedule), 10)
+    for row, step in zip(table, schedule.coefficients, strict=True):
+        links = chain_of_squares(step)
+        numbers = [len(links), *(number for link in links for number in link)]
+        row[: len(numbers)] = torch.tensor(numbers)
+    return table.to(device)
 
 
 def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None) -> Tensor:
@@ -49,7 +43,7 @@ def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None
 
     Args:
         x: (b, n, m), any strides and scale.
-        schedule: Steps of degree 9 only, or of degree 3 and 5 only.
+        schedule: Steps of degree 3, 5, 9 or 17.
         out: Where the result goes, default a new tensor; same dtype, any strides.
 
     Raises:
@@ -82,14 +76,14 @@ def _launch(
     if str(size) not in configs["small"]:
         limit = max(int(size) for size in configs["small"])
         raise ValueError(f"the one-launch kernel takes at most {limit} rows, got {n}")
-    degree9, steps = _steps_table(schedule, x.device)
+    steps = _steps_table(schedule, x.device)
     in_registers = size <= REGISTER_LIMIT
     scratch = steps  # unused in registers
     if not in_registers:
         scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=x.device)
     (small_kernel if in_registers else small_scratch_kernel)[(batch,)](
         x, y, scratch, x_like, steps, n, m, len(schedule), *x_like.stride(), *y_like.stride(),
-        N=size, DEGREE9=degree9, SCHATTEN4=schedule.normalization == "schatten4", TABLE=table,
+        N=size, SCHATTEN4=schedule.normalization == "schatten4", TABLE=table,
         PRECISION=configs["float32_precision"], enable_fp_fusion=True,
         **configs["small"][str(size)],
     )  # fmt: skip

@@ -53,7 +53,7 @@ def small_kernel(
     y_ptr,  # (b, n, m), or a table
     scratch_ptr,  # unused here, see `small_scratch_kernel`
     type_ptr,  # any pointer of X's element type, where TABLE
-    steps_ptr,  # (steps, 5) float32: c4, a1, b1, a2, b2 where DEGREE9, else a, b, c, -, -
+    steps_ptr,  # (steps, 10) float32: how many links, and alpha, beta, gamma of up to three
     n,
     m,
     steps,
@@ -65,7 +65,6 @@ def small_kernel(
     stride_ym,
     N: tl.constexpr,  # n rounded up to a power of two, at least 16
     BLOCK: tl.constexpr,  # columns a turn
-    DEGREE9: tl.constexpr,
     SCHATTEN4: tl.constexpr,
     TABLE: tl.constexpr,  # 0, or x_ptr and y_ptr hold addresses that this many bytes divide
     PRECISION: tl.constexpr,
@@ -86,14 +85,12 @@ def small_kernel(
     r = r / bound
     q = eye
     for k in range(0, steps):
-        c = steps_ptr + k * 5
-        u = tl.dot(r, r, input_precision=PRECISION)
-        if DEGREE9:
-            v = u + tl.load(c + 1) * r + tl.load(c + 2) * eye
-            w = tl.load(c) * (u + tl.load(c + 3) * r + tl.load(c + 4) * eye)
-            w = tl.dot(v, w, input_precision=PRECISION)
-        else:
-            w = tl.load(c + 2) * u + tl.load(c + 1) * r + tl.load(c) * eye
+        c = steps_ptr + k * 10
+        w = r
+        for _ in range(0, tl.load(c).to(tl.int32)):
+            w = tl.load(c + 1) * tl.dot(w, w, input_precision=PRECISION)
+            w += tl.load(c + 2) * r + tl.load(c + 3) * eye
+            c += 3
         q = tl.dot(w, q, input_precision=PRECISION)
         if k + 1 < steps:
             r = tl.dot(w, r, input_precision=PRECISION)
@@ -157,7 +154,6 @@ def small_scratch_kernel(
     stride_ym,
     N: tl.constexpr,
     BLOCK: tl.constexpr,  # columns a turn, and the inner piece of a product
-    DEGREE9: tl.constexpr,
     SCHATTEN4: tl.constexpr,
     TABLE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -183,17 +179,14 @@ def small_scratch_kernel(
     _put(r_base, r / bound, N)
     _put(q_base, eye / tl.sqrt(bound), N)
     for step in range(0, steps):
-        c = steps_ptr + step * 5
-        u = _cached_product(r_base, r_base, N, BLOCK, PRECISION)
-        r = tl.load(_cached(r_base, N))
-        eye = (i[:, None] == i[None, :]).to(tl.float32)
-        if DEGREE9:
-            _put(v_base, u + tl.load(c + 1) * r + tl.load(c + 2) * eye, N)
-            _put(w_base, tl.load(c) * (u + tl.load(c + 3) * r + tl.load(c + 4) * eye), N)
-            w = _cached_product(v_base, w_base, N, BLOCK, PRECISION)
-        else:
-            w = tl.load(c + 2) * u + tl.load(c + 1) * r + tl.load(c) * eye
-        _put(w_base, w, N)
+        c = steps_ptr + step * 10
+        _put(w_base, tl.load(_cached(r_base, N)), N)
+        for _ in range(0, tl.load(c).to(tl.int32)):
+            w = tl.load(c + 1) * _cached_product(w_base, w_base, N, BLOCK, PRECISION)
+            eye = (i[:, None] == i[None, :]).to(tl.float32)
+            w += tl.load(c + 2) * tl.load(_cached(r_base, N)) + tl.load(c + 3) * eye
+            _put(w_base, w, N)
+            c += 3
         _put(q_base, _cached_product(w_base, q_base, N, BLOCK, PRECISION), N)
         if step + 1 < steps:
             _put(v_base, _cached_product(w_base, r_base, N, BLOCK, PRECISION), N)

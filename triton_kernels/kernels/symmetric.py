@@ -2,8 +2,7 @@
 
 ``D = alpha A B^T + beta C + gamma I`` for (b, n, k) A and B. With A = B = X it is the Gram
 matrix; with commuting symmetric A and B (for which A B^T = A B is symmetric) it is every
-small product of the iteration. A second output ``E`` takes the same accumulator with other
-scalars: both quadratic factors of a degree-9 step from one product.
+small product of the iteration, each link of a chain of squares with its polynomial fused.
 """
 
 import triton
@@ -65,14 +64,11 @@ def _store_mirrored(
 
 @triton.jit
 def _epilogue(
-    acc, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n, row0, col0,
+    acc, c_base, d_base, alpha, beta, gamma, n, row0, col0,
     stride_cn, stride_cm, stride_dn, stride_dm,
-    ROWS: tl.constexpr, COLS: tl.constexpr, HAS_C: tl.constexpr, HAS_E: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, HAS_C: tl.constexpr,
 ):  # fmt: skip
-    """Turn one accumulator into one or two stored tiles.
-
-    C is read again for the second output: held in registers across the first one it spills.
-    """
+    """Turn an accumulator into a stored tile."""
     r = (row0 + tl.arange(0, ROWS))[:, None]
     c = (col0 + tl.arange(0, COLS))[None, :]
     c_base += row0.to(tl.int64) * stride_cn + col0.to(tl.int64) * stride_cm
@@ -81,12 +77,6 @@ def _epilogue(
         old = _load_tile(c_base, stride_cn, stride_cm, n - row0, n - col0, ROWS, COLS)
         out += beta * old.to(tl.float32)
     _store_mirrored(out, d_base, stride_dn, stride_dm, row0, col0, n, ROWS, COLS)
-    if HAS_E:
-        out = alpha_e * acc + tl.where(r == c, gamma_e, 0.0)
-        if HAS_C:
-            old = _load_tile(c_base, stride_cn, stride_cm, n - row0, n - col0, ROWS, COLS)
-            out += beta_e * old.to(tl.float32)
-        _store_mirrored(out, e_base, stride_dn, stride_dm, row0, col0, n, ROWS, COLS)
 
 
 @triton.jit
@@ -97,21 +87,21 @@ def _halves(acc, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _two_strips(
-    acc, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n, row0, col0,
+    acc, c_base, d_base, alpha, beta, gamma, n, row0, col0,
     stride_cn, stride_cm, stride_dn, stride_dm,
-    ROWS: tl.constexpr, COLS: tl.constexpr, HAS_C: tl.constexpr, HAS_E: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, HAS_C: tl.constexpr,
 ):  # fmt: skip
     """Store a tile half by half: with its addends and its mirror image a whole one spills."""
     left, right = _halves(acc, ROWS, COLS)
     _epilogue(
-        left, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+        left, c_base, d_base, alpha, beta, gamma, n,
         row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
-        ROWS, COLS // 2, HAS_C, HAS_E,
+        ROWS, COLS // 2, HAS_C,
     )  # fmt: skip
     _epilogue(
-        right, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+        right, c_base, d_base, alpha, beta, gamma, n,
         row0, col0 + COLS // 2, stride_cn, stride_cm, stride_dn, stride_dm,
-        ROWS, COLS // 2, HAS_C, HAS_E,
+        ROWS, COLS // 2, HAS_C,
     )  # fmt: skip
 
 
@@ -121,13 +111,9 @@ def symmetric_kernel(
     b_ptr,  # (b, n, k), or the table again
     c_ptr,  # (b, n, n), read where HAS_C
     d_ptr,  # (b, n, n); its element type is that of the matrices in a table
-    e_ptr,  # (b, n, n), written where HAS_E
     alpha,
     beta,
     gamma,
-    alpha_e,
-    beta_e,
-    gamma_e,
     n,
     k,
     tiles,
@@ -147,7 +133,6 @@ def symmetric_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_C: tl.constexpr,
-    HAS_E: tl.constexpr,
     TABLE: tl.constexpr,  # 0, or a_ptr and b_ptr hold addresses that this many bytes divide
     DESCRIPTOR: tl.constexpr,  # tiles of A and B through tensor descriptors (TMA)
     STRIPS: tl.constexpr,  # 1, 2 or 4: how many parts of a tile the epilogue stores one by one
@@ -186,28 +171,27 @@ def symmetric_kernel(
                 b_base += BLOCK_K * stride_bk
         c_base = c_ptr + batch * stride_cb
         d_base = d_ptr + batch * stride_db
-        e_base = e_ptr + batch * stride_db
         if STRIPS == 4:
             left, right = _halves(acc, BLOCK_M, BLOCK_N)
             _two_strips(
-                left, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+                left, c_base, d_base, alpha, beta, gamma, n,
                 row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
-                BLOCK_M, BLOCK_N // 2, HAS_C, HAS_E,
+                BLOCK_M, BLOCK_N // 2, HAS_C,
             )  # fmt: skip
             _two_strips(
-                right, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+                right, c_base, d_base, alpha, beta, gamma, n,
                 row0, col0 + BLOCK_N // 2, stride_cn, stride_cm, stride_dn, stride_dm,
-                BLOCK_M, BLOCK_N // 2, HAS_C, HAS_E,
+                BLOCK_M, BLOCK_N // 2, HAS_C,
             )  # fmt: skip
         elif STRIPS == 2:
             _two_strips(
-                acc, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+                acc, c_base, d_base, alpha, beta, gamma, n,
                 row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
-                BLOCK_M, BLOCK_N, HAS_C, HAS_E,
+                BLOCK_M, BLOCK_N, HAS_C,
             )  # fmt: skip
         else:
             _epilogue(
-                acc, c_base, d_base, e_base, alpha, beta, gamma, alpha_e, beta_e, gamma_e, n,
+                acc, c_base, d_base, alpha, beta, gamma, n,
                 row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
-                BLOCK_M, BLOCK_N, HAS_C, HAS_E,
+                BLOCK_M, BLOCK_N, HAS_C,
             )  # fmt: skip
