@@ -1,6 +1,5 @@
 """Where the updates of a step lie: matrices of one shape side by side, one batch."""
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,15 +7,13 @@ import torch
 from torch import Tensor
 
 from .routing import MatrixView, batch_shape
+from .triton_kernels.kept_memory import KeptMemory
 
 # dtype of the updates of a parameter by (full shape, buffer's dtype, device, view).
 UpdateDtype = Callable[[torch.Size, torch.dtype, torch.device, MatrixView], torch.dtype]
 
 
-# The first touch of fresh memory costs more than a pass over it, and the allocator may give back
-# to the system what a step frees: on a CPU each thread keeps the last step's.
-_KEPT = threading.local()
-_KEPT_BYTES = 1 << 26
+_KEPT = KeptMemory()  # the last step's updates
 _LINE = 64  # bytes
 
 
@@ -76,20 +73,14 @@ def _memory(sizes: Sequence[tuple[int, torch.dtype, torch.device]]) -> list[Tens
     if not all(device.type == "cpu" for _, _, device in sizes):
         return [torch.empty(n, dtype=dtype, device=device) for n, dtype, device in sizes]
     spans = [-(-n * dtype.itemsize // _LINE) * _LINE for n, dtype, _ in sizes]
-    room: Tensor | None = _KEPT.__dict__.pop("room", None)
-    if room is None or len(room) < sum(spans):
-        room = torch.empty(sum(spans), dtype=torch.uint8)
-    parts = room[: sum(spans)].split(spans)
+    parts = _KEPT.take(sum(spans))[: sum(spans)].split(spans)
     return [x[: n * d.itemsize].view(d) for x, (n, d, _) in zip(parts, sizes, strict=True)]
 
 
 def keep_memory(stacks: Sequence[Stack]) -> None:
     """Lets this thread's next step write over these updates, if they are a CPU's and not large."""
-    if not stacks or stacks[0].batch.device.type != "cpu":
-        return
-    storage = stacks[0].batch.untyped_storage()
-    if storage.nbytes() <= _KEPT_BYTES:
-        _KEPT.room = torch.empty(0, dtype=torch.uint8).set_(storage)
+    if stacks and stacks[0].batch.device.type == "cpu":
+        _KEPT.give(stacks[0].batch)
 
 
 def _stack(members: list[int], shapes: list[torch.Size], view: MatrixView, memory: Tensor) -> Stack:

@@ -1,10 +1,10 @@
-"""The best chain of three squares for an interval: a step of degree 17 for three small products.
+"""The best chain of three squares on an interval: a step of degree 17 for three small products.
 
 The chain has seven parameters, two fewer than a polynomial of its degree, and is not linear in
 them, so Remez's exchange does not find it. From the unconstrained minimax polynomial, whose two
 missing terms are left out, Gauss-Newton minimizes p-norms of the error for rising p, and Newton on
-its eight largest extremes settles the last digits. There are several optima: the best of many starts
-is taken.
+its eight largest extremes settles the last digits. There are several optima: the best of many
+starts is taken.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array = np.ndarray
 
 
 def _h(parameters: Array, r: Array) -> Array:
-    """Evaluate ``k v^2 + g1 y + g0`` with ``v = t^2 + f1 y + f0``, ``t = y^2 + b``, ``y = r - c``."""
+    """Evaluate ``k v^2 + g1 y + g0``, ``v = t^2 + f1 y + f0``, ``t = y^2 + b``, ``y = r - c``."""
     c, b, f1, f0, k, g1, g0 = parameters
     y = r - c
     v = (y * y + b) ** 2 + f1 * y + f0
@@ -124,7 +124,7 @@ def _settled(parameters: Array, s: Array) -> Array:
 
 
 def _starts(first: Array) -> Iterator[Array]:
-    """Yield the projection and variations of it: the best of several optima may have other signs."""
+    """Yield the projection and variations of it: the best optimum may have other signs."""
     generator = np.random.default_rng(0)
     yield first
     for _ in range(_STARTS):

@@ -159,12 +159,13 @@ class CountingProducts:
         needed = batch * n * m * k * (1 if half else 2)
         self.launches.append(Launch(kind, shape, batch * moved, tiles, tile, needed))
 
-    def gram(self, x: Tensor) -> Tensor:
-        """Note ``X X^T``."""
+    def gram(self, x: Tensor, gamma: float = 0.0) -> Tensor:
+        """Note ``X X^T + gamma I``."""
         b, n, m = x.shape
         moved = x.element_size() * (n * m + n * n)
         self._note("symmetric", "gram" in self.halved, x, (b, n, n, m), moved)
-        return x.new_empty(b, n, n)
+        result = x.new_empty(b, n, n)
+        return plus_identity(result, gamma) if gamma and self.library else result
 
     def _small(self, a: Tensor, matrices: int) -> None:
         b, n, _ = a.shape
@@ -173,7 +174,7 @@ class CountingProducts:
 
     def symmetric(
         self, a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0,
-        gamma: float = 0.0,
+        gamma: float = 0.0, spare: bool = False,
     ) -> Tensor:  # fmt: skip
         """Note ``alpha A B + beta C + gamma I``."""
         self._small(a, 1 + len({id(x) for x in (a, b, c) if x is not None}))

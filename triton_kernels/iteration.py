@@ -24,32 +24,47 @@ from .squares import Step, chain_of_squares
 __all__ = ["direct", "gram", "step_polynomial"]
 
 
-def step_polynomial(r: Tensor, step: Step, ops: Products, u: Tensor | None = None) -> Tensor:
+def step_polynomial(
+    r: Tensor,
+    step: Step,
+    ops: Products,
+    u: Tensor | None = None,
+    centre: float = 0.0,
+    spare: bool = False,
+) -> Tensor:
     """Return ``h(R) = c0 I + c1 R + c2 R^2 + ...`` as a fresh symmetric matrix.
 
     Args:
-        r: (b, n, n), symmetric.
+        r: (b, n, n), symmetric; ``R - centre I``.
         step: 2 to 5 coefficients, or 9.
         ops: The products.
         u: ``R^2``, if it is known already.
+        centre: Zero, or that of the step's chain.
+        spare: Whether r may be overwritten.
     """
     if len(step) == 4:
         v = ops.symmetric(r, r, r, alpha=step[3], beta=step[2], gamma=step[1])
         return ops.symmetric(r, v, gamma=step[0])
-    (alpha, beta, gamma), *links = chain_of_squares(step)
+    chain = chain_of_squares(step)
+    (alpha, beta, gamma), *links = chain.links if centre else chain.around_zero()
+    if links and (centre or u is not None):
+        # The next square takes alpha along: without a factor this one is a plain product, or sum.
+        links[0] = (links[0][0] * alpha * alpha, *links[0][1:])
+        alpha, beta, gamma = 1.0, beta / alpha, gamma / alpha
     if alpha == 0.0:
         s = plus_identity(scaled_sum(r, beta, r, 0.0), gamma)
     elif u is not None:
-        if links:
-            # The next square takes alpha along: a sum with a factor of one is a single pass.
-            links[0] = (links[0][0] * alpha * alpha, *links[0][1:])
-            alpha, beta, gamma = 1.0, beta / alpha, gamma / alpha
         s = plus_identity(scaled_sum(u, alpha, r, beta), gamma)
     else:
-        s = ops.symmetric(r, r, r, alpha, beta, gamma)
-    for alpha, beta, gamma in links:
-        s = ops.symmetric(s, s, r, alpha, beta, gamma)
+        s = ops.symmetric(r, r, r if beta else None, alpha, beta, gamma)
+    for k, (alpha, beta, gamma) in enumerate(links):
+        last = k == len(links) - 1
+        s = ops.symmetric(s, s, r, alpha, beta, gamma, spare=spare and last)
     return s
+
+
+def _centre(step: Step) -> float:
+    return 0.0 if len(step) == 4 else chain_of_squares(step).centre
 
 
 def direct(
@@ -73,10 +88,12 @@ def direct(
     """
     steps, x = schedule.coefficients, start.x
     for k, step in enumerate(steps):
+        centre = 0.0 if k == 0 else _centre(step)
         if k == 0:
-            w = scale_members(step_polynomial(start.r, step, ops, start.u), start.factor)
+            w = step_polynomial(start.r, step, ops, start.u, spare=True)
+            w = scale_members(w, start.factor)
         else:
-            w = step_polynomial(ops.gram(x), step, ops)
+            w = step_polynomial(ops.gram(x, -centre), step, ops, None, centre, spare=True)
         place = next((s for s in spare if s is not x), None)
         last = k == len(steps) - 1 and out is not None
         x = ops.apply(w, x, out if last else place)

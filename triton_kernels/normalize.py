@@ -140,20 +140,32 @@ def begin(
         r[lost] = ops.gram(y[lost])
         bound[lost] = _bound(r[lost], first)
     trace = _trace(r) if look else None
-    scale = _reciprocal(bound)
+    scale = _applicable(_reciprocal(bound), r)
     scale_members(r, scale)
     u = None
     if normalization == "schatten8":
         # R is divided by its trace or Frobenius norm already; that of U = R^2 bounds it tighter.
         u = ops.symmetric(r, r)
-        tighter = _reciprocal(_bound(u, "schatten4").sqrt())
+        tighter = _applicable(_reciprocal(_bound(u, "schatten4").sqrt()), r)
         scale_members(r, tighter)
         # The square in full precision: U that is 2^-9 off R^2 as a whole, not entry by entry,
         # shifts the near-cancelling factor of a degree-9 step and sends sigma = 1 beyond 1.02.
         scale_members(u, tighter.square())
         scale = scale * tighter
     flatness = None if trace is None else (trace * scale).sqrt().flatten()
-    return Start(y, r, u, scale.sqrt(), flatness)
+    factor = scale.sqrt()
+    if look and r.dtype == torch.bfloat16:
+        # Off by a rounding, which leaves singular values in the first step's room, it is one pass.
+        factor = factor.to(r.dtype).to(factor.dtype)
+    return Start(y, r, u, factor, flatness)
+
+
+def _applicable(scale: Tensor, r: Tensor) -> Tensor:
+    """Return the next smaller factor by which a CPU can multiply all members in one pass."""
+    if r.dtype != torch.bfloat16 or r.device.type != "cpu":
+        return scale
+    # A bfloat16 is the upper half of a float32; a smaller factor is still a bound.
+    return (scale.view(torch.int32) & -(1 << 16)).view(torch.float32)
 
 
 def _reciprocal(bound: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ call, and because only so does it run, fake and compile the same way with and wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
+from .kept_memory import KeptMemory
 from .normalize import Start, begin
 from .planning import SMALL, Leg, Plan, arithmetic_dtype, plan
 from .precision import full_float32
@@ -26,6 +28,7 @@ _PRECISE_STEPS = 12
 _ALL = 2**31
 _CHUNK = 2**20  # elements worked on at a time on a CPU
 _WORKSPACE = 2**26  # elements at most where every thread has its own matrix
+_KEPT = KeptMemory()  # the last call's buffers
 
 
 def products_for(x: Tensor, dtype: torch.dtype) -> Products:
@@ -91,21 +94,30 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
     size = (
         x.shape[0] if x.device.type != "cpu" else _together(x.shape[-2], x.shape[-1], chosen.dtype)
     )
-    # Fresh memory costs more than a pass over it: the allocator gives blocks of this size back
-    # to the system, and the first touch of each page then is a fault. A tall X stays as it lies,
-    # a transposing copy would cost more than its slower Gram matrices.
-    buffers: Sequence[Tensor] = ()
-    if x.device.type == "cpu" and x.shape[0] > size:
-        tall = x.stride(-1) != 1
-        shape = (size, *(reversed(x.shape[-2:]) if tall else x.shape[-2:]))
-        buffers = x.new_empty(2, *shape, dtype=chosen.dtype).unbind()
-        buffers = [b.mT for b in buffers] if tall else buffers
+    room, buffers = None, []
+    if x.device.type == "cpu" and chosen.legs[-1].form == "direct":
+        room, buffers = _buffers(x, min(size, x.shape[0]), chosen.dtype)
     for part, place in zip(x.split(size), out.split(size), strict=True):
         same = ops.casts or place.dtype == chosen.dtype
         spare = [buffer[: part.shape[0]] for buffer in buffers]
         y = _run_legs(part, chosen, ops, place if same else None, spare)
         if y is not place:
             place.copy_(y)
+    if room is not None:
+        _KEPT.give(room)
+
+
+def _buffers(x: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """Return two buffers for `size` matrices like x's, and the memory in which they lie.
+
+    A tall X stays as it lies: a transposing copy would cost more than its slower Gram matrices.
+    """
+    tall = x.stride(-1) != 1
+    shape = (2, size, *(reversed(x.shape[-2:]) if tall else x.shape[-2:]))
+    needed = math.prod(shape) * dtype.itemsize
+    room = _KEPT.take(needed)
+    buffers = room[:needed].view(dtype).view(shape).unbind()
+    return room, [b.mT for b in buffers] if tall else list(buffers)
 
 
 def _run_legs(

@@ -6,6 +6,7 @@ float32 (a CPU `torch.add(x, y, alpha=...)` in bfloat16 would round alpha to bfl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,12 +16,13 @@ from torch import Tensor
 __all__ = ["Products", "TorchProducts"]
 
 
+_Triangle = Callable[..., Tensor]
 _BLOCK_ROWS = 4  # block rows of a triangle: 10 of 16 blocks are computed
 _TRIANGLE_ROWS = 512
-# AMX multiplies so fast that blocks, each a call of its own, pay later: from 1536 rows on, or
-# from 768 where the matrices are too few to give one to each thread (oneDNN runs a single
-# product of 768 rows at the rate of one thread).
-_TRIANGLE_ROWS_AMX, _TRIANGLE_ROWS_AMX_FEW = 1536, 768
+# AMX multiplies so fast that blocks, each a call of its own, pay later; but where matrices are too
+# few to give one to each thread, halves do from 512 rows on (Gram matrices) or 768: oneDNN runs a
+# single product that small at the rate of one thread.
+_TRIANGLE_ROWS_AMX, _HALVED_GRAM_ROWS, _HALVED_ROWS = 1536, 512, 768
 
 
 @lru_cache(maxsize=1)
@@ -38,14 +40,17 @@ class Products(Protocol):
 
     casts: bool
 
-    def gram(self, x: Tensor) -> Tensor:
-        """Return ``X X^T`` for X of shape (b, n, m)."""
+    def gram(self, x: Tensor, gamma: float = 0.0) -> Tensor:
+        """Return ``X X^T + gamma I`` for X of shape (b, n, m)."""
 
     def symmetric(
         self, a: Tensor, b: Tensor, c: Tensor | None = None,
-        alpha: float = 1.0, beta: float = 0.0, gamma: float = 0.0,
+        alpha: float = 1.0, beta: float = 0.0, gamma: float = 0.0, spare: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Return ``alpha A B + beta C + gamma I`` for commuting symmetric (b, n, n)."""
+        """Return ``alpha A B + beta C + gamma I`` for commuting symmetric (b, n, n).
+
+        The result may take the place of C where that is `spare`.
+        """
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X`` for Q (b, n, n) and X (b, n, m): `out` itself if that is given."""
@@ -56,13 +61,18 @@ def _wide_scalars(x: Tensor) -> bool:
     return x.device.type != "cpu" or x.dtype in (torch.float32, torch.float64)
 
 
+@lru_cache(maxsize=8)
+def _one(dtype: torch.dtype) -> Tensor:
+    return torch.ones((), dtype=dtype)
+
+
 def plus_identity(x: Tensor, value: float) -> Tensor:
     """Add ``value I`` in place, in float32: `x` is always a fresh product."""
     diagonal = x.diagonal(dim1=-2, dim2=-1)
     if _wide_scalars(x):
         diagonal.add_(value)
     else:
-        one = x.new_ones(())
+        one = _one(x.dtype)
         diagonal.addcmul_(one, one, value=value)  # keeps its scalar in float32
     return x
 
@@ -74,7 +84,7 @@ def scaled_sum(a: Tensor, alpha: float, b: Tensor, beta: float) -> Tensor:
     if alpha == 1.0:
         # addcmul keeps its scalar in float32, where add would round beta to bfloat16; one pass
         # instead of a cast of both, a sum and a cast back takes a quarter of their time.
-        return torch.addcmul(a, b, b.new_ones(()), value=beta)
+        return torch.addcmul(a, b, _one(a.dtype), value=beta)
     wide = torch.promote_types(a.dtype, torch.float32)
     # Cast first: an addition of two dtypes takes twice as long as both passes.
     return a.to(wide, copy=True).mul_(alpha).add_(b.to(wide), alpha=beta).to(a.dtype)
@@ -89,6 +99,9 @@ def scale_members(x: Tensor, factor: Tensor) -> Tensor:
     """
     if x.dtype == factor.dtype or x.device.type != "cpu":
         return x.mul_(factor)
+    narrow = factor.to(x.dtype)
+    if torch.equal(narrow.to(factor.dtype), factor):
+        return x.mul_(narrow)
     # A factor as a number is applied in float32 as well, in a quarter of the time that a CPU
     # takes to multiply two dtypes.
     for one, value in zip(x, factor.flatten().tolist(), strict=True):
@@ -101,14 +114,21 @@ def _transposed(x: Tensor) -> bool:
     return x.stride(-1) != 1 and x.stride(-2) == 1
 
 
-def _worth_a_triangle(x: Tensor) -> bool:
-    """Blocks pay on the CPU, where a call costs microseconds, for many rows."""
+def _triangle(x: Tensor, halved_rows: int) -> _Triangle | None:
+    """Return how a symmetric product of x's rows is cut; None: whole, as a GPU's library does it.
+
+    Args:
+        x: The left operand.
+        halved_rows: From how many rows on halves pay where there are few matrices.
+    """
     if x.device.type != "cpu":
-        return False
+        return None
+    batch, n, _ = x.shape
     if x.dtype == torch.bfloat16 and cpu_has_amx():
-        few = 2 * x.shape[0] <= torch.get_num_threads()
-        return x.shape[-2] >= (_TRIANGLE_ROWS_AMX_FEW if few else _TRIANGLE_ROWS_AMX)
-    return x.shape[-2] >= _TRIANGLE_ROWS
+        if 2 * batch <= torch.get_num_threads() and halved_rows <= n < _TRIANGLE_ROWS_AMX:
+            return halved_product if n % 2 == 0 else None
+        return triangle_product if n >= _TRIANGLE_ROWS_AMX else None
+    return triangle_product if n >= _TRIANGLE_ROWS else None
 
 
 def triangle_product(
@@ -138,24 +158,63 @@ def triangle_product(
     return out
 
 
+def halved_product(
+    a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0
+) -> Tensor:
+    """Return the same from two blocks on the diagonal, which two threads share, and one below.
+
+    Args:
+        a: (batch, n, k), n even.
+        b: (batch, n, k), such that A B^T is symmetric.
+        c: (batch, n, n), symmetric, or None.
+        alpha: Factor of the product.
+        beta: Factor of C.
+    """
+    batch, n, _ = a.shape
+    out = a.new_empty(batch, n, n)
+    old, beta = (out, 0.0) if c is None else (c, beta)
+    half = n // 2
+    for one, left, right, addend in zip(out, a, b, old, strict=True):
+        upper, lower = left.unflatten(0, (2, half)), right.unflatten(0, (2, half))
+        torch.baddbmm(
+            _diagonal(addend), upper, lower.mT, beta=beta, alpha=alpha, out=_diagonal(one)
+        )
+        one[half:, :half] = torch.addmm(
+            addend[half:, :half], upper[1], lower[0].T, beta=beta, alpha=alpha
+        )
+        one[:half, half:] = one[half:, :half].T
+    return out
+
+
+def _diagonal(x: Tensor) -> Tensor:
+    """Return both halves' blocks on the diagonal of (n, n) as a (2, n / 2, n / 2) view."""
+    half, (row, column) = len(x) // 2, x.stride()
+    return x.as_strided((2, half, half), (half * (row + column), row, column))
+
+
 class TorchProducts:
     """The products through batched matrix multiplication, on any device and dtype."""
 
     casts = False
 
-    def gram(self, x: Tensor) -> Tensor:
-        """Return ``X X^T``."""
-        return triangle_product(x, x) if _worth_a_triangle(x) else torch.bmm(x, x.mT)
+    def gram(self, x: Tensor, gamma: float = 0.0) -> Tensor:
+        """Return ``X X^T + gamma I``."""
+        cut = _triangle(x, _HALVED_GRAM_ROWS)
+        r = torch.bmm(x, x.mT) if cut is None else cut(x, x)
+        return plus_identity(r, gamma) if gamma else r
 
     def symmetric(
         self, a: Tensor, b: Tensor, c: Tensor | None = None,
-        alpha: float = 1.0, beta: float = 0.0, gamma: float = 0.0,
+        alpha: float = 1.0, beta: float = 0.0, gamma: float = 0.0, spare: bool = False,
     ) -> Tensor:  # fmt: skip
         """Return ``alpha A B + beta C + gamma I``."""
-        if _worth_a_triangle(a):
-            d = triangle_product(a, b, c, alpha, beta)
+        cut = _triangle(a, _HALVED_ROWS)
+        if cut is not None:
+            d = cut(a, b, c, alpha, beta)
         elif c is None and alpha == 1.0:
             d = torch.bmm(a, b)
+        elif c is not None and spare:
+            d = c.baddbmm_(a, b, beta=beta, alpha=alpha)
         else:
             d = torch.baddbmm(
                 a if c is None else c, a, b, beta=0.0 if c is None else beta, alpha=alpha

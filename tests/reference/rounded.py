@@ -22,8 +22,10 @@ class RoundedProducts(TorchProducts):
     def stored(self, d: Tensor, dtype: torch.dtype) -> Tensor:
         return d.to(dtype)
 
-    def gram(self, x: Tensor) -> Tensor:
-        return self.stored(self.symmetrized(self.multiply(x, x.mT)), x.dtype)
+    def gram(self, x: Tensor, gamma: float = 0.0) -> Tensor:
+        d = self.multiply(x, x.mT)
+        d.diagonal(dim1=-2, dim2=-1).add_(gamma)
+        return self.stored(self.symmetrized(d), x.dtype)
 
     def symmetric(
         self,
@@ -33,6 +35,7 @@ class RoundedProducts(TorchProducts):
         alpha: float = 1.0,
         beta: float = 0.0,
         gamma: float = 0.0,
+        spare: bool = False,
     ) -> Tensor:
         d = alpha * self.multiply(a, b)
         if c is not None:

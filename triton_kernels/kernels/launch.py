@@ -163,15 +163,15 @@ class TritonProducts:
     def __init__(self, device: torch.device) -> None:
         self._ones = torch.ones(2, dtype=torch.float32, device=device)
 
-    def gram(self, x: Tensor) -> Tensor:
-        """Return ``X X^T``."""
-        return symmetric(x, x)
+    def gram(self, x: Tensor, gamma: float = 0.0) -> Tensor:
+        """Return ``X X^T + gamma I``."""
+        return symmetric(x, x, None, (1.0, 0.0, gamma))
 
     def symmetric(
         self, a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0,
-        gamma: float = 0.0,
+        gamma: float = 0.0, spare: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Return ``alpha A B + beta C + gamma I``."""
+        """Return ``alpha A B + beta C + gamma I``, never in C's place: tiles mirror each other."""
         return symmetric(a, b, c, (alpha, beta, gamma))
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:

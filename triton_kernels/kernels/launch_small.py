@@ -32,7 +32,7 @@ def _steps_table(schedule: Schedule, device: torch.device) -> Tensor:
         )
     table = torch.zeros(len(schedule), 10)
     for row, step in zip(table, schedule.coefficients, strict=True):
-        links = chain_of_squares(step)
+        links = chain_of_squares(step).around_zero()
         numbers = [len(links), *(number for link in links for number in link)]
         row[: len(numbers)] = torch.tensor(numbers)
     return table.to(device)

@@ -1,0 +1,52 @@
+"""CPU memory that a thread uses again instead of giving it back to the system.
+
+The first touch of fresh memory is a page fault every 4 KiB, which together cost more than a pass
+over it, and the allocator returns blocks of some megabytes as soon as they are free.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+__all__ = ["KeptMemory"]
+
+_LIMIT = 1 << 26  # bytes; where more is needed, products take far longer than page faults
+
+
+class KeptMemory(threading.local):
+    """One piece of at most 64 MiB for each thread; whoever takes it has it alone.
+
+    Example:
+        >>> kept = KeptMemory()
+        >>> room = kept.take(100)
+        >>> kept.give(room)
+        >>> kept.take(50).data_ptr() == room.data_ptr()
+        True
+    """
+
+    def __init__(self) -> None:
+        self._room: Tensor | None = None
+
+    def take(self, nbytes: int) -> Tensor:
+        """Return at least so many bytes, uninitialized: the kept ones if they suffice.
+
+        Args:
+            nbytes: How many.
+        """
+        room, self._room = self._room, None
+        if room is None or len(room) < nbytes:
+            return torch.empty(nbytes, dtype=torch.uint8)
+        return room
+
+    def give(self, memory: Tensor) -> None:
+        """Keep the whole storage of a tensor for the next taker, unless it is large.
+
+        Args:
+            memory: On a CPU; what still refers to it will be written over.
+        """
+        storage = memory.untyped_storage()
+        if storage.nbytes() <= _LIMIT:
+            self._room = torch.empty(0, dtype=torch.uint8).set_(storage)
