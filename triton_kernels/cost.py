@@ -7,7 +7,7 @@ kernel would choose; how many FLOPs a tile takes is compared with the machine co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .kernels.configuration import Config, choose, load_table, symmetric_tiles, worth_tiles
+from .kernels.configuration import Config, choose, load_table, symmetric_tiles, tiles_of_plan
 from .planning import Plan
 from .products import plus_identity
 
@@ -129,6 +129,7 @@ class CountingProducts:
     Args:
         arch: Whose tiles.
         halved: Which products compute one triangle only: any of "gram" and "symmetric".
+        tiles: By kernel, default those that the table chooses.
         library: Whether the vendor's library multiplies, as it does for the engine where matrices
             are few and small, or float32: nothing halved or fused, tiles of the same sizes.
     """
@@ -136,12 +137,15 @@ class CountingProducts:
     arch: str
     halved: Sequence[str] = ("gram", "symmetric")
     library: bool = False
+    tiles: Mapping[str, Config] = field(default_factory=dict)
     launches: list[Launch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.casts = not self.library
 
     def _config(self, kind: str, x: Tensor, batch: int, n: int, m: int) -> Config:
+        if kind in self.tiles:
+            return self.tiles[kind]
         table = load_table(self.arch)
         return choose(table, kind, min(x.element_size(), 4), batch, n, m, True)
 
@@ -251,7 +255,12 @@ def cost_on_paper(chosen: Plan, arch: str) -> Cost:
         flops = chosen.flops()
         return Cost(arch, (Launch("small", (chosen.batch, n, m, n), moved, needed=flops),))
     x = torch.empty(chosen.batch, n, m, dtype=torch.float32, device="meta")
-    ours = chosen.dtype.itemsize == 2 and worth_tiles(load_table(arch), chosen.batch, n)
+    tiles = tiles_of_plan(arch, chosen.batch, n, m, chosen.dtype.itemsize)
+    if chosen.arch == arch:
+        tiles = chosen.configs()
     return counted(
-        lambda ops: run_plan(x, chosen, torch.empty_like(x), ops), arch, library=not ours
+        lambda ops: run_plan(x, chosen, torch.empty_like(x), ops),
+        arch,
+        library=not tiles,
+        tiles=tiles,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import torch
@@ -119,13 +120,15 @@ def orthogonalize(
         form = "torch_muon"
     elif method == "auto" and own is not None:
         form = "newton_schulz"
-    restarts = None
+    restarts, tiles = None, ""
     if plan is not None:
         last = plan.legs[-1]
         own, dtype, restarts = last.schedule, plan.dtype, list(last.restarts)
         form = "gram" if last.form == "gram" else "newton_schulz"
+        # One text for the operator, which takes no mappings.
+        tiles = json.dumps(plan.configs()) if plan.tiles and x.is_cuda else ""
     arguments = (
-        method, *flatten(own), form, accuracy, eps, dtype, smoothing, tolerance, restarts,
+        method, *flatten(own), form, accuracy, eps, dtype, smoothing, tolerance, restarts, tiles,
     )  # fmt: skip
     if out is None:
         return orthogonalize_op(x.detach(), *arguments)

@@ -6,8 +6,9 @@ call, and because only so does it run, fake and compile the same way with and wi
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
 from .kept_memory import KeptMemory
+from .kernels.configuration import Config, architecture, load_table, worth_tiles
 from .normalize import Start, begin
 from .planning import SMALL, Leg, Plan, arithmetic_dtype, plan
 from .precision import full_float32
@@ -31,17 +33,17 @@ _WORKSPACE = 2**26  # elements at most where every thread has its own matrix
 _KEPT = KeptMemory()  # the last call's buffers
 
 
-def products_for(x: Tensor, dtype: torch.dtype) -> Products:
+def products_for(
+    x: Tensor, dtype: torch.dtype, tiles: Mapping[str, Config] | None = None
+) -> Products:
     """Return Triton's products where their tiles fill the GPU, PyTorch's everywhere else."""
     if not x.is_cuda or dtype not in (torch.float16, torch.bfloat16):
         return TorchProducts()
-    from .kernels.configuration import architecture, load_table, worth_tiles
-
     if not worth_tiles(load_table(architecture(x.device)), x.shape[0], x.shape[-2]):
         return TorchProducts()
     from .kernels.launch import TritonProducts
 
-    return TritonProducts(x.device)
+    return TritonProducts(x.device, tiles)
 
 
 def _go(
@@ -88,9 +90,9 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
     if chosen.one_launch:
         from .kernels.launch_small import orthogonalize_small
 
-        orthogonalize_small(x, chosen.legs[-1].schedule, out)
+        orthogonalize_small(x, chosen.legs[-1].schedule, out, chosen.configs().get("small"))
         return
-    ops = products_for(x, chosen.dtype) if ops is None else ops
+    ops = products_for(x, chosen.dtype, chosen.configs()) if ops is None else ops
     size = (
         x.shape[0] if x.device.type != "cpu" else _together(x.shape[-2], x.shape[-1], chosen.dtype)
     )
@@ -159,6 +161,7 @@ def _iterate(
     eps: float,
     dtype: torch.dtype | None,
     restarts: list[int] | None,
+    tiles: str,
     out: Tensor,
 ) -> None:
     """Run an iterative method on (b, n, m), n <= m, and write the result to `out`."""
@@ -183,8 +186,8 @@ def _iterate(
     if form == "direct" and own is None:
         own = arithmetic_dtype(x.dtype, x.shape[-2], x.device.type, True)
     chosen = plan(
-        tuple(x.shape[-2:]), x.shape[0], x.dtype, x.device.type, accuracy,
-        schedule=schedule, form=form, arithmetic=own, restarts=restarts,
+        tuple(x.shape[-2:]), x.shape[0], x.dtype, x.device, accuracy, schedule=schedule,
+        form=form, arithmetic=own, restarts=restarts, tiles=json.loads(tiles) if tiles else None,
     )  # fmt: skip
     run_plan(x, chosen, out)
 
@@ -212,6 +215,7 @@ def _write(
     smoothing: float,
     tolerance: float | None,
     restarts: list[int] | None = None,
+    tiles: str = "",
 ) -> None:
     if x.numel() == 0:
         return
@@ -224,7 +228,7 @@ def _write(
     schedule = unflatten(name, coefficients, widths, safety, normalization)
     if x.shape[-2] > x.shape[-1]:
         batch, place = batch.mT, place.mT
-    _iterate(batch, form or method, schedule, accuracy, eps, dtype, restarts, place)
+    _iterate(batch, form or method, schedule, accuracy, eps, dtype, restarts, tiles, place)
 
 
 def orthogonalize_into(out: Tensor, x: Tensor, *arguments: Any) -> None:
@@ -279,7 +283,7 @@ orthogonalize_op = torch.library.custom_op(
     schema=(
         "(Tensor x, str method, float[] coefficients, int[] widths, float safety, "
         "str normalization, str name, str form, str accuracy, float eps, ScalarType? dtype, "
-        "float smoothing, float? tolerance, int[]? restarts=None) -> Tensor"
+        "float smoothing, float? tolerance, int[]? restarts=None, str tiles='') -> Tensor"
     ),
 )
 

@@ -6,13 +6,21 @@ it is cached, can be printed before anything runs, and any part of it can be ove
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 
+from .kernels.configuration import (
+    ENVIRONMENT,
+    Config,
+    architecture,
+    small_config,
+    tiles_of_plan,
+)
+from .plans import Leg, Plan, Tiles
 from .schedules import SCHEDULES, Schedule, resolve_schedule
 
 __all__ = ["ACCURACIES", "Leg", "Plan", "plan"]
@@ -28,103 +36,6 @@ SMALL = 64
 STREAMED = 8192
 # Slope at zero of five Polar Express steps with safety factor 1.02: the reach to be had at least.
 REACH = 947.9
-
-# FLOPs that good kernels reach while a byte is moved: 101 (A100) to 192 (H100). A CPU's products
-# are bound by arithmetic, and its passes over X are fused or in the cache.
-FLOPS_A_BYTE = {"cuda": 180}
-
-
-@dataclass(frozen=True)
-class Leg:
-    """One way through: a schedule in one form.
-
-    Attributes:
-        schedule: The steps.
-        form: "direct" or "gram".
-        restarts: Of the Gram form.
-        flatness: Smallest ratio of the Frobenius norm to the normalizing bound for which this
-            leg reaches as far as it has to; the first leg that does is taken, a matrix at a time.
-    """
-
-    schedule: Schedule
-    form: str
-    restarts: tuple[int, ...] = ()
-    flatness: float = 0.0
-
-    @property
-    def reads_x_first(self) -> bool:
-        """Whether X itself is not read any more when the result is written."""
-        return self.form == "direct" and len(self.schedule) > 1
-
-    def traffic(self, n: int, m: int, itemsize: int) -> tuple[int, int]:
-        """Count bytes moved by the products of one n x m matrix, and their launches."""
-        segments, small = self.schedule.products(self.form, self.restarts)
-        elements = segments * (3 * n * m + 2 * n * n) + small * 3 * n * n
-        return itemsize * elements, 2 * segments + small
-
-    def work(self, n: int, m: int, dtype: torch.dtype, device: str) -> int:
-        """Count FLOPs, and bytes as the FLOPs that could be done meanwhile."""
-        moved = self.traffic(n, m, dtype.itemsize)[0]
-        if dtype == torch.float16:
-            moved += 6 * n * m  # two more passes to begin with, see `normalize.prescale`
-        flops = self.schedule.flops(n, m, form=self.form, restarts=self.restarts)
-        return flops + FLOPS_A_BYTE.get(device, 0) * moved
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be run for a batch of matrices; print it.
-
-    Attributes:
-        shape: (short side, long side).
-        batch: Number of matrices.
-        dtype: Of the arithmetic.
-        device: "cpu" or "cuda".
-        accuracy: One of `ACCURACIES`.
-        legs: Cheapest first; the last takes every matrix.
-        one_launch: Whether a single kernel does all of it.
-    """
-
-    shape: tuple[int, int]
-    batch: int
-    dtype: torch.dtype
-    device: str
-    accuracy: str
-    legs: tuple[Leg, ...]
-    one_launch: bool
-
-    def flops(self, leg: int = -1) -> int:
-        """Count the FLOPs of the batch through one leg, symmetric results counted half."""
-        n, m = self.shape
-        chosen = self.legs[leg]
-        return self.batch * chosen.schedule.flops(
-            n, m, form=chosen.form, restarts=chosen.restarts
-        )  # fmt: skip
-
-    def traffic(self, leg: int = -1) -> tuple[int, int]:
-        """Count bytes moved by products, and their launches, of the batch through one leg."""
-        n, m = self.shape
-        size = self.dtype.itemsize
-        if self.one_launch:
-            return self.batch * 3 * n * m * size, 1
-        moved, launches = self.legs[leg].traffic(n, m, size)
-        return self.batch * moved, launches
-
-    def __str__(self) -> str:
-        n, m = self.shape
-        lines = [
-            f"{self.batch} x ({n}, {m}) on {self.device}, {str(self.dtype)[6:]}, "
-            f"accuracy {self.accuracy}" + (", one launch" if self.one_launch else "")
-        ]
-        for i, leg in enumerate(self.legs):
-            when = f"flatness >= {leg.flatness:.2f}" if leg.flatness else "otherwise"
-            restarts = f", restart before {leg.restarts}" if leg.restarts else ""
-            size, launches = self.traffic(i)
-            lines.append(
-                f"  {when}: {leg.form}{restarts}, {self.flops(i) / 1e9:.3f} GFLOP, "
-                f"{size / 1e6:.1f} MB, {launches} products\n    {leg.schedule}"
-            )
-        return "\n".join(lines)
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -198,6 +109,9 @@ def _plan(
     form: str | None,
     arithmetic: torch.dtype | None,
     restarts: tuple[int, ...] | None,
+    arch: str | None,
+    wanted: Tiles,
+    table: str | None,
 ) -> Plan:
     chosen = (schedule,) if schedule else _schedules(accuracy, n, device)
     # Wide matrices on a GPU take the Gram form in float16, square ones the direct in bfloat16.
@@ -211,11 +125,33 @@ def _plan(
     if len(legs) > 1:
         first = legs[0]
         legs[0] = Leg(first.schedule, first.form, first.restarts, REACH / first.schedule.slope)
-    uniform = {len(step) for step in legs[-1].schedule.steps} in ({5}, {2}, {3}, {2, 3})
-    one_launch = device == "cuda" and n <= SMALL and m <= STREAMED and uniform
-    one_launch = one_launch and own == torch.float32
-    one_launch = one_launch and legs[-1].schedule.normalization != "schatten8"
-    return Plan((n, m), batch, own, device, accuracy, tuple(legs), one_launch)
+    last = legs[-1].schedule
+    one_launch = device == "cuda" and n <= SMALL and m <= STREAMED and own == torch.float32
+    one_launch = one_launch and all(len(step) != 4 for step in last.steps)
+    one_launch = one_launch and last.normalization != "schatten8"
+    found: dict[str, Config] = {}
+    if arch is not None:
+        found = (
+            {"small": small_config(arch, n)}
+            if one_launch
+            else (tiles_of_plan(arch, batch, n, m, own.itemsize))
+        )
+    tiles = _overridden(found, wanted)
+    return Plan((n, m), batch, own, device, accuracy, tuple(legs), one_launch, arch, tiles)
+
+
+def _overridden(found: dict[str, Config], wanted: Tiles) -> Tiles:
+    for kind, changes in wanted:
+        known = found.get(kind, {})
+        if kind not in found or {key for key, _ in changes} - known.keys():
+            accepted = {k: sorted(config) for k, config in found.items()}
+            raise ValueError(f"tiles has {kind!r}: {dict(changes)}; this plan takes {accepted}")
+        found[kind] = known | dict(changes)
+    return _frozen(found)
+
+
+def _frozen(tiles: Mapping[str, Mapping[str, Any]]) -> Tiles:
+    return tuple((kind, tuple(config.items())) for kind, config in tiles.items())
 
 
 def plan(
@@ -229,8 +165,10 @@ def plan(
     form: str | None = None,
     arithmetic: torch.dtype | None = None,
     restarts: Sequence[int] | None = None,
+    arch: str | None = None,
+    tiles: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
-    """Choose schedule, form and precision by counted FLOPs and bytes.
+    """Choose schedule, form, precision and tiles by counted FLOPs and bytes.
 
     Args:
         shape: (..., rows, columns); leading dimensions multiply `batch`.
@@ -244,12 +182,16 @@ def plan(
         form: "direct" or "gram" instead of the cheaper one.
         arithmetic: Dtype of the iteration instead of the rule's.
         restarts: Of the Gram form, instead of those that it needs (`Schedule.restarts`).
+        arch: Whose tiles, one of `kernels.configuration.ARCHITECTURES`; default that of the
+            GPU, if the plan is for one and there is one.
+        tiles: What to change in them, ``{"apply": {"BLOCK_M": 64}}``; print the plan to see them.
 
     Returns:
         The plan; `orthogonalize(x, plan=...)` runs it.
 
     Raises:
-        ValueError: For an empty shape, a batch below 1, or unknown names.
+        ValueError: For an empty shape, a batch below 1, unknown names, or tiles of a kernel that
+            the plan does not run.
 
     Example:
         >>> plan((768, 3072), batch=12).legs[-1].schedule.name
@@ -267,4 +209,12 @@ def plan(
     own = None if schedule is None else resolve_schedule(schedule)
     kind = torch.device(device).type
     again = None if restarts is None else tuple(restarts)
-    return _plan(n, m, batch, dtype, kind, accuracy, own, form, arithmetic, again)
+    if kind == "cuda" and arch is None and torch.cuda.is_available():
+        arch = architecture(torch.device(device))
+    if kind != "cuda" and (arch or tiles):
+        raise ValueError(f"arch and tiles are for plans of a GPU, got them for {kind}")
+    # The table that the environment names is part of the key, so that another one is read.
+    wanted, table = _frozen(tiles or {}), os.environ.get(ENVIRONMENT)
+    return _plan(
+        n, m, batch, dtype, kind, accuracy, own, form, arithmetic, again, arch, wanted, table
+    )  # fmt: skip

@@ -22,7 +22,9 @@ __all__ = [
     "choose",
     "load_table",
     "read_table",
+    "small_config",
     "symmetric_tiles",
+    "tiles_of_plan",
     "worth_tiles",
 ]
 
@@ -127,3 +129,41 @@ def choose(
             break
     # Named, because Triton's own default is about to change and results would with it.
     return config | {"enable_fp_fusion": True}
+
+
+def tiles_of_plan(arch: str, batch: int, n: int, m: int, itemsize: int) -> dict[str, Config]:
+    """Return the tiles of both products of an iteration, {} where the vendor's library multiplies.
+
+    Args:
+        arch: One of `ARCHITECTURES`.
+        batch: Number of matrices.
+        n: Short side.
+        m: Long side.
+        itemsize: Bytes of an element of the arithmetic.
+    """
+    table = load_table(arch)
+    if itemsize != 2 or not worth_tiles(table, batch, n):
+        return {}
+    describable = n * itemsize % 16 == 0 and m * itemsize % 16 == 0
+    return {
+        kind: choose(table, kind, itemsize, batch, n, columns, describable)
+        for kind, columns in (("symmetric", n), ("apply", m))
+    }
+
+
+def small_config(arch: str, n: int) -> Config:
+    """Return the configuration of the one-launch kernel for matrices of n rows.
+
+    Args:
+        arch: One of `ARCHITECTURES`.
+        n: Short side.
+
+    Raises:
+        ValueError: For more rows than the architecture's table has.
+    """
+    configs = load_table(arch)["small"]
+    size = max(16, 1 << (n - 1).bit_length())
+    if str(size) not in configs:
+        limit = max(int(known) for known in configs)
+        raise ValueError(f"the one-launch kernel takes at most {limit} rows, got {n}")
+    return {"N": size, **configs[str(size)]}

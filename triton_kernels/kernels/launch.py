@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 from torch import Tensor
 
 from .addresses import AddressTable
 from .apply import apply_kernel
-from .configuration import architecture, choose, load_table, symmetric_tiles
+from .configuration import Config, architecture, choose, load_table, symmetric_tiles
 from .symmetric import symmetric_kernel
 
 __all__ = ["TritonProducts", "apply", "gram_of_table", "symmetric"]
@@ -50,8 +52,8 @@ def _settle(
     """Choose a configuration, and give tensor descriptors their memory where they are used."""
     _refuse_long_strides(first, second)
     batch, n, _ = first.shape
-    if config is None:
-        describable = _describable(first, second)
+    describable = _describable(first, second)
+    if config is None or (config["DESCRIPTOR"] and not describable):
         config = choose(table, kind, first.element_size(), batch, n, m, describable)
     if config["DESCRIPTOR"]:
         triton.set_allocator(_scratch)
@@ -160,22 +162,24 @@ class TritonProducts:
 
     casts = True
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, tiles: Mapping[str, Config] | None = None) -> None:
         self._ones = torch.ones(2, dtype=torch.float32, device=device)
+        tiles = tiles or {}
+        self._symmetric, self._apply = tiles.get("symmetric"), tiles.get("apply")
 
     def gram(self, x: Tensor, gamma: float = 0.0) -> Tensor:
         """Return ``X X^T + gamma I``."""
-        return symmetric(x, x, None, (1.0, 0.0, gamma))
+        return symmetric(x, x, None, (1.0, 0.0, gamma), config=self._symmetric)
 
     def symmetric(
         self, a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0,
         gamma: float = 0.0, spare: bool = False,
     ) -> Tensor:  # fmt: skip
         """Return ``alpha A B + beta C + gamma I``, never in C's place: tiles mirror each other."""
-        return symmetric(a, b, c, (alpha, beta, gamma))
+        return symmetric(a, b, c, (alpha, beta, gamma), config=self._symmetric)
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``."""
-        result = apply(q, x, self._ones, out=out)
+        result = apply(q, x, self._ones, out=out, config=self._apply)
         assert isinstance(result, Tensor)
         return result

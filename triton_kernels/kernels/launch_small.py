@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import triton
 from torch import Tensor
 
 from ..schedules import Schedule
 from ..squares import chain_of_squares
 from .addresses import AddressTable
-from .configuration import architecture, load_table
+from .configuration import Config, architecture, load_table, small_config
 from .small import small_kernel, small_scratch_kernel
 
 __all__ = ["orthogonalize_small", "orthogonalize_small_table"]
@@ -38,19 +37,22 @@ def _steps_table(schedule: Schedule, device: torch.device) -> Tensor:
     return table.to(device)
 
 
-def orthogonalize_small(x: Tensor, schedule: Schedule, out: Tensor | None = None) -> Tensor:
+def orthogonalize_small(
+    x: Tensor, schedule: Schedule, out: Tensor | None = None, config: Config | None = None
+) -> Tensor:
     """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
 
     Args:
         x: (b, n, m), any strides and scale.
         schedule: Steps of degree 3, 5, 9 or 17.
         out: Where the result goes, default a new tensor; same dtype, any strides.
+        config: Default from the architecture's table.
 
     Raises:
         ValueError: For more rows than the architecture's table has, or another schedule.
     """
     y = torch.empty_like(x) if out is None else out
-    _launch(x, y, x, y, schedule, 0)
+    _launch(x, y, x, y, schedule, 0, config)
     return y
 
 
@@ -68,14 +70,18 @@ def orthogonalize_small_table(x: AddressTable, schedule: Schedule, out: AddressT
 
 
 def _launch(
-    x: Tensor, y: Tensor, x_like: Tensor, y_like: Tensor, schedule: Schedule, table: int
+    x: Tensor,
+    y: Tensor,
+    x_like: Tensor,
+    y_like: Tensor,
+    schedule: Schedule,
+    table: int,
+    config: Config | None = None,
 ) -> None:
     batch, n, m = x_like.shape
-    size = max(16, triton.next_power_of_2(n))
-    configs = load_table(architecture(x.device))
-    if str(size) not in configs["small"]:
-        limit = max(int(size) for size in configs["small"])
-        raise ValueError(f"the one-launch kernel takes at most {limit} rows, got {n}")
+    arch = architecture(x.device)
+    config = small_config(arch, n) if config is None else config
+    size = config["N"]
     steps = _steps_table(schedule, x.device)
     in_registers = size <= REGISTER_LIMIT
     scratch = steps  # unused in registers
@@ -83,7 +89,6 @@ def _launch(
         scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=x.device)
     (small_kernel if in_registers else small_scratch_kernel)[(batch,)](
         x, y, scratch, x_like, steps, n, m, len(schedule), *x_like.stride(), *y_like.stride(),
-        N=size, SCHATTEN4=schedule.normalization == "schatten4", TABLE=table,
-        PRECISION=configs["float32_precision"], enable_fp_fusion=True,
-        **configs["small"][str(size)],
+        SCHATTEN4=schedule.normalization == "schatten4", TABLE=table,
+        PRECISION=load_table(arch)["float32_precision"], enable_fp_fusion=True, **config,
     )  # fmt: skip
