@@ -86,26 +86,6 @@ def _halves(acc, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def _two_strips(
-    acc, c_base, d_base, alpha, beta, gamma, n, row0, col0,
-    stride_cn, stride_cm, stride_dn, stride_dm,
-    ROWS: tl.constexpr, COLS: tl.constexpr, HAS_C: tl.constexpr,
-):  # fmt: skip
-    """Store a tile half by half: with its addends and its mirror image a whole one spills."""
-    left, right = _halves(acc, ROWS, COLS)
-    _epilogue(
-        left, c_base, d_base, alpha, beta, gamma, n,
-        row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
-        ROWS, COLS // 2, HAS_C,
-    )  # fmt: skip
-    _epilogue(
-        right, c_base, d_base, alpha, beta, gamma, n,
-        row0, col0 + COLS // 2, stride_cn, stride_cm, stride_dn, stride_dm,
-        ROWS, COLS // 2, HAS_C,
-    )  # fmt: skip
-
-
-@triton.jit
 def symmetric_kernel(
     a_ptr,  # (b, n, k), or a table of b addresses
     b_ptr,  # (b, n, k), or the table again
@@ -135,7 +115,7 @@ def symmetric_kernel(
     HAS_C: tl.constexpr,
     TABLE: tl.constexpr,  # 0, or a_ptr and b_ptr hold addresses that this many bytes divide
     DESCRIPTOR: tl.constexpr,  # tiles of A and B through tensor descriptors (TMA)
-    STRIPS: tl.constexpr,  # 1, 2 or 4: how many parts of a tile the epilogue stores one by one
+    STRIPS: tl.constexpr,  # 1 or 2: how many parts of a tile the epilogue stores one by one
     PRECISION: tl.constexpr,
 ):
     """Compute one tile of the lower triangle and mirror it."""
@@ -171,27 +151,19 @@ def symmetric_kernel(
                 b_base += BLOCK_K * stride_bk
         c_base = c_ptr + batch * stride_cb
         d_base = d_ptr + batch * stride_db
-        if STRIPS == 4:
+        if STRIPS == 2:
+            # Where a whole tile with its addend and its mirror image would spill.
             left, right = _halves(acc, BLOCK_M, BLOCK_N)
-            _two_strips(
-                left, c_base, d_base, alpha, beta, gamma, n,
-                row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
-                BLOCK_M, BLOCK_N // 2, HAS_C,
+            _epilogue(
+                left, c_base, d_base, alpha, beta, gamma, n, row0, col0,
+                stride_cn, stride_cm, stride_dn, stride_dm, BLOCK_M, BLOCK_N // 2, HAS_C,
             )  # fmt: skip
-            _two_strips(
-                right, c_base, d_base, alpha, beta, gamma, n,
-                row0, col0 + BLOCK_N // 2, stride_cn, stride_cm, stride_dn, stride_dm,
-                BLOCK_M, BLOCK_N // 2, HAS_C,
-            )  # fmt: skip
-        elif STRIPS == 2:
-            _two_strips(
-                acc, c_base, d_base, alpha, beta, gamma, n,
-                row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
-                BLOCK_M, BLOCK_N, HAS_C,
+            _epilogue(
+                right, c_base, d_base, alpha, beta, gamma, n, row0, col0 + BLOCK_N // 2,
+                stride_cn, stride_cm, stride_dn, stride_dm, BLOCK_M, BLOCK_N // 2, HAS_C,
             )  # fmt: skip
         else:
             _epilogue(
-                acc, c_base, d_base, alpha, beta, gamma, n,
-                row0, col0, stride_cn, stride_cm, stride_dn, stride_dm,
-                BLOCK_M, BLOCK_N, HAS_C,
+                acc, c_base, d_base, alpha, beta, gamma, n, row0, col0,
+                stride_cn, stride_cm, stride_dn, stride_dm, BLOCK_M, BLOCK_N, HAS_C,
             )  # fmt: skip

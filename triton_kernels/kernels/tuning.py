@@ -45,7 +45,7 @@ def candidates(kind: str, descriptor: bool, shared_limit: int) -> list[Config]:
                 "DESCRIPTOR": descriptor,
             }
             if kind == "symmetric":
-                config["STRIPS"] = max(1, block_n // 64)
+                config["STRIPS"] = 2 if block_n > 128 else 1
             found.append(config)
     return found
 
