@@ -176,12 +176,14 @@ def halved_product(
     half = n // 2
     for one, left, right, addend in zip(out, a, b, old, strict=True):
         upper, lower = left.unflatten(0, (2, half)), right.unflatten(0, (2, half))
-        torch.baddbmm(
-            _diagonal(addend), upper, lower.mT, beta=beta, alpha=alpha, out=_diagonal(one)
-        )
-        one[half:, :half] = torch.addmm(
-            addend[half:, :half], upper[1], lower[0].T, beta=beta, alpha=alpha
-        )
+        diagonal, below = _diagonal(one), one[half:, :half]
+        if c is None and alpha == 1.0:
+            torch.bmm(upper, lower.mT, out=diagonal)
+            torch.mm(upper[1], lower[0].T, out=below)
+        else:
+            factors = {"beta": beta, "alpha": alpha}
+            torch.baddbmm(_diagonal(addend), upper, lower.mT, **factors, out=diagonal)
+            torch.addmm(addend[half:, :half], upper[1], lower[0].T, **factors, out=below)
         one[:half, half:] = one[half:, :half].T
     return out
 
