@@ -1,5 +1,6 @@
 """The registered operator and the plan: fake tensors, compilation, legs, printing."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_specgd.triton_kernels import SCHEDULES, cost_on_paper, operator, orthogonalize, plan
 from torch_specgd.triton_kernels.operator import flatten, orthogonalize_op
+from torch_specgd.triton_kernels.products import halved_product, triangle_product
 
 
 def _arguments(x: torch.Tensor, method: str = "auto", schedule: str | None = None) -> tuple:
@@ -179,16 +181,17 @@ def test_accuracies(accuracy: str) -> None:
     assert (s - 1).abs().max() < (1e-4 if accuracy == "high" else 0.06)
 
 
-def test_triangle_product_equals_the_full_one() -> None:
-    """Above 512 rows only the lower blocks are computed; odd sizes must not lose rows."""
-    from torch_specgd.triton_kernels.products import triangle_product
-
-    for n in (5, 18, 33):
+@pytest.mark.parametrize("cut", [triangle_product, halved_product])
+def test_triangles_equal_the_full_product(cut: Callable[..., torch.Tensor]) -> None:
+    """Large and single products are computed in blocks; odd sizes must not lose rows."""
+    for n in (5, 18, 33) if cut is triangle_product else (2, 18, 34):
         x = torch.randn(2, n, 7, dtype=torch.float64)
-        found = triangle_product(x, x)
+        found = cut(x.new_full((2, n, n), torch.nan), x, x)
         assert torch.allclose(found, x @ x.mT, atol=1e-12)
         assert torch.allclose(found, found.mT, atol=1e-13)
-        added = triangle_product(x, x, found, alpha=0.5, beta=2.0)
+        place = x.new_full((3, n, n), torch.nan)[1:]
+        added = cut(place, x, x, found, alpha=0.5, beta=2.0)
+        assert added.data_ptr() == place.data_ptr()
         assert torch.allclose(added, 2.5 * found, atol=1e-12)
 
 
