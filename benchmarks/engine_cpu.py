@@ -2,13 +2,13 @@
 
     python benchmarks/engine_cpu.py [--trials 7] [--threads 2] [--json FILE]
 
-Every trial runs all methods once, in an order drawn anew, so that a busy machine slows them alike;
-the table gives medians. "ours, out=" writes into memory that was there before. Peers: a loop over
-torch.optim.Muon's `_zeropower_via_newtonschulz`, and the plain-torch path of gram-newton-schulz if it
-is installed (pip install gram-newton-schulz --no-deps); that one computes in float16, which few CPUs
-multiply fast, and gets fewer trials. Its API knows no other dtype, so its source is also run with
-bfloat16 and float32 in float16's place. "CPU ms" is processor time of all threads, the better
-measure where the machine is shared.
+Every trial runs all methods once, in an order drawn anew, so that a busy machine slows them
+alike; the table gives medians. "ours, out=" writes into memory that was there before. Peers: a loop
+over torch.optim.Muon's `_zeropower_via_newtonschulz`, and the plain-torch path of
+gram-newton-schulz if it is installed (pip install gram-newton-schulz --no-deps); that one computes
+in float16, which few CPUs multiply fast, and gets fewer trials. Its API knows no other dtype, so
+its source is also run with bfloat16 and float32 in float16's place. "CPU ms" is processor time of
+all threads, the better measure where the machine is shared.
 """
 
 from __future__ import annotations
