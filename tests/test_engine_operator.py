@@ -120,6 +120,20 @@ def test_a_plans_tiles_can_be_overridden() -> None:
         plan(shape, device="cuda", arch="sm_91")
 
 
+def test_a_plans_tiles_are_for_its_own_batch() -> None:
+    """The last, smaller batch goes to the vendor's library, and would be refused its tiles."""
+    chosen = plan((4, 768, 3072), batch=3, device="cuda", arch="sm_90")
+    for shape in ((12, 768, 3072), (4, 3, 3072, 768)):
+        assert chosen.tiles_for(shape, "sm_90") == chosen.configs()
+    assert plan((768, 768), device="cuda", arch="sm_80").tiles_for((768, 768), "sm_80")
+    for shape, arch in (
+        ((768, 3072), "sm_90"),
+        ((12, 768, 768), "sm_90"),
+        ((12, 768, 3072), "sm_80"),
+    ):
+        assert chosen.tiles_for(shape, arch) == {}
+
+
 def test_one_launch_is_for_short_matrices() -> None:
     """An embedding's LoRA factor would be streamed by one program while all others wait."""
     assert plan((16, 1024), batch=192, device="cuda").one_launch
