@@ -1,12 +1,20 @@
 """The registered operator and the plan: fake tensors, compilation, legs, printing."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_specgd.triton_kernels import SCHEDULES, cost_on_paper, operator, orthogonalize, plan
+from torch_specgd.triton_kernels import (
+    SCHEDULES,
+    cost_on_paper,
+    operator,
+    orthogonalize,
+    plan,
+    products,
+)
 from torch_specgd.triton_kernels.operator import flatten, orthogonalize_op
 
 
@@ -193,17 +201,43 @@ def test_accuracies(accuracy: str) -> None:
     assert (s - 1).abs().max() < (1e-4 if accuracy == "high" else 0.06)
 
 
-def test_triangle_product_equals_the_full_one() -> None:
-    """Above 512 rows only the lower blocks are computed; odd sizes must not lose rows."""
-    from torch_specgd.triton_kernels.products import triangle_product
-
-    for n in (5, 18, 33):
+@pytest.mark.parametrize(
+    ("product", "sizes"),
+    [(products.triangle_product, (5, 18, 33)), (products.halved_product, (2, 18, 34))],
+)
+def test_parts_of_a_symmetric_product_equal_the_whole(
+    product: Callable[..., torch.Tensor], sizes: tuple[int, ...]
+) -> None:
+    """Large products compute lower blocks only; odd sizes must not lose rows, nor strides one."""
+    for n in sizes:
         x = torch.randn(2, n, 7, dtype=torch.float64)
-        found = triangle_product(x, x)
+        found = product(x, x)
         assert torch.allclose(found, x @ x.mT, atol=1e-12)
         assert torch.allclose(found, found.mT, atol=1e-13)
-        added = triangle_product(x, x, found, alpha=0.5, beta=2.0)
-        assert torch.allclose(added, 2.5 * found, atol=1e-12)
+        spaced = torch.full((2, 2 * n, 3 * n), torch.nan, dtype=torch.float64)[:, ::2, ::3]
+        spaced.copy_(found)
+        for added in (found, spaced, found.mT):
+            assert torch.allclose(product(x, x, added, 0.5, 2.0), 2.5 * found, atol=1e-12)
+
+
+def test_single_large_products_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second thread would wait while one matrix is multiplied; odd ones have no halves."""
+    monkeypatch.setattr(products, "cpu_has_amx", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    seen = []
+
+    def noted(a: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(tuple(a.shape))
+        return products.triangle_product(a, *rest)
+
+    monkeypatch.setattr(products, "halved_product", noted)
+    monkeypatch.setattr(products, "_HALVED_GRAM_ROWS", 30)
+    for shape in ((2, 30, 9), (3, 30, 9), (1, 31, 9), (1, 28, 9)):
+        x = torch.randn(shape).to(torch.bfloat16)
+        found = products.TorchProducts().gram(x, 1.0).double()
+        truth = x.double() @ x.double().mT + torch.eye(shape[1], dtype=torch.float64)
+        assert (found - truth).abs().max() < 2**-7 * truth.abs().max()
+    assert seen == [(2, 30, 9)]
 
 
 @pytest.mark.parametrize("amx", [False, True])
