@@ -267,6 +267,8 @@ def test_prints_what_it_does() -> None:
         ({"degree": 5, "lower": 0.0}, "lower"),
         ({"degree": 5, "safety": 0.9}, "safety"),
         ({"degree": 5, "cushion": 1.0}, "cushion"),
+        ({"degree": 5, "headroom": 0.9}, "headroom"),
+        ({"degree": 5, "steps": 2, "headroom": (1.1, 1.1, 1.1)}, "headroom"),
     ],
 )
 def test_design_refuses(options: dict, match: str) -> None:

@@ -93,11 +93,11 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         orthogonalize_small(x, chosen.legs[-1].schedule, out, chosen.configs().get("small"))
         return
     ops = products_for(x, chosen.dtype, chosen.configs()) if ops is None else ops
-    size = (
-        x.shape[0] if x.device.type != "cpu" else _together(x.shape[-2], x.shape[-1], chosen.dtype)
-    )
-    room, buffers = None, []
-    if x.device.type == "cpu" and chosen.legs[-1].form == "direct":
+    room: Tensor | None = None
+    buffers: list[Tensor] = []
+    on_cpu = x.device.type == "cpu"
+    size = _together(x.shape[-2], x.shape[-1], chosen.dtype) if on_cpu else x.shape[0]
+    if on_cpu and chosen.legs[-1].form == "direct":
         room, buffers = _buffers(x, min(size, x.shape[0]), chosen.dtype)
     for part, place in zip(x.split(size), out.split(size), strict=True):
         same = ops.casts or place.dtype == chosen.dtype
