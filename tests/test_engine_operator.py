@@ -7,9 +7,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_specgd.triton_kernels import SCHEDULES, cost_on_paper, operator, orthogonalize, plan
+from torch_specgd.triton_kernels import (
+    SCHEDULES,
+    cost_on_paper,
+    operator,
+    orthogonalize,
+    plan,
+    products,
+)
 from torch_specgd.triton_kernels.operator import flatten, orthogonalize_op
-from torch_specgd.triton_kernels.products import halved_product, triangle_product
 
 
 def _arguments(x: torch.Tensor, method: str = "auto", schedule: str | None = None) -> tuple:
@@ -63,6 +69,22 @@ def test_plan_follows_flatness() -> None:
     tight = replace(SCHEDULES["deep"], normalization="schatten8")
     deep = orthogonalize(low, method="newton_schulz", schedule=tight)
     assert torch.allclose(both[0], deep, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_legs_of_one_batch_do_not_mix(dtype: torch.dtype) -> None:
+    """The small results of the first leg would lie over what the second one starts from."""
+    n = 640
+    x = torch.randn(2, n, n)
+    x[1] = torch.diag(torch.linspace(1, 0.2, n) ** 8)
+    chosen = plan((n, n), 2, arithmetic=dtype, form="direct")
+    assert len(chosen.legs) == 2
+    both = torch.empty_like(x)
+    operator.run_plan(x, chosen, both)
+    for one, found in zip(x, both, strict=True):
+        alone = torch.empty_like(x[:1])
+        operator.run_plan(one[None], chosen, alone)
+        assert (found - alone[0]).norm() < (2e-2 if dtype == torch.bfloat16 else 1e-6) * n**0.5
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -120,6 +142,20 @@ def test_a_plans_tiles_can_be_overridden() -> None:
         plan(shape, tiles={"apply": {"BLOCK_M": 64}})
     with pytest.raises(ValueError, match="sm_91"):
         plan(shape, device="cuda", arch="sm_91")
+
+
+def test_a_plans_tiles_are_for_its_own_batch() -> None:
+    """The last, smaller batch goes to the vendor's library, and would be refused its tiles."""
+    chosen = plan((4, 768, 3072), batch=3, device="cuda", arch="sm_90")
+    for shape in ((12, 768, 3072), (4, 3, 3072, 768)):
+        assert chosen.tiles_for(shape, "sm_90") == chosen.configs()
+    assert plan((768, 768), device="cuda", arch="sm_80").tiles_for((768, 768), "sm_80")
+    for shape, arch in (
+        ((768, 3072), "sm_90"),
+        ((12, 768, 768), "sm_90"),
+        ((12, 768, 3072), "sm_80"),
+    ):
+        assert chosen.tiles_for(shape, arch) == {}
 
 
 def test_one_launch_is_for_short_matrices() -> None:
@@ -181,18 +217,46 @@ def test_accuracies(accuracy: str) -> None:
     assert (s - 1).abs().max() < (1e-4 if accuracy == "high" else 0.06)
 
 
-@pytest.mark.parametrize("cut", [triangle_product, halved_product])
-def test_triangles_equal_the_full_product(cut: Callable[..., torch.Tensor]) -> None:
-    """Large and single products are computed in blocks; odd sizes must not lose rows."""
-    for n in (5, 18, 33) if cut is triangle_product else (2, 18, 34):
+@pytest.mark.parametrize(
+    ("product", "sizes"),
+    [(products.triangle_product, (5, 18, 33)), (products.halved_product, (2, 18, 34))],
+)
+def test_parts_of_a_symmetric_product_equal_the_whole(
+    product: Callable[..., torch.Tensor], sizes: tuple[int, ...]
+) -> None:
+    """Large products compute lower blocks only; odd sizes must not lose rows, nor strides one."""
+    for n in sizes:
         x = torch.randn(2, n, 7, dtype=torch.float64)
-        found = cut(x.new_full((2, n, n), torch.nan), x, x)
+        found = product(x.new_full((2, n, n), torch.nan), x, x)
         assert torch.allclose(found, x @ x.mT, atol=1e-12)
         assert torch.allclose(found, found.mT, atol=1e-13)
-        place = x.new_full((3, n, n), torch.nan)[1:]
-        added = cut(place, x, x, found, alpha=0.5, beta=2.0)
-        assert added.data_ptr() == place.data_ptr()
-        assert torch.allclose(added, 2.5 * found, atol=1e-12)
+        spaced = torch.full((2, 2 * n, 3 * n), torch.nan, dtype=torch.float64)[:, ::2, ::3]
+        spaced.copy_(found)
+        for added in (found, spaced, found.mT):
+            place = x.new_full((3, n, n), torch.nan)[1:]
+            result = product(place, x, x, added, 0.5, 2.0)
+            assert result.data_ptr() == place.data_ptr()
+            assert torch.allclose(result, 2.5 * found, atol=1e-12)
+
+
+def test_single_large_products_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second thread would wait while one matrix is multiplied; odd ones have no halves."""
+    monkeypatch.setattr(products, "cpu_has_amx", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    seen = []
+
+    def noted(out: torch.Tensor, a: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(tuple(a.shape))
+        return products.triangle_product(out, a, *rest)
+
+    monkeypatch.setattr(products, "halved_product", noted)
+    monkeypatch.setattr(products, "_HALVED_GRAM_ROWS", 30)
+    for shape in ((2, 30, 9), (3, 30, 9), (1, 31, 9), (1, 28, 9)):
+        x = torch.randn(shape).to(torch.bfloat16)
+        found = products.TorchProducts().gram(x, 1.0).double()
+        truth = x.double() @ x.double().mT + torch.eye(shape[1], dtype=torch.float64)
+        assert (found - truth).abs().max() < 2**-7 * truth.abs().max()
+    assert seen == [(2, 30, 9)]
 
 
 @pytest.mark.parametrize("amx", [False, True])

@@ -49,7 +49,7 @@ def _run(
 
 @pytest.mark.parametrize(("name", "form", "dtype", "restarts"), SHIPPED)
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
-def testfew_dimensions(
+def test_few_dimensions(
     n: int, name: str, form: str, dtype: torch.dtype, restarts: tuple[int, ...]
 ) -> None:
     """An embedding's gradient with three active rows would blow up within one step."""
@@ -115,6 +115,27 @@ def test_start_of_a_gpu_at_any_scale(scale: float, dtype: torch.dtype) -> None:
     assert (s - 1).abs().max() < (0.06 if dtype == torch.bfloat16 else 0.04)
     assert torch.equal(y[1], torch.zeros_like(y[1]))
     assert y[2].isnan().any()
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-8, 1.0, 1e17, 3e37])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["deep", "flat"])
+def test_start_of_a_cpu_keeps_what_it_promises(name: str, dtype: torch.dtype, scale: float) -> None:
+    """Factors cut to bfloat16 must stay a bound, and the flatness that chooses the leg true."""
+    x = torch.randn(8, 30, 50, dtype=torch.float64) * torch.logspace(0, -1, 30)[:, None]
+    x = (x / x.abs().max() * scale).float()
+    schedule = SCHEDULES[name]
+    start = begin(x, dtype, schedule.normalization, RoundedProducts())
+    s = torch.linalg.svdvals(start.x.double()) * start.factor.double().flatten()[:, None]
+    power = int(schedule.normalization.removeprefix("schatten"))
+    bound = (s**power).sum(1) ** (1 / power)
+    # Two factors cut by at most 2^-7 each, whose root is taken; rounding of R beyond that.
+    low, high = (1 - 2**-7, 1 + 2**-8) if dtype == torch.bfloat16 else (1 - 1e-6, 1 + 1e-6)
+    assert bound.min() > low
+    assert bound.max() < high
+    found = start.flatness.double() / torch.linalg.vector_norm(s, dim=1)
+    assert found.min() > low
+    assert found.max() < 1 + (1 - low)
 
 
 @pytest.mark.parametrize("name", ["deep", "flat"])

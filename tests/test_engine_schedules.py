@@ -4,10 +4,17 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_specgd.triton_kernels import SCHEDULES, Schedule, design_schedule, resolve_schedule
+from torch_specgd.triton_kernels import (
+    SCHEDULES,
+    Schedule,
+    design_schedule,
+    orthogonalize,
+    resolve_schedule,
+)
 from torch_specgd.triton_kernels.chains import chained_step
 from torch_specgd.triton_kernels.design import minimax_step
 from torch_specgd.triton_kernels.squares import chain_of_squares
@@ -160,6 +167,26 @@ def test_a_step_of_degree_17_has_to_be_a_chain() -> None:
             Schedule("other", (bad,))
 
 
+@pytest.mark.parametrize("form", ["newton_schulz", "gram"])
+def test_a_fifth_degree_that_is_nearly_a_third(form: str) -> None:
+    """A fitted step with a tiny last coefficient gave 1e7: its square's centre lies far away."""
+    x = torch.randn(2, 20, 30, dtype=torch.float64)
+    expected = orthogonalize(x, schedule=[(1.5, -0.5)] * 2, method=form)
+    for last in (1e-5, 1e-12, -1e-12):
+        step = (1.5, -0.5, last)
+        for dtype, limit in ((torch.float64, 1e-12), (torch.bfloat16, 0.02)):
+            y = orthogonalize(x, schedule=[step] * 2, method=form, dtype=dtype)
+            assert (y - expected).abs().max() < limit + 3 * abs(last)
+
+
+def test_squares_that_cancel_are_refused() -> None:
+    """A ninth degree with a tiny last coefficient is a difference of huge squares: 1e4 came out."""
+    for bad in ((1.875, -1.25, 0.375, 1e-6, 1e-9), (1.875, -1.25, 0.375, 0.0, -1e-9)):
+        with pytest.raises(ValueError, match="nearly zero"):
+            Schedule("fitted", (bad,))
+    assert Schedule("good", ((1.875, -1.25, 0.375, 0.1, 0.01),)).slope == 1.875
+
+
 def test_design_reproduces_polar_express() -> None:
     """Cushion and safety factor would not mean what Polar Express means by them."""
     found = design_schedule(5, 8, 1e-3, safety=1.0, cushion=0.02407327424182761)
@@ -240,6 +267,8 @@ def test_prints_what_it_does() -> None:
         ({"degree": 5, "lower": 0.0}, "lower"),
         ({"degree": 5, "safety": 0.9}, "safety"),
         ({"degree": 5, "cushion": 1.0}, "cushion"),
+        ({"degree": 5, "headroom": 0.9}, "headroom"),
+        ({"degree": 5, "steps": 2, "headroom": (1.1, 1.1, 1.1)}, "headroom"),
     ],
 )
 def test_design_refuses(options: dict, match: str) -> None:

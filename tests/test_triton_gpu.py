@@ -5,8 +5,9 @@ from itertools import chain
 import pytest
 import torch
 
+from reference.launches import exactly, recorded
 from reference.polar import spectra, with_spectrum
-from torch_specgd.triton_kernels import SCHEDULES, orthogonalize
+from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, plan
 
 pytestmark = pytest.mark.gpu
 
@@ -87,6 +88,22 @@ def test_tables_of_addresses_on_the_device() -> None:
     x, y = ([torch.randn(16, 500, device="cuda") for _ in range(9)] for _ in range(2))
     orthogonalize_small_table(address_table(x), SCHEDULES["deep"], address_table(y))
     assert torch.equal(torch.stack(y), orthogonalize_small(torch.stack(x), SCHEDULES["deep"]))
+
+
+def test_a_plans_tiles_are_launched_on_the_device() -> None:
+    """A user's own tiles would be printed, and others launched."""
+    mine = {"BLOCK_M": 64, "BLOCK_N": 64}
+    for shape, tiles in (
+        ((16, 512, 512), {"symmetric": mine | {"STRIPS": 1}, "apply": mine}),
+        ((16, 1200, 512), {"symmetric": mine | {"STRIPS": 1}}),
+        ((64, 16, 300), {"small": {"num_warps": 2}}),
+    ):
+        x = torch.randn(shape, device="cuda")
+        chosen = plan(shape, device="cuda", tiles=tiles)
+        with recorded() as seen:
+            y = orthogonalize(x, plan=chosen)
+        assert exactly(seen, chosen.configs())
+        assert torch.linalg.matrix_norm(y.double(), 2).max() < 1.1
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "apply"])

@@ -151,6 +151,16 @@ def test_whole_orthogonalization(
     assert error.abs().max() < limit
 
 
+@pytest.mark.parametrize("form", ["direct", "gram", "small", "scratch"])
+def test_overridden_tiles_are_launched(cases: Cases, form: str) -> None:
+    """A user's own tiles would be printed, and others launched; or compute something else."""
+    case = cases[f"tiles-{form}"]
+    assert case["launched"]
+    truth = orthogonalize(case["x"].double(), method="newton_schulz", schedule="deep")
+    limit = 40 * 2**-11 if form in ("direct", "gram") else 5e-5
+    assert (case["y"].double() - truth).abs().max() < limit
+
+
 def test_offsets_beyond_32_bits(cases: Cases) -> None:
     """A stack of experts with more than 2^31 elements would corrupt memory."""
     case = {k: v.double() for k, v in cases["offsets"].items()}

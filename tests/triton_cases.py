@@ -140,6 +140,36 @@ def whole() -> Iterator[Case]:
                     )
 
 
+def tiles() -> Iterator[Case]:
+    """Plans whose tiles are overridden, and whether exactly those were launched."""
+    from reference.launches import exactly, recorded
+    from torch_specgd.triton_kernels import plan
+    from torch_specgd.triton_kernels.kernels.launch import TritonProducts
+    from torch_specgd.triton_kernels.operator import run_plan
+
+    mine = {"BLOCK_M": 64, "BLOCK_N": 64}
+    # As many of 300 rows as leave the vendor's library: their tiles for two of them here.
+    batch, both = 40, {"symmetric": mine | {"STRIPS": 1}, "apply": mine}
+    for form, shape, n in (("direct", (2, 80, 150), 300), ("gram", (2, 80, 150), 300),
+                           ("small", (2, 16, 50), 16), ("scratch", (2, 60, 70), 60)):  # fmt: skip
+        x = torch.randn(shape)
+        y = torch.empty_like(x)
+        if n == 300:
+            chosen = plan(
+                (n, 2 * n), batch=batch, device="cuda", arch="sm_80", form=form, tiles=both,
+                arithmetic=torch.float16, restarts=(1, 2),
+            )  # fmt: skip
+            ops = TritonProducts(x.device, chosen.configs())
+        else:
+            # One stage differs from every table's choice.
+            change = {"small": {"num_stages": 5}}
+            chosen, ops = plan(shape, device="cuda", arch="sm_80", tiles=change), None
+        with recorded() as seen:
+            run_plan(x, chosen, y, ops)
+        launched = exactly(seen, chosen.configs())
+        yield f"tiles-{form}", dict(x=x, y=y, launched=torch.tensor(launched))
+
+
 def offsets() -> Iterator[Case]:
     """Members 2^30 elements apart: the third begins beyond 32 bits. Memory that is never touched
     is never allocated."""
@@ -238,7 +268,7 @@ def main() -> None:
     """Run all cases and save them to the file named on the command line."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    parts = (products, tables, small, at_128_rows, whole, offsets, fused, steps)
+    parts = (products, tables, small, at_128_rows, whole, tiles, offsets, fused, steps)
     torch.save({name: case for part in parts for name, case in part()}, sys.argv[1])
 
 

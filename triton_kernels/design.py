@@ -153,7 +153,7 @@ def design_schedule(
         safety: At least 1 (default 1.02): divides the argument of every step but the last.
         cushion: In [0, 1), default 0. Where l/u is below it, a step is built for
             [cushion u, u] and centred, so that no singular value is pushed near zero midway.
-        normalization: "frobenius" or "schatten4", kept in the schedule.
+        normalization: "frobenius", "schatten4" or "schatten8", kept in the schedule.
         name: The schedule's name.
         headroom: h, at least 1 (default 1), one for all steps or one a step: what rounding may
             lift a step's largest input by. Where the inputs cannot be lifted that far, safety may

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from .kernels.configuration import architecture
 from .operator import flatten, orthogonalize_into, orthogonalize_op
 from .planning import ACCURACIES, Plan
 from .schedules import ScheduleLike, is_triple, resolve_schedule
@@ -91,7 +92,8 @@ def orthogonalize(
         tolerance: Relative size below which "svd" takes a singular value for zero, default
             ``max(m, n) * eps``.
         accuracy: "default", "fast" or "high", see `plan()`; only for "auto".
-        plan: A `Plan` whose last leg and dtype to follow instead of all of these.
+        plan: A `Plan` whose last leg and dtype to follow instead of all of these, and whose tiles
+            if it was made for x's shape and GPU.
         out: Where the result goes instead of a new tensor: row-major, on a CPU, with x's shape
             and dtype; it may be x itself, which is then overwritten. Not inside torch.compile.
 
@@ -131,8 +133,9 @@ def orthogonalize(
         last = plan.legs[-1]
         own, dtype, restarts = last.schedule, plan.dtype, list(last.restarts)
         form = "gram" if last.form == "gram" else "newton_schulz"
-        # One text for the operator, which takes no mappings.
-        tiles = json.dumps(plan.configs()) if plan.tiles and x.is_cuda else ""
+        if plan.tiles and x.is_cuda:
+            # One text for the operator, which takes no mappings.
+            tiles = json.dumps(plan.tiles_for(x.shape, architecture(x.device)))
     arguments = (
         method, *flatten(own), form, accuracy, eps, dtype, smoothing, tolerance, restarts, tiles,
     )  # fmt: skip

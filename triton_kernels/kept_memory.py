@@ -28,7 +28,8 @@ class KeptMemory(threading.local):
     """
 
     def __init__(self) -> None:
-        self._room: Tensor | None = None
+        # A storage, not a tensor: one that was made in inference mode could not be written after.
+        self._room: torch.UntypedStorage | None = None
 
     def take(self, nbytes: int) -> Tensor:
         """Return at least so many bytes, uninitialized: the kept ones if they suffice.
@@ -36,10 +37,15 @@ class KeptMemory(threading.local):
         Args:
             nbytes: How many.
         """
+        # Named: the caller's default device may be another.
+        memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        if type(memory) is not Tensor:
+            # A mode without data (FakeTensorMode) takes part; it has nothing to do with ours.
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         room, self._room = self._room, None
-        if room is None or len(room) < nbytes:
-            return torch.empty(nbytes, dtype=torch.uint8)
-        return room
+        if room is None or room.nbytes() < nbytes:
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+        return memory.set_(room)
 
     def give(self, memory: Tensor) -> None:
         """Keep the whole storage of a tensor for the next taker, unless it is large.
@@ -48,5 +54,6 @@ class KeptMemory(threading.local):
             memory: On a CPU; what still refers to it will be written over.
         """
         storage = memory.untyped_storage()
-        if storage.nbytes() <= _LIMIT:
-            self._room = torch.empty(0, dtype=torch.uint8).set_(storage)
+        # A fake tensor says that it is on a CPU; its storage has no data.
+        if storage.device.type == "cpu" and storage.nbytes() <= _LIMIT:
+            self._room = storage

@@ -140,13 +140,13 @@ def begin(
         r[lost] = ops.gram(y[lost])
         bound[lost] = _bound(r[lost], first)
     trace = _trace(r) if look else None
-    scale = _applicable(_reciprocal(bound), r)
+    scale = _applicable(_reciprocal(bound), r, look)
     scale_members(r, scale)
     u = None
     if normalization == "schatten8":
         # R is divided by its trace or Frobenius norm already; that of U = R^2 bounds it tighter.
         u = ops.symmetric(r, r)
-        tighter = _applicable(_reciprocal(_bound(u, "schatten4").sqrt()), r)
+        tighter = _applicable(_reciprocal(_bound(u, "schatten4").sqrt()), r, look)
         scale_members(r, tighter)
         # The square in full precision: U that is 2^-9 off R^2 as a whole, not entry by entry,
         # shifts the near-cancelling factor of a degree-9 step and sends sigma = 1 beyond 1.02.
@@ -160,9 +160,9 @@ def begin(
     return Start(y, r, u, factor, flatness)
 
 
-def _applicable(scale: Tensor, r: Tensor) -> Tensor:
+def _applicable(scale: Tensor, r: Tensor, look: bool) -> Tensor:
     """Return the next smaller factor by which a CPU can multiply all members in one pass."""
-    if r.dtype != torch.bfloat16 or r.device.type != "cpu":
+    if r.dtype != torch.bfloat16 or not look:
         return scale
     # A bfloat16 is the upper half of a float32; a smaller factor is still a bound.
     return (scale.view(torch.int32) & -(1 << 16)).view(torch.float32)

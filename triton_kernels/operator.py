@@ -95,10 +95,9 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
 
         orthogonalize_small(x, chosen.legs[-1].schedule, out, chosen.configs().get("small"))
         return
-    size = (
-        x.shape[0] if x.device.type != "cpu" else _together(x.shape[-2], x.shape[-1], chosen.dtype)
-    )
-    kept = x.device.type == "cpu" and all(leg.form == "direct" for leg in chosen.legs)
+    on_cpu = x.device.type == "cpu"
+    size = _together(x.shape[-2], x.shape[-1], chosen.dtype) if on_cpu else x.shape[0]
+    kept = on_cpu and all(leg.form == "direct" for leg in chosen.legs)
     room = _Room(x, min(size, x.shape[0]), chosen.dtype) if kept else None
     if ops is None:
         ops = products_for(x, chosen.dtype, chosen.configs(), room.ring if room else None)
@@ -145,8 +144,10 @@ def _run_legs(
     if bool(flat.all()):
         return _go(start, first, ops, out, spare)
     y = torch.empty_like(start.x)
-    for leg, index in ((first, flat), (last, ~flat)):
-        y[index] = _go(_members(start, index), leg, ops)
+    # Both taken out before one runs: its products go where the start's lie.
+    parts = [(leg, at, _members(start, at)) for leg, at in ((first, flat), (last, ~flat))]
+    for leg, at, members in parts:
+        y[at] = _go(members, leg, ops)
     return y
 
 

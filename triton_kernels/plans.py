@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +89,19 @@ class Plan:
     def configs(self) -> dict[str, Config]:
         """Return the tiles by kernel, as its launch takes them."""
         return {kind: dict(config) for kind, config in self.tiles}
+
+    def tiles_for(self, shape: Sequence[int], arch: str) -> dict[str, Config]:
+        """Return the tiles if they were chosen for such a batch, else none.
+
+        Another batch may run other kernels, or the vendor's library, and another GPU may be unable
+        to run these.
+
+        Args:
+            shape: (..., rows, columns).
+            arch: Whose tiles.
+        """
+        same = (tuple(sorted(shape[-2:])), math.prod(shape[:-2]), arch)
+        return self.configs() if same == (self.shape, self.batch, self.arch) else {}
 
     def flops(self, leg: int = -1) -> int:
         """Count the FLOPs of the batch through one leg, symmetric results counted half."""

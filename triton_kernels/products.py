@@ -63,7 +63,7 @@ def _wide_scalars(x: Tensor) -> bool:
 
 @lru_cache(maxsize=8)
 def _one(dtype: torch.dtype) -> Tensor:
-    return torch.ones((), dtype=dtype)
+    return torch.ones((), dtype=dtype, device="cpu")  # whatever the caller's default device is
 
 
 def plus_identity(x: Tensor, value: float) -> Tensor:

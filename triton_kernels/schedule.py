@@ -184,7 +184,7 @@ class Schedule:
 
         Example:
             >>> from torch_specgd.triton_kernels import SCHEDULES
-        >>> SCHEDULES["deep"].restarts(2**-11), SCHEDULES["deep"].restarts(2**-24)
+            >>> SCHEDULES["deep"].restarts(2**-11), SCHEDULES["deep"].restarts(2**-24)
             ((1, 2), ())
         """
         found, slope = [], 1.0

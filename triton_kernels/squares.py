@@ -33,6 +33,12 @@ Link = tuple[float, float, float]
 # How far the two coefficients that a chain cannot choose may be off, relative to the largest of h
 # around its centre.
 _TOLERANCE = 1e-7
+# R's eigenvalues lie below about four. Around a centre far off, R would be lost in the rounding of
+# R - c I: such a step of degree 5 is nearly a line, and is multiplied out as it stands.
+_FARTHEST = 4.0
+# How much larger than h the terms of its last link may be: each factor of two is a bit lost. All
+# steps in use stay near one.
+_CANCELLATION = 32.0
 
 
 class Chain(NamedTuple):
@@ -40,8 +46,8 @@ class Chain(NamedTuple):
 
     Attributes:
         centre: c.
-        links: ``(alpha, beta, gamma)`` of each, beta of the first one zero; degree 1 is one
-            link whose alpha is zero.
+        links: ``(alpha, beta, gamma)`` of each; beta of the first one is zero, unless c is zero
+            and it is the only one. Degree 1 is one link whose alpha is zero.
     """
 
     centre: float
@@ -77,7 +83,8 @@ def chain_of_squares(step: Step) -> Chain:
         step: 2, 3, 5 or 9 coefficients of h, rising; the last one not zero if there are 5 or 9.
 
     Raises:
-        ValueError: For another number, or for nine that three squares do not make.
+        ValueError: For another number, for nine that three squares do not make, or for five or
+            nine whose squares cancel, as they do where the last one is nearly zero.
 
     Example:
         >>> chain_of_squares((3.0, -4.0, 2.0))
@@ -91,6 +98,8 @@ def chain_of_squares(step: Step) -> Chain:
             f"a chain of squares has 2, 3, 5 or 9 coefficients, the last not zero, got {step}"
         )
     centre = -step[-2] / (degree * leading)
+    if degree == 2 and abs(centre) > _FARTHEST:
+        return Chain(0.0, ((leading, step[1], step[0]),))
     # Monic in y = r - centre, without its second term: y^2 + b, or the square of that plus a
     # line, or the square of all this plus a line.
     g = _around(np.asarray(step), centre) / leading
@@ -116,4 +125,21 @@ def chain_of_squares(step: Step) -> Chain:
     for slope, constant in lines:
         scale = alpha * scale * scale
         links.append((alpha, float(scale * slope), float(scale * constant)))
-    return Chain(float(centre), tuple(links))
+    chain = Chain(float(centre), tuple(links))
+    lost = _cancellation(chain, step)
+    if lost > _CANCELLATION:
+        raise ValueError(
+            f"as a chain of squares this step would lose a factor of {lost:.3g} of its precision; "
+            f"leave out a last coefficient that is nearly zero: {step}"
+        )
+    return chain
+
+
+def _cancellation(chain: Chain, step: Step) -> float:
+    """Return the largest term that the last link adds up, over the largest h, for R in [0, 1]."""
+    r = np.linspace(0.0, 1.0, 33)
+    y = s = r - chain.centre
+    for alpha, beta, gamma in chain.links:
+        terms = np.stack(np.broadcast_arrays(alpha * s * s, beta * y, gamma))
+        s = terms.sum(axis=0)
+    return float(np.abs(terms).max() / np.abs(np.polynomial.polynomial.polyval(r, step)).max())
