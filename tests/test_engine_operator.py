@@ -76,7 +76,7 @@ def test_legs_of_one_batch_do_not_mix(dtype: torch.dtype) -> None:
     """The small results of the first leg would lie over what the second one starts from."""
     n = 640
     x = torch.randn(2, n, n)
-    x[1] = torch.diag(torch.linspace(1, 0.2, n) ** 8)
+    x[0] = torch.diag(torch.linspace(1, 0.2, n) ** 8)
     chosen = plan((n, n), 2, arithmetic=dtype, form="direct")
     assert len(chosen.legs) == 2
     both = torch.empty_like(x)

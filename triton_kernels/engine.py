@@ -39,9 +39,9 @@ def _check(x: Tensor, method: str, eps: float, smoothing: float, tolerance: floa
 
 
 def _span(x: Tensor) -> tuple[int, int]:
-    """Return the first byte of a tensor with elements, and the first behind its last."""
+    """Return where in its storage a tensor with elements begins and ends, in elements."""
     far = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + (far + 1) * x.element_size()
+    return x.storage_offset(), x.storage_offset() + far + 1
 
 
 def _check_out(out: Tensor, x: Tensor) -> None:
@@ -50,8 +50,11 @@ def _check_out(out: Tensor, x: Tensor) -> None:
         raise ValueError(f"out must have x's shape, dtype and device, {kinds[1]}, got {kinds[0]}")
     if x.device.type != "cpu" or not out.is_contiguous() or torch.compiler.is_compiling():
         raise ValueError("out must be row-major, on a CPU, and outside torch.compile")
+    if x is out or not x.numel():
+        return
+    # Not by addresses, which tensors without data do not have.
     (first, last), (start, end) = _span(x), _span(out)
-    if x is not out and x.numel() and first < end and start < last:
+    if torch._C._is_alias_of(x, out) and first < end and start < last:
         raise ValueError("out shares memory with x; pass x itself, or memory of its own")
 
 
@@ -142,5 +145,8 @@ def orthogonalize(
     if out is None:
         return orthogonalize_op(x.detach(), *arguments)
     _check_out(out, x)
+    if type(x.detach()) is not Tensor:
+        # Tensors without data, and other subclasses, know the operator, but not its inside.
+        return out.copy_(orthogonalize_op(x.detach(), *arguments))
     orthogonalize_into(out.detach(), x.detach(), *arguments)
     return out
