@@ -112,7 +112,7 @@ def gram_newton_schulz(x: Tensor, ops: CountingProducts) -> None:
 
 
 RESTART_CHOICES = {
-    "deep": [(), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)],
+    "deep": [(), (1,), (2,), (1, 2)],
     "flat": [(), (1,), (2,), (1, 2)],
     "polar_express": [(), (2,), (3,), (1, 3), (2, 4)],
     "polar_express_8": [(), (5,), (1, 3, 6)],

@@ -2,12 +2,13 @@
 
     python benchmarks/engine_cpu.py [--trials 7] [--threads 2] [--json FILE]
 
-Every trial runs all methods once, in turn, so that a busy machine slows them alike; the table
-gives medians. Peers: a loop over torch.optim.Muon's `_zeropower_via_newtonschulz`, and the
-plain-torch path of gram-newton-schulz if it is installed (pip install gram-newton-schulz
---no-deps); that one computes in float16, which few CPUs multiply fast, and gets fewer trials. Its
-API knows no other dtype, so its source is also run with bfloat16 and float32 in float16's place.
-"CPU ms" is processor time of all threads, the better measure where the machine is shared.
+Every trial runs all methods once, in an order drawn anew, so that a busy machine slows them
+alike; the table gives medians. "ours, out=" writes into memory that was there before. Peers: a loop
+over torch.optim.Muon's `_zeropower_via_newtonschulz`, and the plain-torch path of
+gram-newton-schulz if it is installed (pip install gram-newton-schulz --no-deps); that one computes
+in float16, which few CPUs multiply fast, and gets fewer trials. Its API knows no other dtype, so
+its source is also run with bfloat16 and float32 in float16's place. "CPU ms" is processor time of
+all threads, the better measure where the machine is shared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -43,6 +45,7 @@ def peers() -> dict[str, Method]:
     methods: dict[str, Method] = {
         "torch loop": torch_loop,
         "ours": orthogonalize,
+        "ours, out=": _into_kept_memory(),
         "ours fast": lambda x: orthogonalize(x, accuracy="fast"),
     }
     try:
@@ -54,6 +57,12 @@ def peers() -> dict[str, Method]:
     for dtype in (torch.bfloat16, torch.float32):
         methods[f"{PEER}, {str(dtype)[6:]}"] = partial(_in_dtype, module, other, dtype=dtype)
     return methods
+
+
+def _into_kept_memory() -> Method:
+    """Write into the same result every time, as the optimizer's steps do: no page is new."""
+    kept: dict[torch.Size, Tensor] = {}
+    return lambda x: orthogonalize(x, out=kept.setdefault(x.shape, torch.empty_like(x)))
 
 
 def _in_dtype(module: Any, method: Method, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -101,8 +110,9 @@ def run(shape: tuple[int, int, int], methods: dict[str, Method], trials: int) ->
     for name, method in methods.items():
         sample = x[:1] if name == PEER and shape[1] >= 512 else x
         errors[name] = polar_error(method(sample), x)
-    for _ in range(trials):
-        for name, method in methods.items():
+    for trial in range(trials):
+        # Another order each time: who comes after the loop finds its memory cold or gone.
+        for name, method in random.Random(trial).sample(list(methods.items()), len(methods)):
             if name == PEER and shape[1] >= 512:
                 # Tens of seconds in float16: one matrix, once, stands for all.
                 if not times[name]:

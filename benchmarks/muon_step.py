@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import statistics
 import sys
 import time
@@ -136,8 +137,8 @@ def measure(model: Model, names: list[str], repeats: int, peaks: dict[str, float
         contender.step()  # the second warm-up: compilers specialize once more
         contenders.append(contender)
     for repeat in range(repeats):
-        turn = repeat % len(contenders)
-        for contender in contenders[turn:] + contenders[:turn]:
+        # Another order each time: what ran before decides which memory is warm, or there at all.
+        for contender in random.Random(repeat).sample(contenders, len(contenders)):
             refresh()
             contender.times.append(contender.step())
     # Once more: on a shared machine the first measurement may have met a busy moment.

@@ -49,8 +49,8 @@ def tuning_table(found: Curves) -> None:
 
 def comparison_table(found: Curves, setting: str) -> None:
     """Final losses over the test seeds, and differences to torch.optim.Muon seed by seed."""
-    print(f"\n{setting}\n\n| method | lr | held-out | training | gap to torch | seeds |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print(f"\n{setting}\n\n| method | lr | held-out | training | gap | training gap | seeds |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     last = SETTINGS[setting].steps
     ends = {
         key: {s: c[last] for s, c in seeds.items() if s != str(TUNING_SEED)}
@@ -62,9 +62,9 @@ def comparison_table(found: Curves, setting: str) -> None:
         if not end:
             continue
         held, trained = ([e[i] for e in end.values()] for i in (0, 1))
-        paired = [end[s][0] - base[s][0] for s in end if s in base]
-        gap = summary(paired) if paired else "-"
-        print(f"| {name} | {lr} | {summary(held)} | {summary(trained)} | {gap} | {len(end)} |")
+        gaps = [[end[s][i] - base[s][i] for s in end if s in base] for i in (0, 1)]
+        cells = (name, lr, *map(summary, (held, trained, *gaps)), str(len(end)))
+        print(f"| {' | '.join(cells)} |")
 
 
 def spectra_table() -> None:

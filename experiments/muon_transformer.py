@@ -39,10 +39,11 @@ BETAS, DECAY = (0.9, 0.95), 0.1
 GRIDS = {"adamw": (1e-3, 3e-3, 9e-3), "torch-muon": (0.01, 0.02, 0.04), "auto": (0.01, 0.02, 0.04)}
 # The coefficients of torch.optim.Muon: its arithmetic ("triple"), and the engine's ("jordan").
 JORDAN = {"triple": (3.4445, -4.7750, 2.0315)}
+OURS = ("auto", "svd", "polar_express", "degree9_3", "jordan", "triple")
 # What runs at torch.optim.Muon's own best learning rate of the setting.
 METHODS = {
-    "plain": ("torch-muon", "auto", "svd", "polar_express", "degree9_3", "jordan", "triple"),
-    "small-batch": ("torch-muon", "auto", "svd", "polar_express", "degree9_3", "jordan", "triple"),
+    "plain": ("torch-muon", "torch-fused", *OURS),
+    "small-batch": ("torch-muon", "torch-fused", *OURS),
     "late": ("torch-muon", "auto"),
 }
 # Batch 1 at twice torch's best rate there, which is the plain setting's best; and at 0.85 of that,
@@ -55,18 +56,20 @@ def optimizers(name: str, lr: float, adamw_lr: float) -> Optimizers:
     """Returns what makes a model's optimizers.
 
     Args:
-        name: "adamw", "torch-muon", "precise", "svd", "triple" (torch's own, in our Muon), or a
-            name that our Muon's ns_coefficients takes.
+        name: "adamw", "torch-muon", "torch-fused" (the same beside torch's fused AdamW, which our
+            Muon steps with), "precise", "svd", "triple" (torch's own, in our Muon), or a name that
+            our Muon's ns_coefficients takes.
         lr: Learning rate of the hidden matrices.
         adamw_lr: Learning rate of embeddings, head and norms.
     """
 
     def make(model: Transformer) -> list[Optimizer]:
         matrices, others = model.matrices(), model.others()
-        rest = AdamW(others, lr=adamw_lr, betas=BETAS, weight_decay=0.0)
+        fused = True if name == "torch-fused" else None
+        rest = AdamW(others, lr=adamw_lr, betas=BETAS, weight_decay=0.0, fused=fused)
         if name == "adamw":
             return [AdamW(matrices, lr=lr, betas=BETAS, weight_decay=DECAY), rest]
-        if name == "torch-muon":
+        if name in ("torch-muon", "torch-fused"):
             return [torch.optim.Muon(matrices, lr=lr, weight_decay=DECAY), rest]
         if name in ("precise", "svd"):
             options = {"momentum": 0.95, "nesterov": True, "adjust_lr_fn": "original"}
@@ -191,7 +194,7 @@ def main() -> None:
             rates = {muon_lr}
             if name == "auto" and setting == tuned:
                 rates.add(tune(name, adamw_lr, setting))
-            many = setting == "small-batch" and name in CLOSE
+            many = setting != "plain" and name in CLOSE
             for lr in sorted(rates):
                 for seed in (*SEEDS, *MORE_SEEDS) if many else SEEDS:
                     run(setting, name, lr, adamw_lr, seed)

@@ -16,6 +16,7 @@ from torch_specgd.triton_kernels import (
     products,
 )
 from torch_specgd.triton_kernels.operator import flatten, orthogonalize_op
+from torch_specgd.triton_kernels.products import halved_product, triangle_product
 
 
 def _arguments(x: torch.Tensor, method: str = "auto", schedule: str | None = None) -> tuple:
@@ -201,23 +202,18 @@ def test_accuracies(accuracy: str) -> None:
     assert (s - 1).abs().max() < (1e-4 if accuracy == "high" else 0.06)
 
 
-@pytest.mark.parametrize(
-    ("product", "sizes"),
-    [(products.triangle_product, (5, 18, 33)), (products.halved_product, (2, 18, 34))],
-)
-def test_parts_of_a_symmetric_product_equal_the_whole(
-    product: Callable[..., torch.Tensor], sizes: tuple[int, ...]
-) -> None:
-    """Large products compute lower blocks only; odd sizes must not lose rows, nor strides one."""
-    for n in sizes:
+@pytest.mark.parametrize("cut", [triangle_product, halved_product])
+def test_triangles_equal_the_full_product(cut: Callable[..., torch.Tensor]) -> None:
+    """Large and single products are computed in blocks; odd sizes must not lose rows."""
+    for n in (5, 18, 33) if cut is triangle_product else (2, 18, 34):
         x = torch.randn(2, n, 7, dtype=torch.float64)
-        found = product(x, x)
+        found = cut(x.new_full((2, n, n), torch.nan), x, x)
         assert torch.allclose(found, x @ x.mT, atol=1e-12)
         assert torch.allclose(found, found.mT, atol=1e-13)
-        spaced = torch.full((2, 2 * n, 3 * n), torch.nan, dtype=torch.float64)[:, ::2, ::3]
-        spaced.copy_(found)
-        for added in (found, spaced, found.mT):
-            assert torch.allclose(product(x, x, added, 0.5, 2.0), 2.5 * found, atol=1e-12)
+        place = x.new_full((3, n, n), torch.nan)[1:]
+        added = cut(place, x, x, found, alpha=0.5, beta=2.0)
+        assert added.data_ptr() == place.data_ptr()
+        assert torch.allclose(added, 2.5 * found, atol=1e-12)
 
 
 def test_single_large_products_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,9 +222,9 @@ def test_single_large_products_are_halved(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     seen = []
 
-    def noted(a: torch.Tensor, *rest: object) -> torch.Tensor:
+    def noted(out: torch.Tensor, a: torch.Tensor, *rest: object) -> torch.Tensor:
         seen.append(tuple(a.shape))
-        return products.triangle_product(a, *rest)
+        return triangle_product(out, a, *rest)
 
     monkeypatch.setattr(products, "halved_product", noted)
     monkeypatch.setattr(products, "_HALVED_GRAM_ROWS", 30)

@@ -185,6 +185,11 @@ def test_out_that_cannot_take_the_result() -> None:
             orthogonalize(x, out=out)
     with pytest.raises(ValueError, match="shares memory"):
         orthogonalize(memory[:2], out=memory[1:])
+    # Side by side in one piece of memory they are welcome, as a step of Muon keeps them.
+    memory[:1].copy_(x[:1])
+    result = orthogonalize(memory[:1], out=memory[1:2])
+    assert torch.equal(result, orthogonalize(x[:1]))
+    assert torch.equal(memory[:1], x[:1])
 
 
 def test_bfloat16_direct_form_follows_exact_arithmetic() -> None:

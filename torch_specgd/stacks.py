@@ -24,11 +24,13 @@ class Stack(NamedTuple):
         members: Their positions among all updates.
         places: The updates, in the order of ``members``: views of ``batch``.
         batch: (B, m, n): all their matrices; a flat tensor if they are split.
+        result: As large as ``batch``: where their orthogonalization may go; None: new memory.
     """
 
     members: list[int]
     places: list[Tensor]
     batch: Tensor
+    result: Tensor | None
 
 
 def stack_updates(
@@ -63,18 +65,29 @@ def stack_updates(
         for (_, dtype, device), members in together.items()
     ]
     return [
-        _stack(members, [buffers[i].shape for i in members], views[members[0]], memory)
+        _stack(members, [buffers[i].shape for i in members], views[members[0]], *memory)
         for members, memory in zip(together.values(), _memory(sizes), strict=True)
     ]
 
 
-def _memory(sizes: Sequence[tuple[int, torch.dtype, torch.device]]) -> list[Tensor]:
-    """Flat uninitialized tensors, on a CPU side by side in what the last step left."""
+def _memory(
+    sizes: Sequence[tuple[int, torch.dtype, torch.device]],
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Flat uninitialized tensors for updates and results, on a CPU in what the last step left."""
     if not all(device.type == "cpu" for _, _, device in sizes):
-        return [torch.empty(n, dtype=dtype, device=device) for n, dtype, device in sizes]
-    spans = [-(-n * dtype.itemsize // _LINE) * _LINE for n, dtype, _ in sizes]
-    parts = _KEPT.take(sum(spans))[: sum(spans)].split(spans)
-    return [x[: n * d.itemsize].view(d) for x, (n, d, _) in zip(parts, sizes, strict=True)]
+        return [(torch.empty(n, dtype=dtype, device=device), None) for n, dtype, device in sizes]
+    # bfloat16 is iterated in the direct form, whose result may lie over the updates; the Gram
+    # form of small matrices in float32 reads them last.
+    kinds = [(n, dtype, 1 if dtype == torch.bfloat16 else 2) for n, dtype, _ in sizes]
+    spans = [-(-n * dtype.itemsize // _LINE) * _LINE for n, dtype, _ in kinds]
+    total = sum(span * count for span, (*_, count) in zip(spans, kinds, strict=True))
+    room = _KEPT.take(total)
+    found = []
+    for span, (n, dtype, count) in zip(spans, kinds, strict=True):
+        places = [room[i * span :][: n * dtype.itemsize].view(dtype) for i in range(count)]
+        room = room[count * span :]
+        found.append((places[0], places[-1]))
+    return found
 
 
 def keep_memory(stacks: Sequence[Stack]) -> None:
@@ -83,12 +96,19 @@ def keep_memory(stacks: Sequence[Stack]) -> None:
         _KEPT.give(stacks[0].batch)
 
 
-def _stack(members: list[int], shapes: list[torch.Size], view: MatrixView, memory: Tensor) -> Stack:
+def _stack(
+    members: list[int],
+    shapes: list[torch.Size],
+    view: MatrixView,
+    memory: Tensor,
+    result: Tensor | None,
+) -> Stack:
     places = _cut(memory, shapes)
-    if view.split is not None:
-        return Stack(members, places, memory)
+    if view.split is not None or not len(memory):
+        return Stack(members, places, memory, None)
     m, n = batch_shape(shapes[0], view)[1:]
-    return Stack(members, places, memory.view(-1, m, n) if len(memory) else memory)
+    batch = memory.view(-1, m, n)
+    return Stack(members, places, batch, None if result is None else result.view(-1, m, n))
 
 
 def _cut(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
@@ -115,11 +135,9 @@ def orthogonalize_stacks(
         in the stacks' own memory.
     """
     result: dict[int, Tensor] = {}
-    for members, places, batch in stacks:
-        if batch.device.type == "cpu" and batch.dtype == torch.bfloat16:
-            # Over the updates themselves: fresh memory costs more than a pass over it. Small
-            # matrices in float32 take the Gram form, which reads them last.
-            done = orthogonalize(batch, out=batch)
+    for members, places, batch, place in stacks:
+        if place is not None:
+            done = orthogonalize(batch, out=batch if batch.dtype == torch.bfloat16 else place)
         else:
             # A GPU leaves tall results transposed: one pass over all beats strided reads later.
             done = orthogonalize(batch).contiguous()

@@ -38,14 +38,20 @@ def _check(x: Tensor, method: str, eps: float, smoothing: float, tolerance: floa
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
 
 
+def _span(x: Tensor) -> tuple[int, int]:
+    """Return the first byte of a tensor with elements, and the first behind its last."""
+    far = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (far + 1) * x.element_size()
+
+
 def _check_out(out: Tensor, x: Tensor) -> None:
     kinds = [(tuple(t.shape), t.dtype, t.device) for t in (out, x)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"out must have x's shape, dtype and device, {kinds[1]}, got {kinds[0]}")
     if x.device.type != "cpu" or not out.is_contiguous() or torch.compiler.is_compiling():
         raise ValueError("out must be row-major, on a CPU, and outside torch.compile")
-    memory = [t.untyped_storage().data_ptr() for t in (x, out)]
-    if x is not out and x.numel() and memory[0] == memory[1]:
+    (first, last), (start, end) = _span(x), _span(out)
+    if x is not out and x.numel() and first < end and start < last:
         raise ValueError("out shares memory with x; pass x itself, or memory of its own")
 
 

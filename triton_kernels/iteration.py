@@ -40,7 +40,7 @@ def step_polynomial(
         ops: The products.
         u: ``R^2``, if it is known already.
         centre: Zero, or that of the step's chain.
-        spare: Whether r may be overwritten.
+        spare: Whether r and u may be overwritten.
     """
     if len(step) == 4:
         v = ops.symmetric(r, r, r, alpha=step[3], beta=step[2], gamma=step[1])
@@ -54,7 +54,7 @@ def step_polynomial(
     if alpha == 0.0:
         s = plus_identity(scaled_sum(r, beta, r, 0.0), gamma)
     elif u is not None:
-        s = plus_identity(scaled_sum(u, alpha, r, beta), gamma)
+        s = plus_identity(scaled_sum(u, alpha, r, beta, spare), gamma)
     else:
         s = ops.symmetric(r, r, r if beta else None, alpha, beta, gamma)
     for k, (alpha, beta, gamma) in enumerate(links):

@@ -7,7 +7,6 @@ call, and because only so does it run, fake and compile the same way with and wi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,15 +29,19 @@ _PRECISE_STEPS = 12
 _ALL = 2**31
 _CHUNK = 2**20  # elements worked on at a time on a CPU
 _WORKSPACE = 2**26  # elements at most where every thread has its own matrix
+_RING = 4  # n x n results of the direct form that exist at one time, at most
 _KEPT = KeptMemory()  # the last call's buffers
 
 
 def products_for(
-    x: Tensor, dtype: torch.dtype, tiles: Mapping[str, Config] | None = None
+    x: Tensor,
+    dtype: torch.dtype,
+    tiles: Mapping[str, Config] | None = None,
+    ring: Tensor | None = None,
 ) -> Products:
     """Return Triton's products where their tiles fill the GPU, PyTorch's everywhere else."""
     if not x.is_cuda or dtype not in (torch.float16, torch.bfloat16):
-        return TorchProducts()
+        return TorchProducts(ring)
     if not worth_tiles(load_table(architecture(x.device)), x.shape[0], x.shape[-2]):
         return TorchProducts()
     from .kernels.launch import TritonProducts
@@ -92,34 +95,38 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
 
         orthogonalize_small(x, chosen.legs[-1].schedule, out, chosen.configs().get("small"))
         return
-    ops = products_for(x, chosen.dtype, chosen.configs()) if ops is None else ops
-    room: Tensor | None = None
-    buffers: list[Tensor] = []
-    on_cpu = x.device.type == "cpu"
-    size = _together(x.shape[-2], x.shape[-1], chosen.dtype) if on_cpu else x.shape[0]
-    if on_cpu and chosen.legs[-1].form == "direct":
-        room, buffers = _buffers(x, min(size, x.shape[0]), chosen.dtype)
+    size = (
+        x.shape[0] if x.device.type != "cpu" else _together(x.shape[-2], x.shape[-1], chosen.dtype)
+    )
+    kept = x.device.type == "cpu" and all(leg.form == "direct" for leg in chosen.legs)
+    room = _Room(x, min(size, x.shape[0]), chosen.dtype) if kept else None
+    if ops is None:
+        ops = products_for(x, chosen.dtype, chosen.configs(), room.ring if room else None)
     for part, place in zip(x.split(size), out.split(size), strict=True):
         same = ops.casts or place.dtype == chosen.dtype
-        spare = [buffer[: part.shape[0]] for buffer in buffers]
+        spare = [] if room is None else [buffer[: len(part)] for buffer in room.buffers]
         y = _run_legs(part, chosen, ops, place if same else None, spare)
         if y is not place:
             place.copy_(y)
     if room is not None:
-        _KEPT.give(room)
+        _KEPT.give(room.memory)
 
 
-def _buffers(x: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """Return two buffers for `size` matrices like x's, and the memory in which they lie.
+class _Room:
+    """Two buffers for `size` matrices like x's and a ring of n x n ones, in memory that is kept.
 
     A tall X stays as it lies: a transposing copy would cost more than its slower Gram matrices.
     """
-    tall = x.stride(-1) != 1
-    shape = (2, size, *(reversed(x.shape[-2:]) if tall else x.shape[-2:]))
-    needed = math.prod(shape) * dtype.itemsize
-    room = _KEPT.take(needed)
-    buffers = room[:needed].view(dtype).view(shape).unbind()
-    return room, [b.mT for b in buffers] if tall else list(buffers)
+
+    def __init__(self, x: Tensor, size: int, dtype: torch.dtype) -> None:
+        n, m = x.shape[-2:]
+        tall = x.stride(-1) != 1
+        large, small = 2 * size * n * m, _RING * size * n * n
+        self.memory = _KEPT.take((large + small) * dtype.itemsize)
+        flat = self.memory[: (large + small) * dtype.itemsize].view(dtype)
+        buffers = flat[:large].view(2, size, *((m, n) if tall else (n, m))).unbind()
+        self.buffers = [b.mT for b in buffers] if tall else list(buffers)
+        self.ring = flat[large:].view(_RING, size, n, n)
 
 
 def _run_legs(
@@ -138,8 +145,10 @@ def _run_legs(
     if bool(flat.all()):
         return _go(start, first, ops, out, spare)
     y = torch.empty_like(start.x)
-    for leg, index in ((first, flat), (last, ~flat)):
-        y[index] = _go(_members(start, index), leg, ops)
+    # Both taken first: the products of one leg may write over what the start left in the ring.
+    parts = [(leg, index, _members(start, index)) for leg, index in ((first, flat), (last, ~flat))]
+    for leg, index, members in parts:
+        y[index] = _go(members, leg, ops)
     return y
 
 

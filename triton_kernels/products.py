@@ -77,14 +77,18 @@ def plus_identity(x: Tensor, value: float) -> Tensor:
     return x
 
 
-def scaled_sum(a: Tensor, alpha: float, b: Tensor, beta: float) -> Tensor:
-    """Return ``alpha A + beta B`` with both scalars and the sum in float32 or wider."""
+def scaled_sum(a: Tensor, alpha: float, b: Tensor, beta: float, spare: bool = False) -> Tensor:
+    """Return ``alpha A + beta B`` with both scalars and the sum in float32 or wider.
+
+    The result may take the place of A where that is `spare`.
+    """
+    place = a if spare else None
     if alpha == 1.0 and _wide_scalars(a):
-        return torch.add(a, b, alpha=beta)
+        return torch.add(a, b, alpha=beta, out=place)
     if alpha == 1.0:
         # addcmul keeps its scalar in float32, where add would round beta to bfloat16; one pass
         # instead of a cast of both, a sum and a cast back takes a quarter of their time.
-        return torch.addcmul(a, b, _one(a.dtype), value=beta)
+        return torch.addcmul(a, b, _one(a.dtype), value=beta, out=place)
     wide = torch.promote_types(a.dtype, torch.float32)
     # Cast first: an addition of two dtypes takes twice as long as both passes.
     return a.to(wide, copy=True).mul_(alpha).add_(b.to(wide), alpha=beta).to(a.dtype)
@@ -132,19 +136,24 @@ def _triangle(x: Tensor, halved_rows: int) -> _Triangle | None:
 
 
 def triangle_product(
-    a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0
+    out: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
 ) -> Tensor:
-    """Return ``alpha A B^T + beta C``, symmetric: block rows up to the diagonal, then mirrored.
+    """Write ``alpha A B^T + beta C``, symmetric: block rows up to the diagonal, then mirrored.
 
     Args:
+        out: (batch, n, n), and what is returned.
         a: (batch, n, k).
         b: (batch, n, k), such that A B^T is symmetric.
         c: (batch, n, n), symmetric, or None.
         alpha: Factor of the product.
         beta: Factor of C.
     """
-    batch, n, _ = a.shape
-    out = a.new_empty(batch, n, n)
+    n = a.shape[1]
     old, beta = (out, 0.0) if c is None else (c, beta)
     size = -(-n // _BLOCK_ROWS)
     for start in range(0, n, size):
@@ -159,29 +168,35 @@ def triangle_product(
 
 
 def halved_product(
-    a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0
+    out: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
 ) -> Tensor:
-    """Return the same from two blocks on the diagonal, which two threads share, and one below.
+    """Write the same from two blocks on the diagonal, which two threads share, and one below.
 
     Args:
+        out: (batch, n, n), and what is returned.
         a: (batch, n, k), n even.
         b: (batch, n, k), such that A B^T is symmetric.
         c: (batch, n, n), symmetric, or None.
         alpha: Factor of the product.
         beta: Factor of C.
     """
-    batch, n, _ = a.shape
-    out = a.new_empty(batch, n, n)
     old, beta = (out, 0.0) if c is None else (c, beta)
-    half = n // 2
+    half = a.shape[1] // 2
     for one, left, right, addend in zip(out, a, b, old, strict=True):
         upper, lower = left.unflatten(0, (2, half)), right.unflatten(0, (2, half))
-        torch.baddbmm(
-            _diagonal(addend), upper, lower.mT, beta=beta, alpha=alpha, out=_diagonal(one)
-        )
-        one[half:, :half] = torch.addmm(
-            addend[half:, :half], upper[1], lower[0].T, beta=beta, alpha=alpha
-        )
+        diagonal, below = _diagonal(one), one[half:, :half]
+        if c is None and alpha == 1.0:
+            torch.bmm(upper, lower.mT, out=diagonal)
+            torch.mm(upper[1], lower[0].T, out=below)
+        else:
+            factors = {"beta": beta, "alpha": alpha}
+            torch.baddbmm(_diagonal(addend), upper, lower.mT, **factors, out=diagonal)
+            torch.addmm(addend[half:, :half], upper[1], lower[0].T, **factors, out=below)
         one[:half, half:] = one[half:, :half].T
     return out
 
@@ -193,14 +208,34 @@ def _diagonal(x: Tensor) -> Tensor:
 
 
 class TorchProducts:
-    """The products through batched matrix multiplication, on any device and dtype."""
+    """The products through batched matrix multiplication, on any device and dtype.
+
+    Args:
+        ring: (k, b, n, n), k at least 4: where the n x n results go in turn, default new tensors.
+            The direct form needs none longer than until three others are written.
+    """
 
     casts = False
 
+    def __init__(self, ring: Tensor | None = None) -> None:
+        self._ring = ring
+        self._turn = 0
+
+    def _place(self, a: Tensor) -> Tensor:
+        """Return room for the n x n results of (b, n, k) operands."""
+        batch, n, _ = a.shape
+        if self._ring is None:
+            return a.new_empty(batch, n, n)
+        self._turn = (self._turn + 1) % len(self._ring)
+        return self._ring[self._turn, :batch]
+
     def gram(self, x: Tensor, gamma: float = 0.0) -> Tensor:
         """Return ``X X^T + gamma I``."""
-        cut = _triangle(x, _HALVED_GRAM_ROWS)
-        r = torch.bmm(x, x.mT) if cut is None else cut(x, x)
+        cut, r = _triangle(x, _HALVED_GRAM_ROWS), self._place(x)
+        if cut is None:
+            torch.bmm(x, x.mT, out=r)
+        else:
+            cut(r, x, x)
         return plus_identity(r, gamma) if gamma else r
 
     def symmetric(
@@ -210,15 +245,14 @@ class TorchProducts:
         """Return ``alpha A B + beta C + gamma I``."""
         cut = _triangle(a, _HALVED_ROWS)
         if cut is not None:
-            d = cut(a, b, c, alpha, beta)
-        elif c is None and alpha == 1.0:
-            d = torch.bmm(a, b)
+            d = cut(self._place(a), a, b, c, alpha, beta)
         elif c is not None and spare:
             d = c.baddbmm_(a, b, beta=beta, alpha=alpha)
+        elif c is None and alpha == 1.0:
+            d = torch.bmm(a, b, out=self._place(a))
         else:
-            d = torch.baddbmm(
-                a if c is None else c, a, b, beta=0.0 if c is None else beta, alpha=alpha
-            )
+            old, beta = (a, 0.0) if c is None else (c, beta)
+            d = torch.baddbmm(old, a, b, beta=beta, alpha=alpha, out=self._place(a))
         return plus_identity(d, gamma) if gamma else d
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
