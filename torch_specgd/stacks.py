@@ -82,7 +82,7 @@ def _memory(
     spans = [-(-n * dtype.itemsize // _LINE) * _LINE for n, dtype, _ in kinds]
     total = sum(span * count for span, (*_, count) in zip(spans, kinds, strict=True))
     room = _KEPT.take(total)
-    found = []
+    found: list[tuple[Tensor, Tensor | None]] = []
     for span, (n, dtype, count) in zip(spans, kinds, strict=True):
         places = [room[i * span :][: n * dtype.itemsize].view(dtype) for i in range(count)]
         room = room[count * span :]

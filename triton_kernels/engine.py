@@ -41,7 +41,8 @@ def _check(x: Tensor, method: str, eps: float, smoothing: float, tolerance: floa
 def _span(x: Tensor) -> tuple[int, int]:
     """Return where in its storage a tensor with elements begins and ends, in elements."""
     far = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.storage_offset(), x.storage_offset() + far + 1
+    start = int(x.storage_offset())
+    return start, start + far + 1
 
 
 def _check_out(out: Tensor, x: Tensor) -> None:
@@ -54,7 +55,8 @@ def _check_out(out: Tensor, x: Tensor) -> None:
         return
     # Not by addresses, which tensors without data do not have.
     (first, last), (start, end) = _span(x), _span(out)
-    if torch._C._is_alias_of(x, out) and first < end and start < last:
+    aliases: bool = torch._C._is_alias_of(x, out)  # type: ignore[attr-defined]  # not in its stubs
+    if aliases and first < end and start < last:
         raise ValueError("out shares memory with x; pass x itself, or memory of its own")
 
 

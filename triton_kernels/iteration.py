@@ -88,9 +88,12 @@ def direct(
     """
     steps, x = schedule.coefficients, start.x
     for k, step in enumerate(steps):
-        centre = 0.0 if k == 0 else _centre(step)
+        centre = _centre(step)
         if k == 0:
-            w = step_polynomial(start.r, step, ops, start.u, spare=True)
+            # A CPU shifts R's diagonal in a pass over it; a GPU's kernel adds R for nothing.
+            centre = centre if start.u is None and start.flatness is not None else 0.0
+            r = plus_identity(start.r, -centre) if centre else start.r
+            w = step_polynomial(r, step, ops, start.u, centre, spare=True)
             w = scale_members(w, start.factor)
         else:
             w = step_polynomial(ops.gram(x, -centre), step, ops, None, centre, spare=True)

@@ -34,6 +34,9 @@ SMALL = 64
 # Columns up to which one program takes a matrix from end to end; a longer one it would stream
 # alone, beside idle processors.
 STREAMED = 8192
+# Rows from which on "flat" is worth a look: below, hardly a spectrum is flat enough (a Gaussian one
+# of 330 x 1320 is, or of 560 x 560), and its bound costs four passes over n x n matrices.
+FLAT_ROWS = 320
 # Slope at zero of five Polar Express steps with safety factor 1.02: the reach to be had at least.
 REACH = 947.9
 
@@ -94,7 +97,9 @@ def _schedules(accuracy: str, short: int, device: str) -> tuple[Schedule, ...]:
     if accuracy == "fast":
         return (SCHEDULES["flat"],)
     # Which leg a matrix takes is read from its norms; a GPU would have to wait for them.
-    return (SCHEDULES["flat"], SCHEDULES["deep"]) if device == "cpu" else (SCHEDULES["deep"],)
+    if device == "cpu" and short >= FLAT_ROWS:
+        return SCHEDULES["flat"], SCHEDULES["deep"]
+    return (SCHEDULES["deep"],)
 
 
 @lru_cache(maxsize=512)
