@@ -27,7 +27,7 @@ __all__ = ["orthogonalize_into", "orthogonalize_op", "run_plan"]
 
 _PRECISE_STEPS = 12
 _ALL = 2**31
-_CHUNK = 2**20  # elements worked on at a time on a CPU
+_CHUNK = 2**21  # elements worked on at a time on a CPU
 _WORKSPACE = 2**26  # elements at most where every thread has its own matrix
 _RING = 4  # n x n results of the direct form that exist at one time, at most
 _KEPT = KeptMemory()  # the last call's buffers
