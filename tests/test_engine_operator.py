@@ -95,7 +95,7 @@ def test_plan_can_be_overridden_and_run() -> None:
     assert plan((40, 80), schedule="degree9_3", form="direct", arithmetic=torch.float64) is chosen
 
 
-def test_a_plan_chooses_tiles() -> None:
+def test_a_plan_chooses_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan for a GPU would leave out what decides its speed, or print what it does not run."""
     wide = plan((768, 3072), batch=12, device="cuda", arch="sm_90")
     assert wide.configs().keys() == {"symmetric", "apply"}
@@ -107,7 +107,9 @@ def test_a_plan_chooses_tiles() -> None:
     few = plan((300, 300), device="cuda", arch="sm_80")
     assert not few.tiles
     assert "vendor's library" in str(few)
-    assert not plan((768, 3072), batch=12, device="cuda").tiles  # no GPU here, and none named
+    # No GPU, and none named.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not plan((768, 3072), batch=12, device="cuda").tiles
 
 
 def test_a_plans_tiles_can_be_overridden() -> None:
