@@ -13,7 +13,7 @@ from .operator import flatten, orthogonalize_into, orthogonalize_op
 from .planning import ACCURACIES, Plan
 from .schedules import ScheduleLike, is_triple, resolve_schedule
 
-__all__ = ["METHODS", "orthogonalize"]
+__all__ = ["METHODS", "check_out", "orthogonalize"]
 
 METHODS = ("auto", "newton_schulz", "gram", "precise", "svd", "smoothed")
 _HALF = (torch.float16, torch.bfloat16)
@@ -45,7 +45,8 @@ def _span(x: Tensor) -> tuple[int, int]:
     return start, start + far + 1
 
 
-def _check_out(out: Tensor, x: Tensor) -> None:
+def check_out(out: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless `orthogonalize` can write the result for x to `out`."""
     kinds = [(tuple(t.shape), t.dtype, t.device) for t in (out, x)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"out must have x's shape, dtype and device, {kinds[1]}, got {kinds[0]}")
@@ -146,7 +147,7 @@ def orthogonalize(
     )  # fmt: skip
     if out is None:
         return orthogonalize_op(x.detach(), *arguments)
-    _check_out(out, x)
+    check_out(out, x)
     if type(x.detach()) is not Tensor:
         # Tensors without data, and other subclasses, know the operator, but not its inside.
         return out.copy_(orthogonalize_op(x.detach(), *arguments))

@@ -13,6 +13,7 @@ polynomial of degree k in R = X X^T, and both forms build that polynomial in the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from .products import Products, plus_identity, scale_members, scaled_sum
 from .schedules import Schedule
 from .squares import Step, chain_of_squares
 
-__all__ = ["direct", "gram", "step_polynomial"]
+__all__ = ["carried_polynomial", "direct", "gram", "step_polynomial"]
 
 
 def step_polynomial(
@@ -124,21 +125,38 @@ def gram(
         (b, n, m), `out` or fresh.
     """
     steps = schedule.coefficients
-    ends = {*(k - 1 for k in restarts if 0 < k < len(steps)), len(steps) - 1}
+    ends = [0, *sorted(k for k in set(restarts) if 0 < k < len(steps)), len(steps)]
     x, r, u, factor, _ = start
+    for first, end in pairwise(ends):
+        q = carried_polynomial(r, steps[first:end], ops, u)
+        if first == 0:
+            # The factor of the normalization rides on the first Q, never on R.
+            q = scale_members(q, factor)
+        if end == len(steps):
+            break
+        x = ops.apply(q, x)
+        r, u = ops.gram(x), None
+    return ops.apply(q, x, out)
+
+
+def carried_polynomial(
+    r: Tensor, steps: Sequence[Step], ops: Products, u: Tensor | None = None
+) -> Tensor:
+    """Return the product Q of the polynomials of some steps, which R is carried through.
+
+    Args:
+        r: (b, n, n), normalized.
+        steps: Coefficients of one step or more.
+        ops: The products.
+        u: ``R^2``, if it is known already.
+    """
     q: Tensor | None = None
     for k, step in enumerate(steps):
         w = step_polynomial(r, step, ops, u)
         # The general product: W and Q commute only up to rounding, and half of their product,
         # mirrored, would be off by what is missing, which a few dimensions amplify without end.
         q = w if q is None else ops.apply(w, q)
-        if k not in ends:
-            r, u = ops.symmetric(w, ops.symmetric(r, w)), None
-            continue
-        if k == min(ends):
-            # The factor of the normalization rides on the first Q, never on R.
-            q = scale_members(q, factor)
-        x, q = ops.apply(q, x, out if k == len(steps) - 1 else None), None
         if k < len(steps) - 1:
-            r, u = ops.gram(x), None
-    return x
+            r, u = ops.symmetric(w, ops.symmetric(r, w)), None
+    assert q is not None  # a schedule has steps
+    return q

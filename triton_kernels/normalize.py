@@ -16,7 +16,9 @@ from torch import Tensor
 
 from .products import Products, scale_members
 
-__all__ = ["Start", "begin", "largest_entry", "prescale"]
+__all__ = [
+    "Start", "begin", "first_bound", "in_range", "largest_entry", "normalize_gram", "prescale",
+]  # fmt: skip
 
 # Between these, neither the entries of R nor the squares inside its norm leave float32.
 _LOW, _HIGH = 1e-14, 1e18
@@ -95,7 +97,8 @@ class Start(NamedTuple):
     flatness: Tensor | None
 
 
-def _in_range(bound: Tensor) -> Tensor:
+def in_range(bound: Tensor) -> Tensor:
+    """Say of each bound whether float32 holds the powers of its Gram matrix."""
     return ((bound > _LOW) & (bound < _HIGH)).flatten()
 
 
@@ -127,19 +130,48 @@ def begin(
     else:
         y = spare.copy_(x)
     r = ops.gram(y)
-    # The trace is enough to begin with where R^2 gives the bound, and costs no pass; but only
-    # float16 can lose R^2 of a large flat spectrum that was divided by it.
-    loose = normalization == "schatten8" and dtype != torch.float16
-    first = "frobenius" if loose else normalization
-    bound = _bound(r, first)
-    lost = ~_in_range(bound) if look else None
+    bound = first_bound(r, normalization)
+    lost = ~in_range(bound) if look else None
     if lost is not None and bool(lost.any()):
         # Rare: zero, tiny, huge or broken members are done again at a scale of one.
         y = y.clone() if y.data_ptr() == x.data_ptr() else y
         y[lost] = prescale(x[lost], dtype)
         r[lost] = ops.gram(y[lost])
-        bound[lost] = _bound(r[lost], first)
+        bound[lost] = first_bound(r[lost], normalization)
     trace = _trace(r) if look else None
+    u, scale, factor = normalize_gram(r, bound, normalization, ops, look)
+    flatness = None if trace is None else (trace * scale).sqrt().flatten()
+    return Start(y, r, u, factor, flatness)
+
+
+def first_bound(r: Tensor, normalization: str) -> Tensor:
+    """Return the (b, 1, 1) upper bounds of R's largest eigenvalues that `normalize_gram` takes.
+
+    Args:
+        r: (b, n, n) Gram matrices.
+        normalization: See `begin`.
+    """
+    # The trace is enough to begin with where R^2 gives the bound, and costs no pass; but only
+    # float16 can lose R^2 of a large flat spectrum that was divided by it.
+    loose = normalization == "schatten8" and r.dtype != torch.float16
+    return _bound(r, "frobenius" if loose else normalization)
+
+
+def normalize_gram(
+    r: Tensor, bound: Tensor, normalization: str, ops: Products, look: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Divide R by an upper bound of its largest eigenvalue, in place.
+
+    Args:
+        r: (b, n, n) Gram matrices of any scale in range.
+        bound: From `first_bound`.
+        normalization: See `begin`.
+        ops: The products.
+        look: See `begin`.
+
+    Returns:
+        R^2 or None, what R was multiplied by, and the factor of X that goes with it.
+    """
     scale = _applicable(_reciprocal(bound), r, look)
     scale_members(r, scale)
     u = None
@@ -152,12 +184,11 @@ def begin(
         # shifts the near-cancelling factor of a degree-9 step and sends sigma = 1 beyond 1.02.
         scale_members(u, tighter.square())
         scale = scale * tighter
-    flatness = None if trace is None else (trace * scale).sqrt().flatten()
     factor = scale.sqrt()
     if look and r.dtype == torch.bfloat16:
         # Off by a rounding, which leaves singular values in the first step's room, it is one pass.
         factor = factor.to(r.dtype).to(factor.dtype)
-    return Start(y, r, u, factor, flatness)
+    return u, scale, factor
 
 
 def _applicable(scale: Tensor, r: Tensor, look: bool) -> Tensor:

@@ -18,7 +18,7 @@ __all__ = ["Products", "TorchProducts"]
 
 _Triangle = Callable[..., Tensor]
 _BLOCK_ROWS = 4  # block rows of a triangle: 10 of 16 blocks are computed
-_TRIANGLE_ROWS = 512
+_TRIANGLE_ROWS, _TRIANGLE_ELEMENTS = 512, 400_000  # of the left operand; below, calls cost more
 # AMX multiplies so fast that blocks, each a call of its own, pay later; but where matrices are too
 # few to give one to each thread, halves do from 512 rows on (Gram matrices) or 768: oneDNN runs a
 # single product that small at the rate of one thread.
@@ -127,12 +127,13 @@ def _triangle(x: Tensor, halved_rows: int) -> _Triangle | None:
     """
     if x.device.type != "cpu":
         return None
-    batch, n, _ = x.shape
+    batch, n, k = x.shape
     if x.dtype == torch.bfloat16 and cpu_has_amx():
         if 2 * batch <= torch.get_num_threads() and halved_rows <= n < _TRIANGLE_ROWS_AMX:
             return halved_product if n % 2 == 0 else None
         return triangle_product if n >= _TRIANGLE_ROWS_AMX else None
-    return triangle_product if n >= _TRIANGLE_ROWS else None
+    large = n >= _TRIANGLE_ROWS and n * k >= _TRIANGLE_ELEMENTS
+    return triangle_product if large else None
 
 
 def triangle_product(
@@ -159,9 +160,10 @@ def triangle_product(
     for start in range(0, n, size):
         stop = min(start + size, n)
         for one, left, right, addend in zip(out, a, b, old, strict=True):
-            one[start:stop, :stop] = torch.addmm(
-                addend[start:stop, :stop], left[start:stop], right[:stop].T, beta=beta, alpha=alpha
-            )
+            torch.addmm(
+                addend[start:stop, :stop], left[start:stop], right[:stop].T,
+                beta=beta, alpha=alpha, out=one[start:stop, :stop],
+            )  # fmt: skip
         if start:
             out[:, :start, start:stop] = out[:, start:stop, :start].mT
     return out
