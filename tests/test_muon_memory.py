@@ -15,6 +15,7 @@ from torch_specgd import Muon, elementwise, stacks
 from torch_specgd.elementwise import BLOCK, apply_updates, blocks, next_updates
 from torch_specgd.routing import MatrixView
 from torch_specgd.triton_kernels import plan
+from torch_specgd.triton_kernels.together import orthogonalize_together
 
 # Below one block, of several with a rest, not contiguous, empty.
 SHAPES = ((5, 7), (3, BLOCK // 2 + 5), (0, 4))
@@ -25,13 +26,21 @@ def tensors(dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 
 def test_blocks_cover_every_element_once_and_share_its_memory() -> None:
-    x, y = torch.zeros(3, BLOCK // 2 + 5), torch.zeros(3, BLOCK // 2 + 5)
-    pieces = list(blocks(x, y))
-    assert len(pieces) == 2
+    shapes = [(4, 4)] * 3 + [(3, BLOCK // 2 + 5)] + [(BLOCK // 2,)] * 3 + [(0,)]
+    xs, ys = ([torch.zeros(s) for s in shapes] for _ in range(2))
+    pieces = list(blocks(xs, ys))
+    assert [len(a) for a, _ in pieces] == [3, 1, 1, 2, 2]
     for a, b in pieces:
-        assert len(a) == len(b) <= BLOCK
-        a.add_(1)
-    assert x.eq(1).all()
+        assert [x.shape for x in a] == [y.shape for y in b]
+        assert sum(x.numel() for x in a) <= BLOCK
+        for x in a:
+            x.add_(1)
+    assert all(x.eq(1).all() for x in xs)
+
+
+def test_a_large_tensor_that_is_not_contiguous_is_one_piece() -> None:
+    x = torch.zeros(2, 3, BLOCK).mT
+    assert [[y.shape for y in ys] for (ys,) in blocks([torch.zeros(2), x])] == [[(2,)], [x.shape]]
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
@@ -105,7 +114,7 @@ def test_bfloat16_batches_take_the_same_step() -> None:
                 if narrow:
                     optimizer.step()
                 else:
-                    with mock.patch.object(module, "update_dtype", lambda *a: a[3]):
+                    with mock.patch.object(module, "update_dtype", lambda *a: a[-1].dtype):
                         optimizer.step()
             results.append(params)
         for a, b in zip(*results, strict=True):
@@ -120,7 +129,7 @@ def test_only_what_the_engine_would_round_is_rounded() -> None:
 
     def dtype(shape: tuple[int, ...], coefficients: Any = "auto", own: Any = None, **kw: Any):
         given = {"dtype": torch.float32, "device": cpu, "view": view, **kw}
-        return module.update_dtype(coefficients, own, torch.Size(shape), **given)
+        return module.update_dtype(coefficients, own, stacks.Kind(torch.Size(shape), **given))
 
     large, small = (512, 300), (16, 512)
     engine = plan(large, 1, torch.float32, "cpu").dtype
@@ -143,14 +152,12 @@ def test_matrices_of_one_shape_are_one_batch_whatever_they_belong_to() -> None:
     for p in params:
         p.grad = torch.randn_like(p)
     seen = []
-    module = sys.modules["torch_specgd.muon_step"]
 
-    def recording(x: Tensor, **options: Any) -> Tensor:
-        seen.append(tuple(x.shape))
-        return stacks_engine(x, **options)
+    def recording(xs: list[Tensor], outs: list[Tensor], **options: Any) -> None:
+        seen.extend(tuple(x.shape) for x in xs)
+        orthogonalize_together(xs, outs, **options)
 
-    stacks_engine = module.orthogonalize
-    with mock.patch.object(module, "orthogonalize", recording):
+    with mock.patch.object(stacks, "orthogonalize_together", recording):
         Muon(params).step()
     assert seen == [(4, 8, 36), (1, 8, 5)]
 
@@ -158,12 +165,34 @@ def test_matrices_of_one_shape_are_one_batch_whatever_they_belong_to() -> None:
 def test_stacks_hold_every_update_in_its_shape() -> None:
     buffers = [torch.zeros(s) for s in ((3, 4), (2, 3, 4), (3, 2, 2), (6, 4))]
     views = [MatrixView(), MatrixView(), MatrixView("flatten"), MatrixView(split=(0, (2, 4)))]
-    made = stacks.stack_updates(buffers, [b.shape for b in buffers], views, lambda *a: a[1])
-    for x, b in zip(stacks.in_order(made), buffers, strict=True):
+    kinds = stacks.alike(buffers, buffers, views)
+    batches = stacks.batches_of(kinds, lambda kind: kind.dtype)
+    members = [[i for some in b.kinds.values() for i in some] for b in batches]
+    assert members == [[0, 1, 2], [3]]
+    made = stacks.stack_updates(buffers, batches, whole=False)
+    for x, b in zip([x for s in made for x in s.places], buffers, strict=True):
         assert x.shape == b.shape
         x.fill_(1)
-    assert [tuple(s.batch.shape) for s in made] == [(4, 3, 4), (24,)]
+    assert [tuple(s.batch.shape) for s in made] == [(48,), (24,)]
     assert all(s.batch.eq(1).all() for s in made)
+    [whole] = stacks.stack_updates(buffers[:3], batches[:1], whole=True)
+    assert whole.batch.shape == whole.result.shape == (4, 3, 4)
+
+
+def test_the_order_of_a_step_does_not_depend_on_a_ranks_pieces() -> None:
+    """Every rank must bring the matrices in one order, whatever it holds of each."""
+    shapes = ((8, 4), (6, 6), (8, 4), (4, 4, 2), (5, 8, 4))
+    orders = []
+    for rows in ((4, 3, 4, 2, 5), (4, 3, 0, 2, 0)):
+        params = [torch.zeros(s) for s in shapes]
+        pieces = [p[:n] for p, n in zip(params, rows, strict=True)]
+        kinds = stacks.alike(params, pieces, ["auto"] * len(shapes))
+        batches = stacks.batches_of(kinds, lambda kind: kind.dtype)
+        orders.append([i for b in batches for some in b.kinds.values() for i in some])
+        made = stacks.stack_updates([pieces[i] for i in orders[-1]], batches, whole=False)
+        places = [x.shape for s in made for x in s.places]
+        assert places == [pieces[i].shape for i in orders[-1]]
+    assert orders[0] == orders[1] == [0, 2, 4, 1, 3]
 
 
 def peak_bytes(optimizer: Muon) -> int:
@@ -202,8 +231,7 @@ def test_memory_of_a_step_is_bounded_by_the_option() -> None:
 )
 def test_step_on_a_gpu_reads_no_value_on_the_host(options: dict[str, Any]) -> None:
     """One .item() would wait for the device and forbid CUDA graphs; a fake tensor has no value."""
-    module = sys.modules["torch_specgd.muon_step"]
-    with FakeTensorMode(), mock.patch.object(module, "orthogonalize", lambda x, **_: x.clone()):
+    with FakeTensorMode(), mock.patch.object(stacks, "orthogonalize", lambda x, **_: x.clone()):
         shapes = ((8, 6), (4, 5, 3), (6, 2, 3, 3), (5,))
         params = [torch.empty(s, device="cuda").requires_grad_() for s in shapes]
         optimizer = Muon(params, capturable=True, **options)

@@ -9,7 +9,7 @@ from torch import nn
 
 from torch_specgd import Muon, qk_clip_
 from torch_specgd.learning_rate import LR_SCALES, shape_scale
-from torch_specgd.muon_step import chunks
+from torch_specgd.stacks import Kind, alike, chunks
 from torch_specgd.update_rules import neuron_normalize, stochastic_round
 
 PLAIN = {"lr": 0.1, "weight_decay": 0.0, "nesterov": False}
@@ -179,21 +179,31 @@ def test_memory_limit_changes_no_value(limit: int) -> None:
         torch.testing.assert_close(c, a, rtol=1e-6, atol=1e-6)
 
 
+def kinds_of(*shapes: tuple[int, int]) -> dict[Kind, list[int]]:
+    params = [torch.zeros(s) for s in shapes]
+    return alike(params, params, ["auto"] * len(params))
+
+
 def test_chunks_never_pass_the_limit_unless_one_alone_does() -> None:
     """The bound on memory holds for every mixture of shapes."""
-    params = [torch.zeros(n, 4) for n in (1, 9, 2, 9, 30, 1)]
+    rows = (1, 9, 2, 9, 30, 1)
+    kinds = kinds_of(*((n, 4) for n in rows))
     for limit in (1, 64, 200, 1000):
-        found = chunks(params, limit)
+        found = [[i for some in c.values() for i in some] for c in chunks(kinds, limit)]
         assert sorted(i for chunk in found for i in chunk) == list(range(6))
         for chunk in found:
-            assert len(chunk) == 1 or sum(params[i].numel() * 4 for i in chunk) <= limit
+            assert len(chunk) == 1 or sum(rows[i] * 4 * 4 for i in chunk) <= limit
 
 
 def test_chunks_leave_no_thread_without_a_matrix() -> None:
     """Five like matrices fit, but two threads take four in the time of three."""
-    params = [torch.zeros(4, 4)] * 7
-    assert [len(c) for c in chunks(params, 5 * 64, together=2)] == [4, 3]
-    assert [len(c) for c in chunks(params, 64, together=2)] == [1] * 7
+    kinds = kinds_of(*[(4, 4)] * 7)
+
+    def lengths(limit: int) -> list[int]:
+        return [sum(map(len, c.values())) for c in chunks(kinds, limit, together=2)]
+
+    assert lengths(5 * 64) == [4, 3]
+    assert lengths(64) == [1] * 7
 
 
 def attention_logits(q: torch.Tensor, k: torch.Tensor, x: torch.Tensor, heads: int, kv: int):

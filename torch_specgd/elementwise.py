@@ -5,7 +5,7 @@ and under the compiler they are written over all tensors at once, for `torch._fo
 to fuse.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,16 +29,41 @@ def in_blocks(tensors: Sequence[Tensor]) -> bool:
     return not torch.compiler.is_compiling() and all(x.device.type == "cpu" for x in tensors)
 
 
-def blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Cuts tensors of one shape into corresponding pieces of at most ``BLOCK`` elements.
+def blocks(*lists: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Cuts corresponding tensors into pieces, or takes some together, up to ``BLOCK`` elements.
+
+    Small tensors go together because a call of torch's takes as long as the arithmetic of
+    thousands of elements. A large tensor that is not contiguous is one piece.
+
+    Args:
+        lists: Of one length; tensors of one position have one shape.
+
+    Yields:
+        A list of pieces, or of whole tensors, for each of ``lists``.
 
     Example:
-        >>> [x.numel() for (x,) in blocks(torch.zeros(2, BLOCK))]
-        [131072, 131072]
+        >>> [[x.numel() for x in xs] for (xs,) in blocks([torch.zeros(2, BLOCK), *torch.zeros(3)])]
+        [[131072], [131072], [1, 1, 1]]
     """
-    if tensors[0].numel() <= BLOCK or not all(x.is_contiguous() for x in tensors):
-        return (tensors,)
-    return zip(*(x.view(-1).split(BLOCK) for x in tensors), strict=True)
+    some: list[tuple[Tensor, ...]] = []
+    room = BLOCK
+    for tensors in zip(*lists, strict=True):
+        size = tensors[0].numel()
+        if size > room and some:
+            yield _columns(some)
+            some, room = [], BLOCK
+        if size > BLOCK and all(x.is_contiguous() for x in tensors):
+            for pieces in zip(*(x.view(-1).split(BLOCK) for x in tensors), strict=True):
+                yield _columns([pieces])
+        else:
+            some.append(tensors)
+            room -= size
+    if some:
+        yield _columns(some)
+
+
+def _columns(rows: Sequence[tuple[Tensor, ...]]) -> tuple[list[Tensor], ...]:
+    return tuple(list(column) for column in zip(*rows, strict=True))
 
 
 def fused_is_exact(dtype: torch.dtype) -> bool:
@@ -82,9 +107,8 @@ def next_updates(
     if places is not None and in_blocks(buffers):
         # On a CPU this is no wait for a device.
         beta = float(momentum)
-        for b, g, u in zip(buffers, grads, places, strict=True):
-            for b_, g_, u_ in blocks(b, g, u):
-                _next_update(b_, g_, u_, beta, nesterov, maximize, rounding)
+        for bs, gs, us in blocks(buffers, grads, places):
+            _next_updates(bs, gs, us, beta, nesterov, maximize, rounding)
         return list(places)
     gs = [x.neg() if maximize else x for x in grads]
     if places is not None and rounding is None:
@@ -103,29 +127,33 @@ def next_updates(
     return list(places)
 
 
-def _next_update(
-    b: Tensor,
-    g: Tensor,
-    u: Tensor,
+def _next_updates(
+    buffers: list[Tensor],
+    grads: list[Tensor],
+    places: list[Tensor],
     momentum: float,
     nesterov: bool,
     maximize: bool,
     rounding: torch.Generator | None,
 ) -> None:
     if maximize:
-        g = g.neg()
+        grads = list(torch._foreach_neg(grads))
     if rounding is not None:
-        b.copy_(_rounded_mean(b, g, momentum, rounding))
-    if g.dtype != b.dtype:
-        g = g.to(b.dtype)
+        for b, g in zip(buffers, grads, strict=True):
+            b.copy_(_rounded_mean(b, g, momentum, rounding))
+    # A cast that changes nothing is a call as well.
+    pairs = zip(grads, buffers, strict=True)
+    grads = [g if g.dtype == b.dtype else g.to(b.dtype) for g, b in pairs]
     if rounding is None:
-        b.lerp_(g, 1 - momentum)
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
     if not nesterov:
-        u.copy_(b)
-    elif u.dtype == b.dtype:
-        torch.lerp(g, b, momentum, out=u)
-    else:
-        u.copy_(torch.lerp(g, b, momentum))
+        torch._foreach_copy_(places, buffers)
+        return
+    for b, g, u in zip(buffers, grads, places, strict=True):
+        if u.dtype == b.dtype:
+            torch.lerp(g, b, momentum, out=u)
+        else:
+            u.copy_(torch.lerp(g, b, momentum))
 
 
 def _rounded_mean(
@@ -156,18 +184,18 @@ def apply_updates(
     """
     decay = lr * weight_decay if weight_decay else 0.0
     if in_blocks(params):
-        alike: dict[tuple[float, bool], list[int]] = {}
-        for i, (p, o, s) in enumerate(zip(params, updates, scales, strict=True)):
+        alike: dict[tuple[float, bool], list[tuple[Tensor, Tensor]]] = {}
+        for p, o, s in zip(params, updates, scales, strict=True):
             fusible = s > 0 and not cautious and fused_is_exact(p.dtype) and p.dtype == o.dtype
             fusible = fusible and p.is_contiguous() and o.is_contiguous()
-            alike.setdefault((s, fusible), []).append(i)
-        for (s, fusible), members in alike.items():
-            p_, o_ = [params[i] for i in members], [updates[i] for i in members]
+            alike.setdefault((s, fusible), []).append((p, o))
+        for (s, fusible), pairs in alike.items():
+            weights, steps = _columns(pairs)
             if fusible:
-                _fused_apply(p_, o_, lr * s, weight_decay / s)
+                _fused_apply(weights, steps, lr * s, weight_decay / s)
                 continue
-            for pair in zip(p_, o_, strict=True):
-                for p, o in blocks(*pair):
+            for some in blocks(weights, steps):
+                for p, o in zip(*some, strict=True):
                     _apply_update(p, o, -lr * s, decay, cautious)
         return
     if cautious:

@@ -223,16 +223,23 @@ class Muon(SpectralOptimizer):
 
     def _update_group(self, group: dict[str, Any]) -> None:
         matrices: list[Tensor] = []
+        states: list[dict[str, Any]] = []
         others: list[Tensor] = []
-        use_muon = group["use_muon"]
+        use_muon, normalized = group["use_muon"], group["neuron_beta"] is not None
         for p in group["params"]:
-            if p.grad is None and not p.requires_grad:
+            grad = p.grad
+            if grad is None and not p.requires_grad:
                 continue
-            is_matrix = p.ndim >= 2 if use_muon is None else use_muon
-            self._init_state(p, is_matrix, group)
-            if p.grad is not None and p.numel() > 0:
-                (matrices if is_matrix else others).append(p)
-        states = [self.state[p] for p in matrices]
+            is_matrix, state = p.ndim >= 2 if use_muon is None else use_muon, self.state[p]
+            if normalized or ("momentum_buffer" if is_matrix else "exp_avg") not in state:
+                self._init_state(p, is_matrix, group)
+            if grad is None or p.numel() == 0:
+                continue
+            if is_matrix:
+                matrices.append(p)
+                states.append(state)
+            else:
+                others.append(p)
         muon(
             matrices,
             [p.grad for p in matrices],  # type: ignore[misc]

@@ -13,7 +13,16 @@ from .elementwise import apply_updates, next_updates
 from .learning_rate import AdjustLr, shape_scale
 from .optimizer import orthogonalize_all
 from .routing import MatrixView, input_dims, matrix_shape, piece_shapes
-from .stacks import in_order, keep_memory, orthogonalize_stacks, stack_updates
+from .stacks import (
+    Batch,
+    Kind,
+    alike,
+    batches_of,
+    chunks,
+    keep_memory,
+    orthogonalize_stacks,
+    stack_updates,
+)
 from .triton_kernels import orthogonalize, plan
 from .triton_kernels.schedules import is_triple
 from .update_rules import neuron_normalize
@@ -73,52 +82,54 @@ def muon(
         compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
     """
-    kinds = [MatrixView.of(v) for v in views or ["auto"] * len(params)]
-    # All but the orthogonalization is elementwise: it runs on this rank's pieces.
-    grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
-    momentum_buffers = [local(b) for b in momentum_buffers]
-    engine = _engine(ns_coefficients, ns_steps, eps, compute_dtype)
+    divided = any(map(is_dtensor, params)) or any(map(is_dtensor, grads))
+    if divided:
+        # All but the orthogonalization is elementwise: it runs on this rank's pieces.
+        grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
+        momentum_buffers = [local(b) for b in momentum_buffers]
+    kinds = alike(params, momentum_buffers, views or ["auto"] * len(params))
+    options = _engine_options(ns_coefficients, ns_steps, eps, compute_dtype)
     dtype_of = partial(update_dtype, ns_coefficients, compute_dtype)
     scale = partial(shape_scale, adjust_lr_fn)
     traced = torch.compiler.is_compiling()  # the compiler plans memory by itself
     # Nearly always: whole matrices that stay where they are.
-    whole = not traced and not share_work and all(v.split is None for v in kinds)
-    whole = whole and not any(is_dtensor(p) for p in params)
+    whole = not (traced or share_work or divided or any(k.view.split for k in kinds))
     together = 1
     if whole and params and params[0].device.type == "cpu":
         max_batch_bytes = min(max_batch_bytes, CPU_BATCH_BYTES)
         together = torch.get_num_threads()  # the engine gives each thread a matrix
-    for chunk in chunks(params, max_batch_bytes, together):
-        weights, b, g = ([xs[i] for i in chunk] for xs in (params, momentum_buffers, grads))
-        seen = [kinds[i] for i in chunk]
-        stacks = [] if traced else stack_updates(b, [p.shape for p in weights], seen, dtype_of)
+    for chunk in chunks(kinds, max_batch_bytes, together):
+        batches = [Batch(chunk, None)] if traced else batches_of(chunk, dtype_of)
+        members, seen, scales = _spread(batches, scale)
+        weights, b, g = ([xs[i] for i in members] for xs in (params, momentum_buffers, grads))
+        stacks = [] if traced else stack_updates(b, batches, whole)
         updates = next_updates(
             b,
             g,
-            None if traced else in_order(stacks),
+            None if traced else [place for stack in stacks for place in stack.places],
             momentum,
             nesterov=nesterov,
             maximize=maximize,
             rounding=rounding,
         )
         if whole:
-            updates = orthogonalize_stacks(stacks, engine)
+            updates = orthogonalize_stacks(stacks, **options)
         else:
             updates = orthogonalize_distributed(
                 updates,
                 [Layout.of(p) for p in weights],
                 seen,
-                partial(_orthogonalize_some, views=seen, engine=engine, scale=scale),
+                partial(_orthogonalize_some, views=seen, options=options, scale=scale),
                 share_work=share_work,
             )
         if second_moments is not None:
-            for k, (i, p, v) in enumerate(zip(chunk, weights, seen, strict=True)):
+            for k, (i, p, v) in enumerate(zip(members, weights, seen, strict=True)):
                 # Means over neurons and norms of matrices: DTensor knows what to sum over ranks.
                 o = rewrapped(updates[k].to(b[k].dtype), p)
                 o = neuron_normalize(o, second_moments[i], neuron_beta, input_dims(p, v))
                 updates[k] = local_like(o, p)
-        scales = shape_scales(weights, seen, scale)
-        apply_updates([local(p) for p in weights], updates, scales, lr, weight_decay, cautious)
+        pieces = [local(p) for p in weights] if divided else weights
+        apply_updates(pieces, updates, scales, lr, weight_decay, cautious)
         if whole:
             keep_memory(stacks)
 
@@ -128,39 +139,40 @@ def _orthogonalize_some(
     members: Sequence[int],
     *,
     views: Sequence[MatrixView],
-    engine: Callable[[Tensor], Tensor],
+    options: dict[str, Any],
     scale: Callable[[int, int], float],
 ) -> list[Tensor]:
+    engine = partial(orthogonalize, **options)
     return orthogonalize_all(updates, [views[i] for i in members], engine, scale)
 
 
-def shape_scales(
-    params: Sequence[Tensor], views: Sequence[MatrixView], scale: Callable[[int, int], float]
-) -> list[float]:
-    """The factor of each parameter's shape; 1 for a split one, whose pieces had their own."""
-    known: dict[tuple[object, ...], float] = {}
-    result = []
-    for p, view in zip(params, views, strict=True):
-        key = (tuple(p.shape), view)
-        if key not in known:
-            known[key] = scale(*matrix_shape(p, view)) if view.split is None else 1.0
-        result.append(known[key])
-    return result
+def _spread(
+    batches: Sequence[Batch], scale: Callable[[int, int], float]
+) -> tuple[list[int], list[MatrixView], list[float]]:
+    """Position, view and factor of each parameter of the batches, in their order."""
+    members: list[int] = []
+    views: list[MatrixView] = []
+    scales: list[float] = []
+    for batch in batches:
+        for kind, some in batch.kinds.items():
+            # The pieces of a split parameter have factors of their own.
+            whole = kind.view.split is None
+            factor = scale(*matrix_shape(kind.shape, kind.view)) if whole else 1.0
+            members += some
+            views += [kind.view] * len(some)
+            scales += [factor] * len(some)
+    return members, views, scales
 
 
 def update_dtype(
-    coefficients: Coefficients,
-    compute_dtype: torch.dtype | None,
-    shape: torch.Size,
-    dtype: torch.dtype,
-    device: torch.device,
-    view: MatrixView,
+    coefficients: Coefficients, compute_dtype: torch.dtype | None, kind: Kind
 ) -> torch.dtype:
-    """bfloat16 for float32 updates that the engine would round to it first thing; else ``dtype``.
+    """bfloat16 for float32 updates that the engine would round to it first thing; else their own.
 
     The results are the same bits, and two passes over the memory less. A GPU's engine divides by
     the norm before it rounds, so there the updates stay as they are.
     """
+    shape, dtype, device, view = kind
     if device.type != "cpu" or dtype != torch.float32:
         return dtype
     if compute_dtype is None and is_triple(coefficients):
@@ -177,51 +189,12 @@ def update_dtype(
     return torch.bfloat16 if rounded == {True} else dtype
 
 
-def chunks(params: Sequence[Tensor], max_bytes: int, together: int = 1) -> list[list[int]]:
-    """Positions of the parameters, like shapes together, cut where ``max_bytes`` is passed.
-
-    Args:
-        params: The parameters.
-        max_bytes: Of the parameters in a chunk; a larger parameter has a chunk to itself.
-        together: Like shapes are cut after a multiple of so many, as far as ``max_bytes`` lets.
-
-    Example:
-        >>> a, b = torch.zeros(2, 2), torch.zeros(3)
-        >>> chunks([a, b, a], max_bytes=32)
-        [[0, 2], [1]]
-        >>> chunks([a, a, a, a], max_bytes=48, together=2)
-        [[0, 1], [2, 3]]
-    """
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for i, p in enumerate(params):
-        alike.setdefault(tuple(p.shape), []).append(i)
-    result: list[list[int]] = []
-    room = -1
-    for members in alike.values():
-        size = params[members[0]].numel() * params[members[0]].element_size()
-        count = max(1, min(together, max_bytes // max(size, 1)))
-        for start in range(0, len(members), count):
-            piece = members[start : start + count]
-            if size * len(piece) > room:
-                result.append([])
-                room = max_bytes
-            result[-1] += piece
-            room -= size * len(piece)
-    return result
-
-
-def _engine(
+def _engine_options(
     coefficients: Coefficients, steps: int, eps: float, dtype: torch.dtype | None
-) -> Callable[[Tensor], Tensor]:
+) -> dict[str, Any]:
     if isinstance(coefficients, str) and coefficients == "auto":
-        return partial(orthogonalize, method="auto", eps=eps, dtype=dtype)
+        return {"method": "auto", "eps": eps, "dtype": dtype}
     # A named schedule and a list of steps have a length of their own.
     repeat = steps if is_triple(coefficients) else None
-    return partial(
-        orthogonalize,
-        method="newton_schulz",
-        schedule=coefficients,
-        steps=repeat,
-        eps=eps,
-        dtype=dtype,
-    )
+    method = {"method": "newton_schulz", "schedule": coefficients, "steps": repeat}
+    return {**method, "eps": eps, "dtype": dtype}

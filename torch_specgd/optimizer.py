@@ -69,7 +69,9 @@ def orthogonalize_all(
             result.append(outputs[0])
             continue
         if scale is not None:
-            outputs = [o * scale(*matrix_shape(x, v)) for o, x in zip(outputs, parts, strict=True)]
+            outputs = [
+                o * scale(*matrix_shape(x.shape, v)) for o, x in zip(outputs, parts, strict=True)
+            ]
         result.append(torch.cat(outputs, split[0]))
     return result
 

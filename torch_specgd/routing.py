@@ -81,13 +81,10 @@ def batch_shape(shape: Size, view: str | MatrixView) -> tuple[int, int, int]:
     return shape[:-2].numel(), shape[-2], shape[-1]
 
 
-def matrix_shape(x: Tensor, view: str | MatrixView) -> tuple[int, int]:
+def matrix_shape(shape: Size, view: str | MatrixView) -> tuple[int, int]:
     """(outputs, inputs) of the logical matrix, which learning-rate scales are computed from."""
-    kind = MatrixView.of(view).kind
-    if _is_flat(x.ndim, kind):
-        return x.shape[0], x.numel() // max(x.shape[0], 1)
-    m, n = x.shape[-2:]
-    return (n, m) if kind == "transposed" else (m, n)
+    _, m, n = batch_shape(shape, view)
+    return (n, m) if MatrixView.of(view).kind == "transposed" else (m, n)
 
 
 def input_dims(x: Tensor, view: str | MatrixView) -> tuple[int, ...]:

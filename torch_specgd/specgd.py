@@ -65,7 +65,7 @@ def specgd(
     # A vector is a matrix of one column: its polar factor is the normalized vector.
     layouts = [x if len(x.shape) >= 2 else x.as_column() for x in map(Layout.of, params)]
     shapes = [
-        matrix_shape(p, view) if p.ndim >= 2 else (p.numel(), 1)
+        matrix_shape(p.shape, view) if p.ndim >= 2 else (p.numel(), 1)
         for p, view in zip(params, views, strict=True)
     ]
     # All but the orthogonalization is elementwise: it runs on this rank's pieces.
