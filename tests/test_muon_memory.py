@@ -1,7 +1,8 @@
 """What a step does with memory: blocks, stacks and dtypes must not change what it computes."""
 
 import sys
-from itertools import accumulate
+import weakref
+from itertools import accumulate, pairwise
 from typing import Any
 from unittest import mock
 
@@ -14,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch_specgd import Muon, elementwise, stacks
 from torch_specgd.elementwise import BLOCK, apply_updates, blocks, next_updates
 from torch_specgd.routing import MatrixView
-from torch_specgd.triton_kernels import plan
+from torch_specgd.triton_kernels import kept_memory, plan
 from torch_specgd.triton_kernels.together import orthogonalize_together
 
 # Below one block, of several with a rest, not contiguous, empty.
@@ -177,6 +178,57 @@ def test_stacks_hold_every_update_in_its_shape() -> None:
     assert all(s.batch.eq(1).all() for s in made)
     [whole] = stacks.stack_updates(buffers[:3], batches[:1], whole=True)
     assert whole.batch.shape == whole.result.shape == (4, 3, 4)
+
+
+def updates_of(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[stacks.Stack]:
+    """Stacks of whole matrices, as a step takes them."""
+    params = [torch.zeros(s, dtype=dtype) for s in shapes]
+    batches = stacks.batches_of(
+        stacks.alike(params, params, ["auto"] * len(shapes)), lambda k: k[1]
+    )
+    return stacks.stack_updates(params, batches, whole=True)
+
+
+def test_the_next_step_finds_its_views_and_no_other_does() -> None:
+    """Steps of other layouts, dtypes, modes and threads in between must not get these views."""
+    first = updates_of((4, 6), (4, 6), (6, 4))
+    stacks.keep_memory(first)
+    again = updates_of((4, 6), (4, 6), (6, 4))
+    assert again[0].places[1] is first[0].places[1]
+    # Without `keep_memory` the memory is still in use.
+    other = updates_of((4, 6), (4, 6), (6, 4))
+    assert other[0].places[1].data_ptr() != first[0].places[1].data_ptr()
+    for shapes, dtype in (
+        (((4, 6), (6, 4), (6, 4)), torch.float32),
+        (((2, 4, 6), (6, 4)), torch.float32),
+        (((3, 8), (4, 6), (6, 4)), torch.float32),
+        (((4, 6), (4, 6), (6, 4)), torch.float64),
+        (((4, 6), (4, 6), (6, 4)), torch.bfloat16),
+    ):
+        stacks.keep_memory(other)
+        made = updates_of(*shapes, dtype=dtype)
+        places = [x for s in made for x in s.places]
+        assert sorted(tuple(x.shape) for x in places) == sorted(shapes)
+        assert {x.dtype for x in places} == {dtype}
+        spans = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in places)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+        stacks.keep_memory(made)
+        other = updates_of((4, 6), (4, 6), (6, 4))
+    stacks.keep_memory(other)
+    with torch.inference_mode():
+        stacks.keep_memory(updates_of((4, 6), (4, 6), (6, 4)))
+    for x in updates_of((4, 6), (4, 6), (6, 4))[0].places:
+        x.add_(1)  # refused for what inference mode made
+
+
+def test_large_memory_is_not_kept_by_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is above the limit must be free after the step."""
+    monkeypatch.setattr(kept_memory, "_LIMIT", 1000)
+    made = updates_of((20, 30))
+    storage = weakref.ref(made[0].batch)
+    stacks.keep_memory(made)
+    del made
+    assert storage() is None
 
 
 def test_the_order_of_a_step_does_not_depend_on_a_ranks_pieces() -> None:

@@ -203,6 +203,7 @@ def test_chunks_leave_no_thread_without_a_matrix() -> None:
         return [sum(map(len, c.values())) for c in chunks(kinds, limit, together=2)]
 
     assert lengths(5 * 64) == [4, 3]
+    assert lengths(7 * 64) == [7]  # an odd one out takes the room that is left
     assert lengths(64) == [1] * 7
 
 

@@ -6,10 +6,10 @@ to fuse.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.optim.sgd import sgd
 
 from .triton_kernels.multi_tensor import (
     foreach_look_ahead,
@@ -184,18 +184,19 @@ def apply_updates(
     """
     decay = lr * weight_decay if weight_decay else 0.0
     if in_blocks(params):
-        alike: dict[tuple[float, bool], list[tuple[Tensor, Tensor]]] = {}
-        for p, o, s in zip(params, updates, scales, strict=True):
-            fusible = s > 0 and not cautious and fused_is_exact(p.dtype) and p.dtype == o.dtype
-            fusible = fusible and p.is_contiguous() and o.is_contiguous()
-            alike.setdefault((s, fusible), []).append((p, o))
-        for (s, fusible), pairs in alike.items():
-            weights, steps = _columns(pairs)
-            if fusible:
-                _fused_apply(weights, steps, lr * s, weight_decay / s)
+        kinds = [
+            # The factor in front, and the dtype if torch's fused step can be taken.
+            (s, None if cautious or s <= 0 else _fused_dtype(p, o))
+            for p, o, s in zip(params, updates, scales, strict=True)
+        ]
+        start = 0
+        for (s, dtype), run in groupby(kinds):
+            some = slice(start, start := start + len(list(run)))
+            if dtype is not None:
+                _fused_apply(params[some], updates[some], lr * s, weight_decay / s)
                 continue
-            for some in blocks(weights, steps):
-                for p, o in zip(*some, strict=True):
+            for pieces in blocks(params[some], updates[some]):
+                for p, o in zip(*pieces, strict=True):
                     _apply_update(p, o, -lr * s, decay, cautious)
         return
     if cautious:
@@ -209,21 +210,30 @@ def _as_wide(o: Tensor, p: Tensor) -> Tensor:
     return o.to(p.dtype) if o.dtype.itemsize < p.dtype.itemsize else o
 
 
+def _fused_dtype(p: Tensor, o: Tensor) -> torch.dtype | None:
+    dtype = p.dtype
+    same = o.dtype == dtype and p.is_contiguous() and o.is_contiguous()
+    return dtype if same and fused_is_exact(dtype) else None
+
+
 def _fused_apply(
-    params: list[Tensor], updates: list[Tensor], rate: float | Tensor, decay: float
+    params: Sequence[Tensor], updates: Sequence[Tensor], rate: float | Tensor, decay: float
 ) -> None:
-    """W <- W - rate (O + decay W): a step of SGD, for which torch has one pass over memory."""
-    sgd(
-        params,
-        updates,
-        [None] * len(params),
-        fused=True,
-        lr=rate,  # type: ignore[arg-type]
+    """W <- W - rate (O + decay W): a step of SGD, for which torch has one pass over memory.
+
+    By its inner name: of the outer one's checks and groups a step on small tensors feels each.
+    """
+    torch._fused_sgd_(
+        list(params),
+        list(updates),
+        [],
         weight_decay=decay,
         momentum=0.0,
+        lr=rate,
         dampening=0.0,
         nesterov=False,
         maximize=False,
+        is_first_step=False,
     )
 
 

@@ -4,7 +4,9 @@ A step treats parameters of one `Kind` alike. `chunks` bounds what exists at one
 puts kinds together whose matrices have one shape, and `stack_updates` gives each batch its memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +41,11 @@ class Kind(NamedTuple):
         """Bytes of a whole update in the buffer's dtype."""
         return self.shape.numel() * self.dtype.itemsize
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(m, n) of its matrices, if they are not split."""
+        return batch_shape(self.shape, self.view)[1:]
+
 
 class Batch(NamedTuple):
     """Kinds of parameters whose matrices have one shape.
@@ -58,12 +65,25 @@ class Stack(NamedTuple):
     Attributes:
         places: The updates, in the order of the batch's parameters: views of ``batch``.
         batch: (B, m, n): all their matrices; flat where they are not whole.
-        result: As large as ``batch``: where their orthogonalization may go; None: new memory.
+        result: As large as ``batch``, or the same: where their orthogonalization goes; None: new
+            memory.
+        results: Views of ``result`` like ``places``.
     """
 
     places: list[Tensor]
     batch: Tensor
     result: Tensor | None
+    results: list[Tensor]
+
+
+class _Last(threading.local):
+    """The stacks that this thread used last, as long as their memory is kept."""
+
+    key: object = None
+    stacks: Sequence[Stack] = ()
+
+
+_LAST = _Last()
 
 
 def alike(
@@ -106,14 +126,19 @@ def chunks(
     result: list[dict[Kind, list[int]]] = []
     room = -1
     for kind, members in kinds.items():
-        count = max(1, min(together, max_bytes // max(kind.nbytes, 1)))
-        for start in range(0, len(members), count):
-            piece = members[start : start + count]
-            if kind.nbytes * len(piece) > room:
+        size = max(kind.nbytes, 1)  # empty ones are no reason to divide by zero
+        count = max(1, min(together, max_bytes // size))
+        start = 0
+        while start < len(members):
+            unit = min(count, len(members) - start)
+            if size * unit > room:
                 result.append({})
-                room = max_bytes
+                room = max(max_bytes, size * unit)
+            fit = room // (size * unit) * unit
+            piece = members[start : start + fit]
             result[-1].setdefault(kind, []).extend(piece)
-            room -= kind.nbytes * len(piece)
+            room -= size * len(piece)
+            start += fit
     return result
 
 
@@ -131,7 +156,7 @@ def batches_of(
     found: dict[tuple[object, ...], Batch] = {}
     for kind, members in chunk.items():
         dtype, split = dtype_of(kind), kind.view.split
-        shape = (kind.shape, split) if split else batch_shape(kind.shape, kind.view)[1:]
+        shape = (kind.shape, split) if split else kind.matrix
         batch = found.setdefault((shape, dtype, kind.device), Batch({}, dtype))
         batch.kinds[kind] = members
     return list(found.values())
@@ -145,56 +170,85 @@ def stack_updates(buffers: Sequence[Tensor], batches: Sequence[Batch], whole: bo
             rank's piece.
         batches: What they belong to.
         whole: Whether they hold all of their parameters, none of them split.
+
+    Returns:
+        A stack for each batch. Those of whole matrices on a CPU stay valid until this thread calls
+        again after `keep_memory`.
     """
-    left = iter(buffers)
-    shapes = [[next(left).shape for some in b.kinds.values() for _ in some] for b in batches]
-    devices = [next(iter(b.kinds)).device for b in batches]
-    dtypes = [b.dtype or next(iter(b.kinds)).dtype for b in batches]
-    sizes = [sum(shape.numel() for shape in some) for some in shapes]
-    stacks = []
-    memory = _memory(list(zip(sizes, dtypes, devices, strict=True)))
-    for batch, some, (place, result) in zip(batches, shapes, memory, strict=True):
-        places = _cut(place, some)
-        if whole:
-            kind = next(iter(batch.kinds))
-            m, n = batch_shape(kind.shape, kind.view)[1:]
-            place = place.view(-1, m, n)
-            result = None if result is None else result.view(-1, m, n)
-        stacks.append(Stack(places, place, result if whole else None))
+    if whole and all(kind.device.type == "cpu" for batch in batches for kind in batch.kinds):
+        return _stacks_in_kept_memory(batches)
+    left, stacks = iter(buffers), []
+    for kinds, dtype in batches:
+        shapes = [next(left).shape for some in kinds.values() for _ in some]
+        runs = [(shape, len(list(same))) for shape, same in groupby(shapes)]
+        first = next(iter(kinds))
+        size = sum(shape.numel() for shape in shapes)
+        memory = torch.empty(size, dtype=dtype or first.dtype, device=first.device)
+        batch = memory.view(-1, *first.matrix) if whole else memory
+        stacks.append(Stack(_cut(memory, runs), batch, None, []))
     return stacks
 
 
-def _memory(
-    sizes: Sequence[tuple[int, torch.dtype, torch.device]],
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Flat uninitialized tensors for updates and results, on a CPU in what the last step left."""
-    if not all(device.type == "cpu" for _, _, device in sizes):
-        for n, dtype, device in sizes:
-            yield torch.empty(n, dtype=dtype, device=device), None
-        return
-    # bfloat16 is iterated in the direct form, whose result may lie over the updates; the Gram
-    # form of small matrices in float32 reads them last.
-    kinds = [(n, dtype, 1 if dtype == torch.bfloat16 else 2) for n, dtype, _ in sizes]
-    spans = [-(-n * dtype.itemsize // _LINE) * _LINE for n, dtype, _ in kinds]
-    room = _KEPT.take(sum(span * count for span, (*_, count) in zip(spans, kinds, strict=True)))
-    for span, (n, dtype, count) in zip(spans, kinds, strict=True):
-        places = [room[i * span :][: n * dtype.itemsize].view(dtype) for i in range(count)]
-        room = room[count * span :]
-        yield places[0], places[-1]
+class _Room(NamedTuple):
+    """What the updates of a batch take of the kept memory."""
+
+    runs: list[tuple[torch.Size, int]]
+    matrix: tuple[int, int]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(batch: Batch) -> "_Room":
+        first = next(iter(batch.kinds))
+        runs = [(kind.shape, len(members)) for kind, members in batch.kinds.items()]
+        return _Room(runs, first.matrix, batch.dtype or first.dtype)
+
+    @property
+    def copies(self) -> int:
+        # bfloat16 is iterated in the direct form, whose result may lie over the updates; the Gram
+        # form of small matrices in float32 reads them last.
+        return 1 if self.dtype == torch.bfloat16 else 2
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of a copy, and how far one is from the next."""
+        nbytes = self.dtype.itemsize * sum(shape.numel() * count for shape, count in self.runs)
+        return nbytes, -(-nbytes // _LINE) * _LINE
+
+
+def _stacks_in_kept_memory(batches: Sequence[Batch]) -> list[Stack]:
+    rooms = [_Room.of(batch) for batch in batches]
+    memory = _KEPT.take(sum(room.copies * room.sizes()[1] for room in rooms))
+    key: object = None
+    if type(memory) is Tensor:  # and has an address
+        # Hundreds of views take as long as the arithmetic of small matrices: they stay as well.
+        key = (memory.data_ptr(), torch.is_inference_mode_enabled(), rooms)
+        if key == _LAST.key:
+            return list(_LAST.stacks)
+    stacks = []
+    for room in rooms:
+        nbytes, span = room.sizes()
+        pieces = [memory[i * span :][:nbytes].view(room.dtype) for i in range(room.copies)]
+        memory = memory[room.copies * span :]
+        places = [_cut(x, room.runs) for x in pieces]
+        batch = [x.view(-1, *room.matrix) for x in pieces]
+        stacks.append(Stack(places[0], batch[0], batch[-1], places[-1]))
+    _LAST.key, _LAST.stacks = key, stacks
+    return stacks
 
 
 def keep_memory(stacks: Sequence[Stack]) -> None:
     """Lets this thread's next step write over these updates, if they are a CPU's and not large."""
-    if stacks and stacks[0].batch.device.type == "cpu":
-        _KEPT.give(stacks[0].batch)
+    if not (stacks and stacks[0].result is not None and _KEPT.give(stacks[0].batch)):
+        _LAST.key, _LAST.stacks = None, ()
 
 
-def _cut(memory: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Views of the given shapes, one after the other."""
-    if all(shape == shapes[0] for shape in shapes):
-        return list(memory.view(len(shapes), *shapes[0]).unbind())
-    parts = memory.split([shape.numel() for shape in shapes])
-    return [x.view(shape) for x, shape in zip(parts, shapes, strict=True)]
+def _cut(memory: Tensor, runs: Sequence[tuple[torch.Size, int]]) -> list[Tensor]:
+    """Views of the given shapes, each so many times, one after the other."""
+    pieces = memory.split([shape.numel() * count for shape, count in runs])
+    return [
+        place
+        for piece, (shape, count) in zip(pieces, runs, strict=True)
+        for place in piece.view(count, *shape).unbind()
+    ]
 
 
 def orthogonalize_stacks(stacks: Sequence[Stack], **options: Any) -> list[Tensor]:
@@ -209,12 +263,13 @@ def orthogonalize_stacks(stacks: Sequence[Stack], **options: Any) -> list[Tensor
         may lie in the stacks' own memory.
     """
     placed = [s for s in stacks if s.result is not None]
-    outs = [s.batch if s.batch.dtype == torch.bfloat16 else s.result for s in placed]
+    outs = [s.result for s in placed if s.result is not None]
     orthogonalize_together([s.batch for s in placed], outs, **options)
-    done = iter(outs)
     results: list[Tensor] = []
-    for places, batch, place in stacks:
-        # A GPU leaves tall results transposed: one pass over all beats strided reads later.
-        out = orthogonalize(batch, **options).contiguous() if place is None else next(done)
-        results += places if out is batch else _cut(out.view(-1), [x.shape for x in places])
+    for places, batch, result, done in stacks:
+        if result is None:
+            # A GPU leaves tall results transposed: one pass over all beats strided reads later.
+            new = orthogonalize(batch, **options).contiguous()
+            done = _cut(new.view(-1), [(x.shape, 1) for x in places])
+        results += done
     return results

@@ -47,13 +47,18 @@ class KeptMemory(threading.local):
             return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         return memory.set_(room)
 
-    def give(self, memory: Tensor) -> None:
+    def give(self, memory: Tensor) -> bool:
         """Keep the whole storage of a tensor for the next taker, unless it is large.
 
         Args:
             memory: On a CPU; what still refers to it will be written over.
+
+        Returns:
+            Whether it is kept.
         """
         storage = memory.untyped_storage()
         # A fake tensor says that it is on a CPU; its storage has no data.
-        if storage.device.type == "cpu" and storage.nbytes() <= _LIMIT:
+        kept = storage.device.type == "cpu" and storage.nbytes() <= _LIMIT
+        if kept:
             self._room = storage
+        return kept
