@@ -33,6 +33,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLOCK = CLOCKS["wall"]
 COLUMNS = ("optimizer", "median ms", "min ms", "x torch (median)", "x torch (min)", "polar error")
 COLUMNS += ("GFLOP", "floor ms", "min / floor", "peak MB")
+PRODUCTS = tuple(f"aten::{x}" for x in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"))
 DTYPES = {"c10::BFloat16": "bfloat16", "float": "float32", "c10::Half": "float16"}
 
 
@@ -59,7 +60,7 @@ def count(step: object) -> tuple[dict[str, float], int]:
     events = prof.profiler.kineto_results.events()
     flops: dict[str, float] = {}
     for e in events:
-        if e.name() in ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"):
+        if e.name() in PRODUCTS:
             kind = next((DTYPES.get(d, d) for d in e.dtypes() if d), "?")
             flops[kind] = flops.get(kind, 0.0) + operations(e.name(), e.shapes())
     held = peak = 0

@@ -23,6 +23,7 @@ class KeptMemory(threading.local):
         >>> kept = KeptMemory()
         >>> room = kept.take(100)
         >>> kept.give(room)
+        True
         >>> kept.take(50).data_ptr() == room.data_ptr()
         True
     """

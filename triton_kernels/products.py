@@ -18,7 +18,9 @@ __all__ = ["Products", "TorchProducts"]
 
 _Triangle = Callable[..., Tensor]
 _BLOCK_ROWS = 4  # block rows of a triangle: 10 of 16 blocks are computed
-_TRIANGLE_ROWS, _TRIANGLE_ELEMENTS = 512, 400_000  # of the left operand; below, calls cost more
+_TRIANGLE_ROWS = 512
+# Of the left operand in bfloat16, without AMX: smaller products are too short beside the calls.
+_TRIANGLE_ELEMENTS = 400_000
 # AMX multiplies so fast that blocks, each a call of its own, pay later; but where matrices are too
 # few to give one to each thread, halves do from 512 rows on (Gram matrices) or 768: oneDNN runs a
 # single product that small at the rate of one thread.
@@ -132,8 +134,8 @@ def _triangle(x: Tensor, halved_rows: int) -> _Triangle | None:
         if 2 * batch <= torch.get_num_threads() and halved_rows <= n < _TRIANGLE_ROWS_AMX:
             return halved_product if n % 2 == 0 else None
         return triangle_product if n >= _TRIANGLE_ROWS_AMX else None
-    large = n >= _TRIANGLE_ROWS and n * k >= _TRIANGLE_ELEMENTS
-    return triangle_product if large else None
+    narrow = x.dtype == torch.bfloat16 and n * k < _TRIANGLE_ELEMENTS
+    return triangle_product if n >= _TRIANGLE_ROWS and not narrow else None
 
 
 def triangle_product(
@@ -157,15 +159,16 @@ def triangle_product(
     n = a.shape[1]
     old, beta = (out, 0.0) if c is None else (c, beta)
     size = -(-n // _BLOCK_ROWS)
-    for start in range(0, n, size):
-        stop = min(start + size, n)
-        for one, left, right, addend in zip(out, a, b, old, strict=True):
+    # Member by member: what one needs stays in the cache.
+    for one, left, right, addend in zip(out, a, b, old, strict=True):
+        for start in range(0, n, size):
+            stop = min(start + size, n)
             torch.addmm(
                 addend[start:stop, :stop], left[start:stop], right[:stop].T,
                 beta=beta, alpha=alpha, out=one[start:stop, :stop],
             )  # fmt: skip
-        if start:
-            out[:, :start, start:stop] = out[:, start:stop, :start].mT
+            if start:
+                one[:start, start:stop] = one[start:stop, :start].T
     return out
 
 
