@@ -180,6 +180,14 @@ def test_stacks_hold_every_update_in_its_shape() -> None:
     assert whole.batch.shape == whole.result.shape == (4, 3, 4)
 
 
+def test_a_view_by_name_and_by_value_are_one_kind() -> None:
+    """No parameter may get lost between the two spellings."""
+    xs = [torch.zeros(3, 4)] * 4
+    kinds = stacks.alike(xs, xs, ["auto", MatrixView("auto"), "batch", "auto"])
+    assert [k.view for k in kinds] == [MatrixView("auto"), MatrixView("batch")]
+    assert sorted(i for some in kinds.values() for i in some) == [0, 1, 2, 3]
+
+
 def updates_of(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[stacks.Stack]:
     """Stacks of whole matrices, as a step takes them."""
     params = [torch.zeros(s, dtype=dtype) for s in shapes]

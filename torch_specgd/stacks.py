@@ -99,11 +99,12 @@ def alike(
     found: dict[tuple[object, ...], list[int]] = {}
     for i, (p, b, view) in enumerate(zip(params, buffers, views, strict=True)):
         found.setdefault((p.shape, b.dtype, b.device, view), []).append(i)
-    # Once a kind and not once a parameter.
-    return {
-        Kind(shape, dtype, device, MatrixView.of(view)): members  # type: ignore[arg-type]
-        for (shape, dtype, device, view), members in found.items()
-    }
+    kinds: dict[Kind, list[int]] = {}
+    for (shape, dtype, device, view), members in found.items():
+        # Here, once a kind and not once a parameter; "auto" and MatrixView("auto") are the same.
+        kind = Kind(shape, dtype, device, MatrixView.of(view))  # type: ignore[arg-type]
+        kinds.setdefault(kind, []).extend(members)
+    return kinds
 
 
 def chunks(
