@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_specgd.triton_kernels import orthogonalize, together
+from torch_specgd.triton_kernels import orthogonalize, plan, together
 from torch_specgd.triton_kernels.together import orthogonalize_together
 
 # Factors of one rank and several lengths, of another rank, and matrices that are no factors.
@@ -45,14 +45,26 @@ def test_factors_of_one_rank_share_their_iteration() -> None:
     """That is what it is for: 5 + 3 matrices of rank 16 in one run, 4 + 1 of rank 8 in another."""
     shared = []
 
-    def recording(pairs: Any, schedule: Any) -> bool:
+    def recording(pairs: Any, schedule: Any) -> None:
         shared.append([x.shape for x, _ in pairs])
-        return share(pairs, schedule)
+        share(pairs, schedule)
 
     share = together._share
     with mock.patch.object(together, "_share", recording):
         both_ways([torch.randn(s) for s in SHAPES])
     assert shared == [[SHAPES[0], SHAPES[1]], [SHAPES[3], SHAPES[4]]]
+
+
+def test_others_do_not_share() -> None:
+    """Large matrices would need all their Gram matrices at once; a restart needs X midway."""
+    with mock.patch.object(together, "_share", side_effect=AssertionError):
+        both_ways([torch.randn(3, 70, 400), torch.randn(2, 70, 500)], dtype=torch.float32)
+        small = [torch.randn(3, 16, 400), torch.randn(2, 16, 500)]
+        restarted = plan((16, 400), form="gram", restarts=[1])
+        with mock.patch.object(together, "plan", return_value=restarted):
+            both_ways(small)
+        with pytest.raises(ValueError, match="eps must be positive"):
+            both_ways(small, eps=0.0)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30, float("nan"), float("inf")])

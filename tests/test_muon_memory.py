@@ -1,5 +1,6 @@
 """What a step does with memory: blocks, stacks and dtypes must not change what it computes."""
 
+import gc
 import sys
 import weakref
 from itertools import accumulate, pairwise
@@ -17,6 +18,14 @@ from torch_specgd.elementwise import BLOCK, apply_updates, blocks, next_updates
 from torch_specgd.routing import MatrixView
 from torch_specgd.triton_kernels import kept_memory, plan
 from torch_specgd.triton_kernels.together import orthogonalize_together
+
+
+class Divided(Tensor):
+    """Looks like a DTensor."""
+
+    placements = ()
+    device_mesh = None
+
 
 # Below one block, of several with a rest, not contiguous, empty.
 SHAPES = ((5, 7), (3, BLOCK // 2 + 5), (0, 4))
@@ -82,7 +91,7 @@ def test_updates_are_applied_by_their_rule(
 ) -> None:
     """Fused, in blocks, over lists: W - lr decay W - lr s O, entry by entry in float64."""
     start, o = tensors(weight), tensors(update)
-    scales = [2.0, 0.5, 1.0, 0.5]
+    scales = [2.0, 0.0, -1.0, 0.5]
     # 1 - lr decay is computed in the dtype of a tensor lr, as everywhere in torch.
     coarse = torch.float32 if isinstance(lr, Tensor) and weight == torch.float64 else weight
     eps = torch.finfo(coarse).eps
@@ -170,14 +179,24 @@ def test_stacks_hold_every_update_in_its_shape() -> None:
     batches = stacks.batches_of(kinds, lambda kind: kind.dtype)
     members = [[i for some in b.kinds.values() for i in some] for b in batches]
     assert members == [[0, 1, 2], [3]]
-    made = stacks.stack_updates(buffers, batches, whole=False)
+    made = stacks.stack_updates(buffers, batches, whole=False).stacks
     for x, b in zip([x for s in made for x in s.places], buffers, strict=True):
         assert x.shape == b.shape
         x.fill_(1)
     assert [tuple(s.batch.shape) for s in made] == [(48,), (24,)]
     assert all(s.batch.eq(1).all() for s in made)
-    [whole] = stacks.stack_updates(buffers[:3], batches[:1], whole=True)
+    [whole] = stacks.stack_updates(buffers[:3], batches[:1], whole=True).stacks
+    assert whole.result is not None
     assert whole.batch.shape == whole.result.shape == (4, 3, 4)
+
+
+def test_only_like_buffers_share_a_batch() -> None:
+    """Memory of one dtype and device cannot hold the other's updates."""
+    kind = stacks.Kind(torch.Size((3, 4)), torch.float32, torch.device("cpu"), MatrixView())
+    others = [kind._replace(dtype=torch.bfloat16), kind._replace(device=torch.device("meta"))]
+    kinds = {k: [i] for i, k in enumerate([kind, *others])}
+    batches = stacks.batches_of(kinds, lambda _: torch.float32)
+    assert [list(b.kinds) for b in batches] == [[kind], [others[0]], [others[1]]]
 
 
 def test_a_view_by_name_and_by_value_are_one_kind() -> None:
@@ -188,71 +207,132 @@ def test_a_view_by_name_and_by_value_are_one_kind() -> None:
     assert sorted(i for some in kinds.values() for i in some) == [0, 1, 2, 3]
 
 
-def updates_of(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[stacks.Stack]:
-    """Stacks of whole matrices, as a step takes them."""
+def updates_of(*shapes: tuple[int, ...], view: str = "auto", dtype: Any = torch.float32) -> Any:
+    """Stacks of whole matrices, as a step takes them, and all their places."""
     params = [torch.zeros(s, dtype=dtype) for s in shapes]
-    batches = stacks.batches_of(
-        stacks.alike(params, params, ["auto"] * len(shapes)), lambda k: k[1]
-    )
-    return stacks.stack_updates(params, batches, whole=True)
+    kinds = stacks.alike(params, params, [view] * len(shapes))
+    batches = stacks.batches_of(kinds, lambda kind: kind.dtype)
+    made = stacks.stack_updates(params, batches, whole=True)
+    return made, [x for s in made.stacks for x in s.places]
 
 
-def test_the_next_step_finds_its_views_and_no_other_does() -> None:
-    """Steps of other layouts, dtypes, modes and threads in between must not get these views."""
-    first = updates_of((4, 6), (4, 6), (6, 4))
+@pytest.fixture
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacks, "_KEPT", kept_memory.KeptMemory())
+    monkeypatch.setattr(stacks, "_LAST", stacks._Last())
+
+
+SAME = ((4, 6), (4, 6), (6, 4))
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_the_next_step_finds_its_views() -> None:
+    first, views = updates_of(*SAME)
     stacks.keep_memory(first)
-    again = updates_of((4, 6), (4, 6), (6, 4))
-    assert again[0].places[1] is first[0].places[1]
-    # Without `keep_memory` the memory is still in use.
-    other = updates_of((4, 6), (4, 6), (6, 4))
-    assert other[0].places[1].data_ptr() != first[0].places[1].data_ptr()
-    for shapes, dtype in (
-        (((4, 6), (6, 4), (6, 4)), torch.float32),
-        (((2, 4, 6), (6, 4)), torch.float32),
-        (((3, 8), (4, 6), (6, 4)), torch.float32),
-        (((4, 6), (4, 6), (6, 4)), torch.float64),
-        (((4, 6), (4, 6), (6, 4)), torch.bfloat16),
-    ):
-        stacks.keep_memory(other)
-        made = updates_of(*shapes, dtype=dtype)
-        places = [x for s in made for x in s.places]
+    again, found = updates_of(*SAME)
+    assert all(x is y for x, y in zip(views, found, strict=True))
+    # Without `keep_memory` they are still in use: a step inside a step.
+    _, other = updates_of(*SAME)
+    assert {x.data_ptr() for x in other}.isdisjoint(x.data_ptr() for x in views)
+    stacks.keep_memory(again)
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+@pytest.mark.parametrize(
+    ("shapes", "options"),
+    [
+        (((4, 6), (6, 4), (6, 4)), {}),
+        (((2, 4, 6), (6, 4)), {}),
+        (((3, 8), (4, 6), (6, 4)), {}),
+        (SAME, {"dtype": torch.float64}),
+        (SAME, {"dtype": torch.bfloat16}),
+        (((2, 4, 6), (2, 6, 4)), {"view": "flatten"}),
+        (((2, 4, 6), (2, 6, 4)), {"view": "batch"}),
+    ],
+)
+def test_a_step_of_another_layout_finds_other_views(
+    shapes: tuple[tuple[int, ...], ...], options: dict[str, Any]
+) -> None:
+    """Whatever stepped before, every place has its own memory, shape and dtype."""
+    for before in (SAME, ((2, 4, 6), (2, 6, 4))):
+        stacks.keep_memory(updates_of(*before)[0])
+        made, places = updates_of(*shapes, **options)
         assert sorted(tuple(x.shape) for x in places) == sorted(shapes)
-        assert {x.dtype for x in places} == {dtype}
+        assert {x.dtype for x in places} == {options.get("dtype", torch.float32)}
+        matrices = {tuple(s.batch.shape[1:]) for s in made.stacks}
+        flat = options.get("view") == "flatten"
+        assert matrices == ({(2, 24)} if flat else {shape[-2:] for shape in shapes})
         spans = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in places)
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         stacks.keep_memory(made)
-        other = updates_of((4, 6), (4, 6), (6, 4))
-    stacks.keep_memory(other)
+
+
+@pytest.mark.usefixtures("_nothing_kept")
+def test_views_of_inference_mode_stay_there() -> None:
+    """A training step after an evaluation would end in "inplace update to inference tensor"."""
     with torch.inference_mode():
-        stacks.keep_memory(updates_of((4, 6), (4, 6), (6, 4)))
-    for x in updates_of((4, 6), (4, 6), (6, 4))[0].places:
-        x.add_(1)  # refused for what inference mode made
+        stacks.keep_memory(updates_of(*SAME)[0])
+    for x in updates_of(*SAME)[1]:
+        x.add_(1)
 
 
-def test_large_memory_is_not_kept_by_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is above the limit must be free after the step."""
-    monkeypatch.setattr(kept_memory, "_LIMIT", 1000)
-    made = updates_of((20, 30))
-    storage = weakref.ref(made[0].batch)
-    stacks.keep_memory(made)
-    del made
-    assert storage() is None
+@pytest.mark.usefixtures("_nothing_kept")
+@pytest.mark.parametrize("broken", [False, True])
+def test_large_memory_is_free_after_a_step(monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
+    """Nor is any kept by a step that was broken off."""
+    monkeypatch.setattr(kept_memory, "_LIMIT", 10**6 if broken else 1000)
+    p = nn.Parameter(torch.randn(20, 30))
+    p.grad = torch.randn_like(p)
+    seen: list[Any] = []
+
+    def watching(xs: list[Tensor], outs: list[Tensor], **options: Any) -> None:
+        seen.extend(weakref.ref(x) for x in (*xs, *outs))
+        if broken:
+            raise KeyboardInterrupt
+        orthogonalize_together(xs, outs, **options)
+
+    with mock.patch.object(stacks, "orthogonalize_together", watching):
+        try:
+            Muon([p]).step()
+        except KeyboardInterrupt:
+            assert broken
+    gc.collect()
+    assert seen
+    assert all(x() is None for x in seen)
+
+
+def test_a_buffer_of_another_shape_is_refused() -> None:
+    """Broadcasting would step with garbage, and resize memory that later steps use."""
+    p = nn.Parameter(torch.randn(4, 6))
+    optimizer = Muon([p])
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    p.data = torch.randn(4, 1)
+    p.grad = torch.randn_like(p)
+    before = p.detach().clone()
+    with pytest.raises(
+        RuntimeError, match=r"shape \(4, 1\) has a momentum buffer of shape \(4, 6\)"
+    ):
+        optimizer.step()
+    assert torch.equal(p, before)
+    del optimizer.state[p]
+    optimizer.step()
 
 
 def test_the_order_of_a_step_does_not_depend_on_a_ranks_pieces() -> None:
     """Every rank must bring the matrices in one order, whatever it holds of each."""
-    shapes = ((8, 4), (6, 6), (8, 4), (4, 4, 2), (5, 8, 4))
+    shapes = ((8, 4), (6, 6), (8, 4), (4, 4, 2), (5, 8, 4), (8, 4))
     orders = []
-    for rows in ((4, 3, 4, 2, 5), (4, 3, 0, 2, 0)):
-        params = [torch.zeros(s) for s in shapes]
-        pieces = [p[:n] for p, n in zip(params, rows, strict=True)]
+    for rows in ((4, 3, 4, 2, 5, 4), (4, 3, 0, 2, 0, 4), (0, 3, 0, 0, 5, 1)):
+        params = [Divided(torch.zeros(s)) for s in shapes]
+        pieces = [torch.zeros(n, *s[1:]) for s, n in zip(shapes, rows, strict=True)]
         kinds = stacks.alike(params, pieces, ["auto"] * len(shapes))
         batches = stacks.batches_of(kinds, lambda kind: kind.dtype)
         orders.append([i for b in batches for some in b.kinds.values() for i in some])
         made = stacks.stack_updates([pieces[i] for i in orders[-1]], batches, whole=False)
-        places = [x.shape for s in made for x in s.places]
+        places = [x.shape for s in made.stacks for x in s.places]
         assert places == [pieces[i].shape for i in orders[-1]]
-    assert orders[0] == orders[1] == [0, 2, 4, 1, 3]
+    assert orders == [[0, 2, 5, 4, 1, 3]] * 3
 
 
 def peak_bytes(optimizer: Muon) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from torch_specgd import Muon, qk_clip_
 from torch_specgd.learning_rate import LR_SCALES, shape_scale
+from torch_specgd.muon_step import muon
 from torch_specgd.stacks import Kind, alike, chunks
 from torch_specgd.update_rules import neuron_normalize, stochastic_round
 
@@ -177,6 +179,91 @@ def test_memory_limit_changes_no_value(limit: int) -> None:
     for a, b, c in zip(*results, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(c, a, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"max_batch_bytes": 60}, {"foreach": False}])
+def test_memory_limit_changes_no_random_bit(options: dict[str, Any]) -> None:
+    """Stochastic rounding must be repeatable on a machine with less memory."""
+    results = []
+    for own in ({}, options):
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(s)) for s in ((4, 6), (6, 4), (1, 4, 6), (3, 3), (4, 6))]
+        optimizer = Muon(params, state_dtype="bfloat16", **own)
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        results.append([optimizer.state[p]["momentum_buffer"] for p in params])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"neuron_beta": 0.9}, {"cautious_weight_decay": True}])
+def test_neighbours_in_a_group_change_nothing(options: dict[str, Any]) -> None:
+    """Grouped by shape, dtype and view, each parameter still gets its own buffers and results."""
+    shapes = ((4, 6), (6, 4), (2, 4, 6), (4, 3, 2), (6, 4), (4, 6), (70, 80), (5,), (80, 70))
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    starts = [
+        torch.randn(s).to(dtypes[i % 4] if i % 4 < 3 else dtypes[0]) for i, s in enumerate(shapes)
+    ]
+    grads = [[torch.randn_like(x) for x in starts] for _ in range(2)]
+    together = [nn.Parameter(x.clone()) for x in starts]
+    alone = [nn.Parameter(x.clone()) for x in starts]
+    one, many = Muon(together, **options), [Muon([p], **options) for p in alone]
+    for some in grads:
+        for p, q, g in zip(together, alone, some, strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        one.step()
+        for optimizer in many:
+            optimizer.step()
+    for p, q in zip(together, alone, strict=True):
+        tolerance = 2e-2 if p.dtype == torch.bfloat16 else 1e-6
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+
+
+def test_normalization_may_begin_later() -> None:
+    """A group's setting is read at every step; the state that it needs is made then."""
+    p = nn.Parameter(torch.randn(4, 6))
+    optimizer = Muon([p])
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    optimizer.param_groups[0]["neuron_beta"] = 0.9
+    optimizer.step()
+    assert optimizer.state[p]["neuron_second_moment"].shape == (4, 1)
+
+
+def test_an_eps_of_zero_is_as_good_as_a_tiny_one() -> None:
+    """torch.optim.Muon takes it, and gives NaN for a gradient of zeros."""
+    shapes = ((4, 6), (4, 8))
+    for coefficients in ("auto", (3.4445, -4.7750, 2.0315)):
+        params = [nn.Parameter(torch.randn(s)) for s in shapes]
+        optimizer = Muon(params, eps=0.0, ns_coefficients=coefficients)
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        assert all(p.isfinite().all() for p in params)
+
+
+class Divided(torch.Tensor):
+    """Looks like a DTensor."""
+
+    placements = ()
+    device_mesh = None
+
+
+def test_a_gradient_that_lies_elsewhere_than_its_parameter_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="but its gradient is a DTensor"):
+        muon(
+            [torch.ones(3, 4)],
+            [torch.ones(3, 4).as_subclass(Divided)],
+            [torch.zeros(3, 4)],
+            lr=0.1,
+            weight_decay=0.1,
+            momentum=0.9,
+            nesterov=True,
+            ns_coefficients="auto",
+            eps=1e-7,
+            ns_steps=5,
+            adjust_lr_fn=None,
+        )
 
 
 def kinds_of(*shapes: tuple[int, int]) -> dict[Kind, list[int]]:

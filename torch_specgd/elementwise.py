@@ -22,6 +22,8 @@ from .update_rules import cautious_decay_, stochastic_round
 # Elements: three float32 blocks fit in the second cache of a core, and both threads of a pair
 # still find enough in one.
 BLOCK = 1 << 17
+# Factors of updates by which the decay may be divided.
+_TINY = 1e-30
 
 
 def in_blocks(tensors: Sequence[Tensor]) -> bool:
@@ -184,15 +186,15 @@ def apply_updates(
     """
     decay = lr * weight_decay if weight_decay else 0.0
     if in_blocks(params):
-        kinds = [
-            # The factor in front, and the dtype if torch's fused step can be taken.
-            (s, None if cautious or s <= 0 else _fused_dtype(p, o))
+        # Runs of one factor, fusible or not, and fusible ones of one dtype.
+        keys = [
+            (s, p.dtype, not cautious and s > _TINY and _fusible(p, o))
             for p, o, s in zip(params, updates, scales, strict=True)
         ]
         start = 0
-        for (s, dtype), run in groupby(kinds):
+        for (s, _, fusible), run in groupby(keys):
             some = slice(start, start := start + len(list(run)))
-            if dtype is not None:
+            if fusible:
                 _fused_apply(params[some], updates[some], lr * s, weight_decay / s)
                 continue
             for pieces in blocks(params[some], updates[some]):
@@ -210,10 +212,9 @@ def _as_wide(o: Tensor, p: Tensor) -> Tensor:
     return o.to(p.dtype) if o.dtype.itemsize < p.dtype.itemsize else o
 
 
-def _fused_dtype(p: Tensor, o: Tensor) -> torch.dtype | None:
-    dtype = p.dtype
-    same = o.dtype == dtype and p.is_contiguous() and o.is_contiguous()
-    return dtype if same and fused_is_exact(dtype) else None
+def _fusible(p: Tensor, o: Tensor) -> bool:
+    same = p.dtype == o.dtype and p.is_contiguous() and o.is_contiguous()
+    return same and fused_is_exact(p.dtype)
 
 
 def _fused_apply(

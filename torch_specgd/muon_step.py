@@ -16,6 +16,7 @@ from .routing import MatrixView, input_dims, matrix_shape, piece_shapes
 from .stacks import (
     Batch,
     Kind,
+    Stacks,
     alike,
     batches_of,
     chunks,
@@ -82,7 +83,7 @@ def muon(
         compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
     """
-    divided = any(map(is_dtensor, params)) or any(map(is_dtensor, grads))
+    divided = any(any(map(is_dtensor, xs)) for xs in (params, grads, momentum_buffers))
     if divided:
         # All but the orthogonalization is elementwise: it runs on this rank's pieces.
         grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
@@ -94,26 +95,32 @@ def muon(
     traced = torch.compiler.is_compiling()  # the compiler plans memory by itself
     # Nearly always: whole matrices that stay where they are.
     whole = not (traced or share_work or divided or any(k.view.split for k in kinds))
-    together = 1
+    cut = partial(chunks, kinds, max_batch_bytes)
     if whole and params and params[0].device.type == "cpu":
-        max_batch_bytes = min(max_batch_bytes, CPU_BATCH_BYTES)
-        together = torch.get_num_threads()  # the engine gives each thread a matrix
-    for chunk in chunks(kinds, max_batch_bytes, together):
-        batches = [Batch(chunk, None)] if traced else batches_of(chunk, dtype_of)
+        # The engine gives each thread a matrix. What stays in float32 has a place for its result.
+        cut = partial(
+            chunks,
+            kinds,
+            min(max_batch_bytes, CPU_BATCH_BYTES),
+            torch.get_num_threads(),
+            lambda kind: kind.nbytes * (1 if dtype_of(kind) == torch.bfloat16 else 2),
+        )
+    for chunk in cut():
+        batches = batches_of(chunk, (lambda kind: kind.dtype) if traced else dtype_of)
         members, seen, scales = _spread(batches, scale)
         weights, b, g = ([xs[i] for i in members] for xs in (params, momentum_buffers, grads))
-        stacks = [] if traced else stack_updates(b, batches, whole)
+        made = Stacks([]) if traced else stack_updates(b, batches, whole)
         updates = next_updates(
             b,
             g,
-            None if traced else [place for stack in stacks for place in stack.places],
+            None if traced else [place for stack in made.stacks for place in stack.places],
             momentum,
             nesterov=nesterov,
             maximize=maximize,
             rounding=rounding,
         )
         if whole:
-            updates = orthogonalize_stacks(stacks, **options)
+            updates = orthogonalize_stacks(made.stacks, **options)
         else:
             updates = orthogonalize_distributed(
                 updates,
@@ -131,7 +138,7 @@ def muon(
         pieces = [local(p) for p in weights] if divided else weights
         apply_updates(pieces, updates, scales, lr, weight_decay, cautious)
         if whole:
-            keep_memory(stacks)
+            keep_memory(made)
 
 
 def _orthogonalize_some(
@@ -156,8 +163,7 @@ def _spread(
     for batch in batches:
         for kind, some in batch.kinds.items():
             # The pieces of a split parameter have factors of their own.
-            whole = kind.view.split is None
-            factor = scale(*matrix_shape(kind.shape, kind.view)) if whole else 1.0
+            factor = 1.0 if kind.view.split else scale(*matrix_shape(kind.shape, kind.view))
             members += some
             views += [kind.view] * len(some)
             scales += [factor] * len(some)
@@ -192,6 +198,7 @@ def update_dtype(
 def _engine_options(
     coefficients: Coefficients, steps: int, eps: float, dtype: torch.dtype | None
 ) -> dict[str, Any]:
+    eps = max(eps, torch.finfo(torch.float32).tiny)  # torch.optim.Muon takes zero, the engine not
     if isinstance(coefficients, str) and coefficients == "auto":
         return {"method": "auto", "eps": eps, "dtype": dtype}
     # A named schedule and a list of steps have a length of their own.

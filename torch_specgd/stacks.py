@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .routing import MatrixView, batch_shape
+from .distributed.layout import is_dtensor
+from .routing import MatrixView, batch_shape, describe
 from .triton_kernels import orthogonalize
 from .triton_kernels.kept_memory import KeptMemory
 from .triton_kernels.together import orthogonalize_together
@@ -42,8 +43,10 @@ class Kind(NamedTuple):
         return self.shape.numel() * self.dtype.itemsize
 
     @property
-    def matrix(self) -> tuple[int, int]:
-        """(m, n) of its matrices, if they are not split."""
+    def matrices(self) -> tuple[Any, ...]:
+        """(m, n) of its matrices; of a split kind, the shape and the split."""
+        if self.view.split is not None:
+            return self.shape, self.view.split
         return batch_shape(self.shape, self.view)[1:]
 
 
@@ -52,11 +55,16 @@ class Batch(NamedTuple):
 
     Attributes:
         kinds: Positions of the parameters of each kind.
-        dtype: Their updates'; None: the buffers' own.
+        dtype: Their updates'.
     """
 
     kinds: dict[Kind, list[int]]
-    dtype: torch.dtype | None
+    dtype: torch.dtype
+
+    @property
+    def first(self) -> Kind:
+        """One of the kinds."""
+        return next(iter(self.kinds))
 
 
 class Stack(NamedTuple):
@@ -76,46 +84,55 @@ class Stack(NamedTuple):
     results: list[Tensor]
 
 
-class _Last(threading.local):
-    """The stacks that this thread used last, as long as their memory is kept."""
-
-    key: object = None
-    stacks: Sequence[Stack] = ()
-
-
-_LAST = _Last()
-
-
 def alike(
     params: Sequence[Tensor], buffers: Sequence[Tensor], views: Sequence[str | MatrixView]
 ) -> dict[Kind, list[int]]:
-    """Positions of the parameters of each kind, in the order in which the kinds first appear.
+    """Positions of the parameters of each kind; kinds that make one batch follow each other.
+
+    By whole shapes: the order is the same on every rank.
 
     Args:
-        params: The parameters.
+        params: The parameters; empty ones are left out.
         buffers: Their momentum buffers, of a DTensor this rank's piece.
         views: How each is seen as matrices.
+
+    Raises:
+        RuntimeError: If a buffer does not have its parameter's shape.
     """
-    found: dict[tuple[object, ...], list[int]] = {}
+    found: dict[tuple[Any, ...], list[int]] = {}
     for i, (p, b, view) in enumerate(zip(params, buffers, views, strict=True)):
-        found.setdefault((p.shape, b.dtype, b.device, view), []).append(i)
-    kinds: dict[Kind, list[int]] = {}
-    for (shape, dtype, device, view), members in found.items():
-        # Here, once a kind and not once a parameter; "auto" and MatrixView("auto") are the same.
-        kind = Kind(shape, dtype, device, MatrixView.of(view))  # type: ignore[arg-type]
+        found.setdefault((p.shape, b.shape, b.dtype, b.device, view), []).append(i)
+    together: dict[tuple[object, ...], dict[Kind, list[int]]] = {}
+    # What follows is done once a kind and not once a parameter.
+    for (shape, piece, dtype, device, view), members in found.items():
+        p = params[members[0]]
+        if piece != shape and not is_dtensor(p):
+            raise RuntimeError(
+                f"{describe(p)} has a momentum buffer of shape {tuple(piece)}; if its data were "
+                f"replaced, delete the optimizer's state of it"
+            )
+        if 0 in shape:
+            continue
+        kind = Kind(shape, dtype, device, MatrixView.of(view))
+        kinds = together.setdefault((kind.matrices, dtype, device), {})
+        # "auto" and MatrixView("auto"), or pieces of other lengths, are one kind.
         kinds.setdefault(kind, []).extend(members)
-    return kinds
+    return {kind: sorted(some) for kinds in together.values() for kind, some in kinds.items()}
 
 
 def chunks(
-    kinds: Mapping[Kind, Sequence[int]], max_bytes: int, together: int = 1
+    kinds: Mapping[Kind, Sequence[int]],
+    max_bytes: int,
+    together: int = 1,
+    nbytes: Callable[[Kind], int] = lambda kind: kind.nbytes,
 ) -> list[dict[Kind, list[int]]]:
-    """The same parameters, cut where ``max_bytes`` is passed.
+    """The same parameters in the same order, cut where ``max_bytes`` is passed.
 
     Args:
         kinds: Positions of the parameters of each kind.
         max_bytes: Of the updates in a chunk; a larger one has a chunk to itself.
         together: A kind is cut after a multiple of so many, as far as ``max_bytes`` lets.
+        nbytes: How many an update of a kind counts, default its own in the buffer's dtype.
 
     Example:
         >>> kind = Kind(torch.Size((2, 2)), torch.float32, torch.device("cpu"), MatrixView())
@@ -127,7 +144,7 @@ def chunks(
     result: list[dict[Kind, list[int]]] = []
     room = -1
     for kind, members in kinds.items():
-        size = max(kind.nbytes, 1)  # empty ones are no reason to divide by zero
+        size = nbytes(kind)
         count = max(1, min(together, max_bytes // size))
         start = 0
         while start < len(members):
@@ -146,9 +163,7 @@ def chunks(
 def batches_of(
     chunk: Mapping[Kind, list[int]], dtype_of: Callable[[Kind], torch.dtype]
 ) -> list[Batch]:
-    """Puts the kinds together whose matrices have one shape.
-
-    By whole shapes: the order of the parameters is then the same on every rank.
+    """Puts the kinds together whose matrices have one shape; the order stays.
 
     Args:
         chunk: Positions of the parameters of each kind.
@@ -156,52 +171,23 @@ def batches_of(
     """
     found: dict[tuple[object, ...], Batch] = {}
     for kind, members in chunk.items():
-        dtype, split = dtype_of(kind), kind.view.split
-        shape = (kind.shape, split) if split else kind.matrix
-        batch = found.setdefault((shape, dtype, kind.device), Batch({}, dtype))
-        batch.kinds[kind] = members
+        dtype = dtype_of(kind)
+        key = (kind.matrices, kind.dtype, dtype, kind.device)
+        found.setdefault(key, Batch({}, dtype)).kinds[kind] = members
     return list(found.values())
 
 
-def stack_updates(buffers: Sequence[Tensor], batches: Sequence[Batch], whole: bool) -> list[Stack]:
-    """Makes room for one update of each buffer's shape, uninitialized.
-
-    Args:
-        buffers: Momentum buffers in the order of the batches' parameters, of a DTensor this
-            rank's piece.
-        batches: What they belong to.
-        whole: Whether they hold all of their parameters, none of them split.
-
-    Returns:
-        A stack for each batch. Those of whole matrices on a CPU stay valid until this thread calls
-        again after `keep_memory`.
-    """
-    if whole and all(kind.device.type == "cpu" for batch in batches for kind in batch.kinds):
-        return _stacks_in_kept_memory(batches)
-    left, stacks = iter(buffers), []
-    for kinds, dtype in batches:
-        shapes = [next(left).shape for some in kinds.values() for _ in some]
-        runs = [(shape, len(list(same))) for shape, same in groupby(shapes)]
-        first = next(iter(kinds))
-        size = sum(shape.numel() for shape in shapes)
-        memory = torch.empty(size, dtype=dtype or first.dtype, device=first.device)
-        batch = memory.view(-1, *first.matrix) if whole else memory
-        stacks.append(Stack(_cut(memory, runs), batch, None, []))
-    return stacks
-
-
-class _Room(NamedTuple):
-    """What the updates of a batch take of the kept memory."""
+class _Need(NamedTuple):
+    """What the whole updates of a batch take of the kept memory."""
 
     runs: list[tuple[torch.Size, int]]
-    matrix: tuple[int, int]
+    matrix: tuple[Any, ...]
     dtype: torch.dtype
 
     @staticmethod
-    def of(batch: Batch) -> "_Room":
-        first = next(iter(batch.kinds))
+    def of(batch: Batch) -> "_Need":
         runs = [(kind.shape, len(members)) for kind, members in batch.kinds.items()]
-        return _Room(runs, first.matrix, batch.dtype or first.dtype)
+        return _Need(runs, batch.first.matrices, batch.dtype)
 
     @property
     def copies(self) -> int:
@@ -215,31 +201,82 @@ class _Room(NamedTuple):
         return nbytes, -(-nbytes // _LINE) * _LINE
 
 
-def _stacks_in_kept_memory(batches: Sequence[Batch]) -> list[Stack]:
-    rooms = [_Room.of(batch) for batch in batches]
-    memory = _KEPT.take(sum(room.copies * room.sizes()[1] for room in rooms))
+class Stacks(NamedTuple):
+    """The stacks of a chunk, and to what need of kept memory they answer; None: to none."""
+
+    stacks: list[Stack]
     key: object = None
-    if type(memory) is Tensor:  # and has an address
-        # Hundreds of views take as long as the arithmetic of small matrices: they stay as well.
-        key = (memory.data_ptr(), torch.is_inference_mode_enabled(), rooms)
-        if key == _LAST.key:
-            return list(_LAST.stacks)
+
+
+class _Last(threading.local):
+    """The stacks that this thread gave back last, views of the memory that `_KEPT` has."""
+
+    def __init__(self) -> None:
+        self._stacks = Stacks([])
+
+    def take(self, key: object) -> list[Stack] | None:
+        """Returns those of a key, or None; in any case they are not kept any more."""
+        (stacks, known), self._stacks = self._stacks, Stacks([])
+        return stacks if known == key else None
+
+    def give(self, stacks: Stacks) -> None:
+        self._stacks = stacks
+
+
+_LAST = _Last()
+
+
+def stack_updates(buffers: Sequence[Tensor], batches: Sequence[Batch], whole: bool) -> Stacks:
+    """Makes room for one update of each buffer's shape, uninitialized.
+
+    Args:
+        buffers: Momentum buffers in the order of the batches' parameters, of a DTensor this
+            rank's piece.
+        batches: What they belong to.
+        whole: Whether the buffers have the full shapes, none of them split.
+
+    Returns:
+        A stack for each batch: of whole matrices on a CPU in kept memory, else in new memory.
+    """
+    if whole and all(batch.first.device.type == "cpu" for batch in batches):
+        return _stacks_in_kept_memory(batches)
+    left, stacks = iter(buffers), []
+    for batch in batches:
+        shapes = [next(left).shape for some in batch.kinds.values() for _ in some]
+        runs = [(shape, len(list(same))) for shape, same in groupby(shapes)]
+        size = sum(shape.numel() for shape in shapes)
+        memory = torch.empty(size, dtype=batch.dtype, device=batch.first.device)
+        matrices = memory.view(-1, *batch.first.matrices) if whole else memory
+        stacks.append(Stack(_cut(memory, runs), matrices, None, []))
+    return Stacks(stacks)
+
+
+def _stacks_in_kept_memory(batches: Sequence[Batch]) -> Stacks:
+    needs = [_Need.of(batch) for batch in batches]
+    key = (torch.is_inference_mode_enabled(), needs)
+    # Hundreds of views take as long as the arithmetic of small matrices: they are kept as well.
+    known = _LAST.take(key)
+    memory = _KEPT.take(sum(need.copies * need.sizes()[1] for need in needs))
+    # A tensor without data, of a mode that is on by now, has no address.
+    if known and type(memory) is Tensor and known[0].batch.data_ptr() == memory.data_ptr():
+        return Stacks(known, key)
     stacks = []
-    for room in rooms:
-        nbytes, span = room.sizes()
-        pieces = [memory[i * span :][:nbytes].view(room.dtype) for i in range(room.copies)]
-        memory = memory[room.copies * span :]
-        places = [_cut(x, room.runs) for x in pieces]
-        batch = [x.view(-1, *room.matrix) for x in pieces]
+    for need in needs:
+        nbytes, span = need.sizes()
+        pieces = [memory[i * span :][:nbytes].view(need.dtype) for i in range(need.copies)]
+        memory = memory[need.copies * span :]
+        places = [_cut(x, need.runs) for x in pieces]
+        batch = [x.view(-1, *need.matrix) for x in pieces]
         stacks.append(Stack(places[0], batch[0], batch[-1], places[-1]))
-    _LAST.key, _LAST.stacks = key, stacks
-    return stacks
+    return Stacks(stacks, key)
 
 
-def keep_memory(stacks: Sequence[Stack]) -> None:
+def keep_memory(made: Stacks) -> None:
     """Lets this thread's next step write over these updates, if they are a CPU's and not large."""
-    if not (stacks and stacks[0].result is not None and _KEPT.give(stacks[0].batch)):
-        _LAST.key, _LAST.stacks = None, ()
+    if made.key is None or not made.stacks:
+        return
+    if _KEPT.give(made.stacks[0].batch):
+        _LAST.give(made)
 
 
 def _cut(memory: Tensor, runs: Sequence[tuple[torch.Size, int]]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from .products import Products, scale_members
 
 __all__ = [
     "Start", "begin", "first_bound", "in_range", "largest_entry", "normalize_gram", "prescale",
+    "rescaled",
 ]  # fmt: skip
 
 # Between these, neither the entries of R nor the squares inside its norm leave float32.
@@ -133,15 +134,30 @@ def begin(
     bound = first_bound(r, normalization)
     lost = ~in_range(bound) if look else None
     if lost is not None and bool(lost.any()):
-        # Rare: zero, tiny, huge or broken members are done again at a scale of one.
-        y = y.clone() if y.data_ptr() == x.data_ptr() else y
-        y[lost] = prescale(x[lost], dtype)
-        r[lost] = ops.gram(y[lost])
+        y = rescaled(y, x, r, lost, ops)
         bound[lost] = first_bound(r[lost], normalization)
     trace = _trace(r) if look else None
     u, scale, factor = normalize_gram(r, bound, normalization, ops, look)
     flatness = None if trace is None else (trace * scale).sqrt().flatten()
     return Start(y, r, u, factor, flatness)
+
+
+def rescaled(y: Tensor, x: Tensor, r: Tensor, lost: Tensor, ops: Products) -> Tensor:
+    """Return y with some members at a scale of one, whose Gram matrices are formed anew.
+
+    Rare: these are zero, tiny, huge or broken.
+
+    Args:
+        y: (b, n, m), x in the dtype of the arithmetic, or x itself, which is not changed.
+        x: (b, n, m), the input.
+        r: (b, n, n), ``Y Y^T``, changed in place.
+        lost: (b,) Which members.
+        ops: The products.
+    """
+    y = y.clone() if y.data_ptr() == x.data_ptr() else y
+    y[lost] = prescale(x[lost], y.dtype)
+    r[lost] = ops.gram(y[lost])
+    return y
 
 
 def first_bound(r: Tensor, normalization: str) -> Tensor:

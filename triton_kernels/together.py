@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .engine import check_out, orthogonalize
 from .iteration import carried_polynomial
-from .normalize import first_bound, in_range, normalize_gram
+from .normalize import first_bound, in_range, normalize_gram, rescaled
 from .planning import SMALL, plan
 from .precision import full_float32
 from .products import TorchProducts, scale_members
@@ -28,7 +28,8 @@ def orthogonalize_together(xs: Sequence[Tensor], outs: Sequence[Tensor], **optio
 
     Args:
         xs: (b, m, n) each, on a CPU.
-        outs: Where the results go, of the same shapes, see `orthogonalize`.
+        outs: Where the results go, of the same shapes, see `orthogonalize`; each its own x, or
+            memory that none of xs has a part in.
         **options: Of `orthogonalize`.
 
     Example:
@@ -43,7 +44,8 @@ def orthogonalize_together(xs: Sequence[Tensor], outs: Sequence[Tensor], **optio
         schedule = _shared_schedule(x, out, options)
         alike.setdefault((schedule, min(x.shape[-2:])), []).append((x, out))
     for (schedule, _), pairs in alike.items():
-        if schedule is not None and len(pairs) > 1 and _share(pairs, schedule):
+        if schedule is not None and len(pairs) > 1:
+            _share(pairs, schedule)
             continue
         for x, out in pairs:
             orthogonalize(x, out=out, **options)
@@ -56,6 +58,8 @@ def _shared_schedule(x: Tensor, out: Tensor, options: dict[str, Any]) -> Schedul
     """
     own = options.get("method", "auto"), options.get("dtype") or x.dtype
     if own != ("auto", torch.float32) or options.keys() - {"method", "dtype", "eps"}:
+        return None
+    if not options.get("eps", 1.0) > 0:
         return None
     # Subclasses, such as tensors without data, know the operator, but not its inside.
     plain = type(x) is type(out) is Tensor and x.device.type == "cpu" and x.ndim == 3
@@ -70,19 +74,23 @@ def _shared_schedule(x: Tensor, out: Tensor, options: dict[str, Any]) -> Schedul
     return leg.schedule if carried else None
 
 
-def _share(pairs: Sequence[tuple[Tensor, Tensor]], schedule: Schedule) -> bool:
-    """Run the Gram form on all batches; False, with nothing written, if one needs more care."""
+def _share(pairs: Sequence[tuple[Tensor, Tensor]], schedule: Schedule) -> None:
+    """Run the Gram form on all batches, in float32, with one iteration."""
     wide = [tuple(t.mT if t.shape[1] > t.shape[2] else t for t in pair) for pair in pairs]
-    ops, counts, n = TorchProducts(), [len(x) for x, _ in wide], wide[0][0].shape[1]
+    xs, outs = ([pair[i] for pair in wide] for i in range(2))
+    ops, counts, n = TorchProducts(), [len(x) for x in xs], xs[0].shape[1]
     r = torch.empty(sum(counts), n, n, device="cpu", dtype=torch.float32)
+    parts = r.split(counts)
     with full_float32(r.device):
-        for (x, _), part in zip(wide, r.split(counts), strict=True):
+        for x, part in zip(xs, parts, strict=True):
             torch.bmm(x, x.mT, out=part)
         bound = first_bound(r, schedule.normalization)
-        if not bool(in_range(bound).all()):
-            return False
+        lost = ~in_range(bound)
+        if bool(lost.any()):
+            some = zip(xs, parts, lost.split(counts), strict=True)
+            xs = [rescaled(x, x, part, at, ops) if bool(at.any()) else x for x, part, at in some]
+            bound = first_bound(r, schedule.normalization)
         u, _, factor = normalize_gram(r, bound, schedule.normalization, ops, look=True)
         q = scale_members(carried_polynomial(r, schedule.coefficients, ops, u), factor)
-        for (x, out), part in zip(wide, q.split(counts), strict=True):
+        for x, part, out in zip(xs, q.split(counts), outs, strict=True):
             ops.apply(part, x, out)
-    return True
