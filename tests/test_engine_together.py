@@ -58,11 +58,13 @@ def test_factors_of_one_rank_share_their_iteration() -> None:
 def test_others_do_not_share() -> None:
     """Large matrices would need all their Gram matrices at once; a restart needs X midway."""
     with mock.patch.object(together, "_share", side_effect=AssertionError):
-        both_ways([torch.randn(3, 70, 400), torch.randn(2, 70, 500)], dtype=torch.float32)
+        large = [torch.randn(3, 70, 400), torch.randn(2, 70, 500)]
         small = [torch.randn(3, 16, 400), torch.randn(2, 16, 500)]
+        carried = plan((70, 400), form="gram", arithmetic=torch.float32)
         restarted = plan((16, 400), form="gram", restarts=[1])
-        with mock.patch.object(together, "plan", return_value=restarted):
-            both_ways(small)
+        for xs, chosen in ((large, carried), (small, restarted)):
+            with mock.patch.object(together, "plan", return_value=chosen):
+                both_ways(xs)
         with pytest.raises(ValueError, match="eps must be positive"):
             both_ways(small, eps=0.0)
 

@@ -199,11 +199,11 @@ def test_memory_limit_changes_no_random_bit(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", [{}, {"neuron_beta": 0.9}, {"cautious_weight_decay": True}])
 def test_neighbours_in_a_group_change_nothing(options: dict[str, Any]) -> None:
     """Grouped by shape, dtype and view, each parameter still gets its own buffers and results."""
-    shapes = ((4, 6), (6, 4), (2, 4, 6), (4, 3, 2), (6, 4), (4, 6), (70, 80), (5,), (80, 70))
-    dtypes = (torch.float32, torch.bfloat16, torch.float64)
-    starts = [
-        torch.randn(s).to(dtypes[i % 4] if i % 4 < 3 else dtypes[0]) for i, s in enumerate(shapes)
-    ]
+    single, half, double = torch.float32, torch.bfloat16, torch.float64
+    kinds = [((4, 6), single), ((6, 4), single), ((4, 6), half), ((2, 4, 6), single)]
+    kinds += [((6, 4), half), ((4, 6), double), ((4, 6), single), ((5,), single)]
+    kinds += [((70, 80), single), ((6, 4), single), ((4, 3, 2), single), ((80, 70), single)]
+    starts = [torch.randn(shape).to(dtype) for shape, dtype in kinds]
     grads = [[torch.randn_like(x) for x in starts] for _ in range(2)]
     together = [nn.Parameter(x.clone()) for x in starts]
     alone = [nn.Parameter(x.clone()) for x in starts]
@@ -249,21 +249,28 @@ class Divided(torch.Tensor):
     device_mesh = None
 
 
+PLAIN_FUNCTION: dict[str, Any] = {
+    "lr": 0.1,
+    "weight_decay": 0.1,
+    "momentum": 0.9,
+    "nesterov": True,
+    "ns_coefficients": "auto",
+    "eps": 1e-7,
+    "ns_steps": 5,
+    "adjust_lr_fn": None,
+}
+
+
 def test_a_gradient_that_lies_elsewhere_than_its_parameter_is_refused() -> None:
+    grads = [torch.ones(3, 4).as_subclass(Divided)]
     with pytest.raises(RuntimeError, match="but its gradient is a DTensor"):
-        muon(
-            [torch.ones(3, 4)],
-            [torch.ones(3, 4).as_subclass(Divided)],
-            [torch.zeros(3, 4)],
-            lr=0.1,
-            weight_decay=0.1,
-            momentum=0.9,
-            nesterov=True,
-            ns_coefficients="auto",
-            eps=1e-7,
-            ns_steps=5,
-            adjust_lr_fn=None,
-        )
+        muon([torch.ones(3, 4)], grads, [torch.zeros(3, 4)], **PLAIN_FUNCTION)
+
+
+def test_empty_matrices_are_left_as_they_are() -> None:
+    params = [torch.ones(s) for s in ((3, 0), (3, 4), (2, 0, 4))]
+    muon(params, [torch.ones_like(p) for p in params], [0 * p for p in params], **PLAIN_FUNCTION)
+    assert params[1].ne(1).all()
 
 
 def kinds_of(*shapes: tuple[int, int]) -> dict[Kind, list[int]]:
