@@ -176,7 +176,7 @@ def test_stacks_hold_every_update_in_its_shape() -> None:
     buffers = [torch.zeros(s) for s in ((3, 4), (2, 3, 4), (3, 2, 2), (6, 4))]
     views = [MatrixView(), MatrixView(), MatrixView("flatten"), MatrixView(split=(0, (2, 4)))]
     kinds = stacks.alike(buffers, buffers, views)
-    batches = stacks.batches_of(kinds, lambda kind: kind.dtype)
+    batches = stacks.batches_of(kinds, {kind: kind.dtype for kind in kinds})
     members = [[i for some in b.kinds.values() for i in some] for b in batches]
     assert members == [[0, 1, 2], [3]]
     made = stacks.stack_updates(buffers, batches, whole=False).stacks
@@ -195,7 +195,7 @@ def test_only_like_buffers_share_a_batch() -> None:
     kind = stacks.Kind(torch.Size((3, 4)), torch.float32, torch.device("cpu"), MatrixView())
     others = [kind._replace(dtype=torch.bfloat16), kind._replace(device=torch.device("meta"))]
     kinds = {k: [i] for i, k in enumerate([kind, *others])}
-    batches = stacks.batches_of(kinds, lambda _: torch.float32)
+    batches = stacks.batches_of(kinds, dict.fromkeys(kinds, torch.float32))
     assert [list(b.kinds) for b in batches] == [[kind], [others[0]], [others[1]]]
 
 
@@ -211,7 +211,7 @@ def updates_of(*shapes: tuple[int, ...], view: str = "auto", dtype: Any = torch.
     """Stacks of whole matrices, as a step takes them, and all their places."""
     params = [torch.zeros(s, dtype=dtype) for s in shapes]
     kinds = stacks.alike(params, params, [view] * len(shapes))
-    batches = stacks.batches_of(kinds, lambda kind: kind.dtype)
+    batches = stacks.batches_of(kinds, {kind: kind.dtype for kind in kinds})
     made = stacks.stack_updates(params, batches, whole=True)
     return made, [x for s in made.stacks for x in s.places]
 
@@ -327,7 +327,7 @@ def test_the_order_of_a_step_does_not_depend_on_a_ranks_pieces() -> None:
         params = [Divided(torch.zeros(s)) for s in shapes]
         pieces = [torch.zeros(n, *s[1:]) for s, n in zip(shapes, rows, strict=True)]
         kinds = stacks.alike(params, pieces, ["auto"] * len(shapes))
-        batches = stacks.batches_of(kinds, lambda kind: kind.dtype)
+        batches = stacks.batches_of(kinds, {kind: kind.dtype for kind in kinds})
         orders.append([i for b in batches for some in b.kinds.values() for i in some])
         made = stacks.stack_updates([pieces[i] for i in orders[-1]], batches, whole=False)
         places = [x.shape for s in made.stacks for x in s.places]

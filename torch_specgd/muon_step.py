@@ -30,8 +30,8 @@ from .update_rules import neuron_normalize
 
 Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
 MAX_BATCH_BYTES = 1 << 29
-# On a CPU the allocator gives blocks above 32 MiB back to the system, whose pages then are cleared
-# and mapped anew in the next step; the updates of this much float32 fit.
+# On a CPU the allocator gives large blocks back to the system, whose pages then are cleared and
+# mapped anew in the next step; this much fits in what a thread keeps.
 CPU_BATCH_BYTES = 1 << 26
 
 
@@ -79,7 +79,8 @@ def muon(
         second_moments: Each neuron's running mean square (NorMuon), or None: off.
         neuron_beta: Averaging coefficient of ``second_moments``.
         rounding: Source of random bits for buffers that are rounded to bfloat16.
-        max_batch_bytes: Bound on the bytes of updates that exist at one time.
+        max_batch_bytes: Bound on the bytes of updates that exist at one time; on a CPU 64 MiB at
+            most, and the results of small matrices count as well.
         compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
     """
@@ -90,11 +91,14 @@ def muon(
         momentum_buffers = [local(b) for b in momentum_buffers]
     kinds = alike(params, momentum_buffers, views or ["auto"] * len(params))
     options = _engine_options(ns_coefficients, ns_steps, eps, compute_dtype)
-    dtype_of = partial(update_dtype, ns_coefficients, compute_dtype)
     scale = partial(shape_scale, adjust_lr_fn)
     traced = torch.compiler.is_compiling()  # the compiler plans memory by itself
     # Nearly always: whole matrices that stay where they are.
     whole = not (traced or share_work or divided or any(k.view.split for k in kinds))
+    dtypes = {
+        kind: kind.dtype if traced else update_dtype(ns_coefficients, compute_dtype, kind)
+        for kind in kinds
+    }
     cut = partial(chunks, kinds, max_batch_bytes)
     if whole and params and params[0].device.type == "cpu":
         # The engine gives each thread a matrix. What stays in float32 has a place for its result.
@@ -103,10 +107,10 @@ def muon(
             kinds,
             min(max_batch_bytes, CPU_BATCH_BYTES),
             torch.get_num_threads(),
-            lambda kind: kind.nbytes * (1 if dtype_of(kind) == torch.bfloat16 else 2),
+            lambda kind: kind.nbytes * (1 if dtypes[kind] == torch.bfloat16 else 2),
         )
     for chunk in cut():
-        batches = batches_of(chunk, (lambda kind: kind.dtype) if traced else dtype_of)
+        batches = batches_of(chunk, dtypes)
         members, seen, scales = _spread(batches, scale)
         weights, b, g = ([xs[i] for i in members] for xs in (params, momentum_buffers, grads))
         made = Stacks([]) if traced else stack_updates(b, batches, whole)

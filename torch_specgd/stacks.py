@@ -101,22 +101,20 @@ def alike(
     """
     found: dict[tuple[Any, ...], list[int]] = {}
     for i, (p, b, view) in enumerate(zip(params, buffers, views, strict=True)):
-        found.setdefault((p.shape, b.shape, b.dtype, b.device, view), []).append(i)
-    together: dict[tuple[object, ...], dict[Kind, list[int]]] = {}
-    # What follows is done once a kind and not once a parameter.
-    for (shape, piece, dtype, device, view), members in found.items():
-        p = params[members[0]]
-        if piece != shape and not is_dtensor(p):
+        shape = p.shape
+        if b.shape != shape and not is_dtensor(p):
             raise RuntimeError(
-                f"{describe(p)} has a momentum buffer of shape {tuple(piece)}; if its data were "
+                f"{describe(p)} has a momentum buffer of shape {tuple(b.shape)}; if its data were "
                 f"replaced, delete the optimizer's state of it"
             )
-        if 0 in shape:
-            continue
-        kind = Kind(shape, dtype, device, MatrixView.of(view))
-        kinds = together.setdefault((kind.matrices, dtype, device), {})
-        # "auto" and MatrixView("auto"), or pieces of other lengths, are one kind.
-        kinds.setdefault(kind, []).extend(members)
+        found.setdefault((shape, b.dtype, b.device, view), []).append(i)
+    together: dict[tuple[object, ...], dict[Kind, list[int]]] = {}
+    # What follows is done once a kind and not once a parameter.
+    for (shape, dtype, device, view), members in found.items():
+        if 0 not in shape:
+            kind = Kind(shape, dtype, device, MatrixView.of(view))
+            kinds = together.setdefault((kind.matrices, dtype, device), {})
+            kinds.setdefault(kind, []).extend(members)  # "auto" and MatrixView("auto") are one
     return {kind: sorted(some) for kinds in together.values() for kind, some in kinds.items()}
 
 
@@ -160,18 +158,16 @@ def chunks(
     return result
 
 
-def batches_of(
-    chunk: Mapping[Kind, list[int]], dtype_of: Callable[[Kind], torch.dtype]
-) -> list[Batch]:
+def batches_of(chunk: Mapping[Kind, list[int]], dtypes: Mapping[Kind, torch.dtype]) -> list[Batch]:
     """Puts the kinds together whose matrices have one shape; the order stays.
 
     Args:
         chunk: Positions of the parameters of each kind.
-        dtype_of: The updates' dtype.
+        dtypes: Their updates'.
     """
     found: dict[tuple[object, ...], Batch] = {}
     for kind, members in chunk.items():
-        dtype = dtype_of(kind)
+        dtype = dtypes[kind]
         key = (kind.matrices, kind.dtype, dtype, kind.device)
         found.setdefault(key, Batch({}, dtype)).kinds[kind] = members
     return list(found.values())
