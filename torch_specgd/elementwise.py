@@ -28,7 +28,7 @@ _TINY = 1e-30
 
 def in_blocks(tensors: Sequence[Tensor]) -> bool:
     """Whether a step goes through these tensors block by block: on a CPU, outside the compiler."""
-    return not torch.compiler.is_compiling() and all(x.device.type == "cpu" for x in tensors)
+    return not torch.compiler.is_compiling() and all(x.is_cpu for x in tensors)
 
 
 def blocks(*lists: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
@@ -186,15 +186,15 @@ def apply_updates(
     """
     decay = lr * weight_decay if weight_decay else 0.0
     if in_blocks(params):
-        # Runs of one factor, fusible or not, and fusible ones of one dtype.
+        # Runs of one factor and dtype, whose memory torch's fused step can pass over or not.
         keys = [
-            (s, p.dtype, not cautious and s > _TINY and _fusible(p, o))
+            (s, p.dtype, p.dtype == o.dtype and p.is_contiguous() and o.is_contiguous())
             for p, o, s in zip(params, updates, scales, strict=True)
         ]
         start = 0
-        for (s, _, fusible), run in groupby(keys):
+        for (s, dtype, plain), run in groupby(keys):
             some = slice(start, start := start + len(list(run)))
-            if fusible:
+            if plain and fused_is_exact(dtype) and s > _TINY and not cautious:
                 _fused_apply(params[some], updates[some], lr * s, weight_decay / s)
                 continue
             for pieces in blocks(params[some], updates[some]):
@@ -210,11 +210,6 @@ def apply_updates(
 def _as_wide(o: Tensor, p: Tensor) -> Tensor:
     """Returns o in p's dtype if that holds more, so that its scale is not rounded to o's."""
     return o.to(p.dtype) if o.dtype.itemsize < p.dtype.itemsize else o
-
-
-def _fusible(p: Tensor, o: Tensor) -> bool:
-    same = p.dtype == o.dtype and p.is_contiguous() and o.is_contiguous()
-    return same and fused_is_exact(p.dtype)
 
 
 def _fused_apply(
