@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from divided import Divided
 from torch_specgd import Muon, qk_clip_
 from torch_specgd.learning_rate import LR_SCALES, shape_scale
 from torch_specgd.muon_step import muon
-from torch_specgd.stacks import Kind, alike, chunks
 from torch_specgd.update_rules import neuron_normalize, stochastic_round
 
 PLAIN = {"lr": 0.1, "weight_decay": 0.0, "nesterov": False}
@@ -242,13 +242,6 @@ def test_an_eps_of_zero_is_as_good_as_a_tiny_one() -> None:
         assert all(p.isfinite().all() for p in params)
 
 
-class Divided(torch.Tensor):
-    """Looks like a DTensor."""
-
-    placements = ()
-    device_mesh = None
-
-
 PLAIN_FUNCTION: dict[str, Any] = {
     "lr": 0.1,
     "weight_decay": 0.1,
@@ -271,34 +264,6 @@ def test_empty_matrices_are_left_as_they_are() -> None:
     params = [torch.ones(s) for s in ((3, 0), (3, 4), (2, 0, 4))]
     muon(params, [torch.ones_like(p) for p in params], [0 * p for p in params], **PLAIN_FUNCTION)
     assert params[1].ne(1).all()
-
-
-def kinds_of(*shapes: tuple[int, int]) -> dict[Kind, list[int]]:
-    params = [torch.zeros(s) for s in shapes]
-    return alike(params, params, ["auto"] * len(params))
-
-
-def test_chunks_never_pass_the_limit_unless_one_alone_does() -> None:
-    """The bound on memory holds for every mixture of shapes."""
-    rows = (1, 9, 2, 9, 30, 1)
-    kinds = kinds_of(*((n, 4) for n in rows))
-    for limit in (1, 64, 200, 1000):
-        found = [[i for some in c.values() for i in some] for c in chunks(kinds, limit)]
-        assert sorted(i for chunk in found for i in chunk) == list(range(6))
-        for chunk in found:
-            assert len(chunk) == 1 or sum(rows[i] * 4 * 4 for i in chunk) <= limit
-
-
-def test_chunks_leave_no_thread_without_a_matrix() -> None:
-    """Five like matrices fit, but two threads take four in the time of three."""
-    kinds = kinds_of(*[(4, 4)] * 7)
-
-    def lengths(limit: int) -> list[int]:
-        return [sum(map(len, c.values())) for c in chunks(kinds, limit, together=2)]
-
-    assert lengths(5 * 64) == [4, 3]
-    assert lengths(7 * 64) == [7]  # an odd one out takes the room that is left
-    assert lengths(64) == [1] * 7
 
 
 def attention_logits(q: torch.Tensor, k: torch.Tensor, x: torch.Tensor, heads: int, kv: int):

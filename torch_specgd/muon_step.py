@@ -10,20 +10,11 @@ from torch import Tensor
 from .distributed.layout import Layout, is_dtensor, local, local_like, rewrapped
 from .distributed.orthogonalize import orthogonalize_distributed
 from .elementwise import apply_updates, next_updates
+from .kinds import Batch, Kind, alike, batches_of, chunks
 from .learning_rate import AdjustLr, shape_scale
 from .optimizer import orthogonalize_all
 from .routing import MatrixView, input_dims, matrix_shape, piece_shapes
-from .stacks import (
-    Batch,
-    Kind,
-    Stacks,
-    alike,
-    batches_of,
-    chunks,
-    keep_memory,
-    orthogonalize_stacks,
-    stack_updates,
-)
+from .stacks import Stacks, keep_memory, orthogonalize_stacks, stack_updates
 from .triton_kernels import orthogonalize, plan
 from .triton_kernels.schedules import is_triple
 from .update_rules import neuron_normalize
