@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from torch_specgd.triton_kernels import orthogonalize, plan, together
 from torch_specgd.triton_kernels.together import orthogonalize_together
@@ -108,4 +108,7 @@ def test_bad_input_is_refused_by_the_checks_of_one_call() -> None:
 def test_tensors_without_data_pass_through() -> None:
     with FakeTensorMode():
         xs = [torch.empty(s) for s in SHAPES]
-        orthogonalize_together(xs, [torch.empty_like(x) for x in xs])
+        outs = [torch.empty_like(x) for x in xs]
+        orthogonalize_together(xs, outs)
+    assert [type(out) for out in outs] == [FakeTensor] * len(xs)
+    assert [out.shape for out in outs] == [x.shape for x in xs]

@@ -147,6 +147,7 @@ def test_views_of_inference_mode_stay_there() -> None:
     with torch.inference_mode():
         stacks.keep_memory(updates_of(*SAME)[0])
     for x in updates_of(*SAME)[1]:
+        assert not x.is_inference()
         x.add_(1)
 
 
