@@ -129,9 +129,9 @@ def test_a_chain_is_no_worse_than_its_parts_and_no_better_than_any_polynomial(
         context.prec = 50
         free, least = minimax_step(8, Decimal(repr(lower)), Decimal(repr(upper)))
         _, degree_nine = minimax_step(4, Decimal(repr(lower)), Decimal(repr(upper)))
-    step, error = chained_step(tuple(float(c) for c in free), lower, upper)
+    chain, error = chained_step(3, lower, upper, tuple(float(c) for c in free))
     s = np.linspace(lower, upper, 200_001)
-    seen = np.abs(1 - s * np.polynomial.polynomial.polyval(s * s, step)).max()
+    seen = np.abs(1 - s * chain(s * s)).max()
     assert seen == pytest.approx(error, rel=1e-3)
     assert least <= error < min(degree_nine, 2 * float(least) + 0.01)
 

@@ -1,10 +1,11 @@
-"""The best chain of three squares on an interval: a step of degree 17 for three small products.
+"""The best chain of squares on an interval: a step of degree 17 for three small products, and on.
 
-The chain has seven parameters, two fewer than a polynomial of its degree, and is not linear in
-them, so Remez's exchange does not find it. From the unconstrained minimax polynomial, whose two
-missing terms are left out, Gauss-Newton minimizes p-norms of the error for rising p, and Newton on
-its eight largest extremes settles the last digits. There are several optima: the best of many
-starts is taken.
+A chain of j squares has 2j + 1 parameters, far fewer than a polynomial of its degree, and is not
+linear in them, so Remez's exchange does not find it. From many starts Gauss-Newton minimizes
+p-norms of the error for rising p, and Newton on its 2j + 2 largest extremes settles the last
+digits. There are several optima: the best is taken. The first start at degree 17 is the minimax
+polynomial without the two terms that no chain has; beyond, Chebyshev polynomials, which are chains
+of squares, and nearly do the same.
 """
 
 from __future__ import annotations
@@ -13,46 +14,70 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .squares import Step
+from .squares import Chain, Link, Step
 
 __all__ = ["chained_step"]
 
 _POINTS = 400
 _ROUNDS = 300
-_STARTS = 15
+_STARTS = {3: 15, 4: 60, 5: 30}
 _POWERS = (2, 4, 8, 16, 32, 64, 128, 256)
 Array = np.ndarray
 
 
-def _h(parameters: Array, r: Array) -> Array:
-    """Evaluate ``k v^2 + g1 y + g0``, ``v = t^2 + f1 y + f0``, ``t = y^2 + b``, ``y = r - c``."""
-    c, b, f1, f0, k, g1, g0 = parameters
-    y = r - c
-    v = (y * y + b) ** 2 + f1 * y + f0
-    return k * v * v + g1 * y + g0
+def _h(parameters: Array, r: Array) -> tuple[Array, Array]:
+    """Evaluate a chain and its derivatives by its parameters.
 
+    ``s_1 = y^2 + b``, ``s_i = s_{i-1}^2 + f_i y + g_i``, last ``h = k s^2 + f y + g``, y = r - c.
 
-def _slopes(parameters: Array, r: Array) -> Array:
-    """Return the derivatives of `_h` by its parameters, (points, 7)."""
-    c, b, f1, f0, k, g1, _ = parameters
+    Args:
+        parameters: (c, b, f_2, g_2, ..., f_j, g_j, k).
+        r: (points,).
+
+    Returns:
+        h, (points,), and its derivatives, (points, 2 j + 1).
+    """
+    c, b, *lines, k = parameters
     y = r - c
-    t = y * y + b
-    v = t * t + f1 * y + f0
-    by_v = 2 * k * v
-    by_y = by_v * (4 * t * y + f1) + g1
-    one = np.ones_like(r)
-    return np.stack([-by_y, by_v * 2 * t, by_v * y, by_v, v * v, y, one], axis=-1)
+    s = y * y + b
+    slopes = np.zeros((len(parameters), *r.shape))
+    slopes[0], slopes[1] = -2 * y, 1.0
+    squares = len(lines) // 2 + 1
+    for i in range(squares - 1):
+        f, g = lines[2 * i : 2 * i + 2]
+        last = i == squares - 2
+        factor = k if last else 1.0
+        slopes *= 2 * factor * s
+        slopes[0] -= f
+        slopes[2 * i + 2], slopes[2 * i + 3] = y, 1.0
+        if last:
+            slopes[-1] = s * s
+        s = factor * s * s + f * y + g
+    return s, slopes.T
 
 
 def _projected(h: Array) -> Array:
-    """Return the chain that shares the leading terms of a polynomial of degree 8."""
+    """Return the chain of three squares that shares a polynomial's leading terms."""
     k = h[8]
     c = -h[7] / (8 * k)
     g = np.polynomial.Polynomial(h)(np.polynomial.Polynomial([c, 1.0])).coef / k
     v2, v1 = g[6] / 2, g[5] / 2
     v0 = (g[4] - v2 * v2) / 2
     b = v2 / 2
-    return np.array([c, b, v1, v0 - b * b, k, k * (g[1] - 2 * v0 * v1), k * (g[0] - v0 * v0)])
+    return np.array([c, b, v1, v0 - b * b, k * (g[1] - 2 * v0 * v1), k * (g[0] - v0 * v0), k])
+
+
+def _like_chebyshev(squares: int, upper: float, generator: np.random.Generator) -> Array:
+    """Return roughly a Chebyshev polynomial of r on [0, upper^2], as a chain."""
+    half = upper * upper / 2
+    scale = half * half / 2
+    found = [half * generator.uniform(0.8, 1.4), -scale * generator.uniform(0.6, 1.2)]
+    for _ in range(2, squares):
+        square = scale * scale
+        found += [generator.normal() * square / half, -square / 2 * generator.uniform(0.3, 1.2)]
+        scale = square / 2
+    last = [generator.normal(), generator.uniform(), generator.uniform(1, 4) / scale**2]
+    return np.array(found + last)
 
 
 def _grid(lower: float, upper: float, points: int) -> Array:
@@ -63,7 +88,7 @@ def _grid(lower: float, upper: float, points: int) -> Array:
 
 
 def _errors(parameters: Array, s: Array) -> Array:
-    return 1 - s * _h(parameters, s * s)
+    return 1 - s * _h(parameters, s * s)[0]
 
 
 def _extremes(parameters: Array, s: Array) -> Array:
@@ -80,16 +105,18 @@ def _norm(error: Array, power: int) -> float:
 
 def _approached(parameters: Array, s: Array) -> Array:
     """Minimize the error's p-norm by damped Gauss-Newton, for rising p."""
+    unit = np.eye(len(parameters))
     for power in _POWERS:
         damping = 1e-3
         for _ in range(_ROUNDS):
-            error = _errors(parameters, s)
+            h, slopes = _h(parameters, s * s)
+            error = 1 - s * h
             weights = (np.abs(error) / np.abs(error).max()) ** (power / 2 - 1)
-            jacobian = (weights * s)[:, None] * _slopes(parameters, s * s)
+            jacobian = (weights * s)[:, None] * slopes
             scale = np.linalg.norm(jacobian, axis=0)
-            matrix = np.concatenate([jacobian / scale, np.sqrt(damping) * np.eye(7)])
-            right = np.concatenate([weights * error / (power - 1), np.zeros(7)])
-            move = np.linalg.lstsq(matrix, right, rcond=None)[0] / scale
+            matrix = np.concatenate([jacobian / scale, np.sqrt(damping) * unit])
+            right = np.concatenate([weights * error / (power - 1), np.zeros(len(parameters))])
+            move = _solved(matrix, right) / scale
             before, after = _norm(error, power), _norm(_errors(parameters + move, s), power)
             if after < before:
                 parameters, damping = parameters + move, max(damping / 4, 1e-14)
@@ -102,60 +129,88 @@ def _approached(parameters: Array, s: Array) -> Array:
     return parameters
 
 
+def _solved(matrix: Array, right: Array) -> Array:
+    """Solve by least squares; NaN where a start has left for infinity."""
+    if not np.isfinite(matrix).all():
+        return np.full(matrix.shape[1], np.nan)
+    return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0])
+
+
 def _settled(parameters: Array, s: Array) -> Array:
-    """Solve for equal errors at the eight largest extremes; Newton's method, exchanging them."""
-    level = float(np.abs(_errors(parameters, s)).max())
+    """Solve for equal errors at the largest extremes; Newton's method, exchanging them."""
+    level, count = float(np.abs(_errors(parameters, s)).max()), len(parameters) + 1
     for _ in range(_ROUNDS):
         points = _extremes(parameters, s)
-        error = _errors(parameters, points)
-        if len(points) < 8:
+        h, slopes = _h(parameters, points * points)
+        error = 1 - points * h
+        if len(points) < count:
             break
-        largest = np.argsort(-np.abs(error))[:8]
-        points, error = points[largest], error[largest]
+        largest = np.argsort(-np.abs(error))[:count]
+        points, error, slopes = points[largest], error[largest], slopes[largest]
         signs = np.sign(error)
-        slopes = points[:, None] * _slopes(parameters, points * points)
-        matrix = np.concatenate([slopes, signs[:, None]], axis=1)
+        matrix = np.concatenate([points[:, None] * slopes, signs[:, None]], axis=1)
         scale = np.linalg.norm(matrix, axis=0)
-        move = np.linalg.lstsq(matrix / scale, error - level * signs, rcond=None)[0] / scale
-        parameters, level = parameters + move[:7], level + float(move[7])
-        if np.abs(move * scale).max() < 1e-12:
+        move = _solved(matrix / scale, error - level * signs) / scale
+        parameters, level = parameters + move[:-1], level + float(move[-1])
+        if not np.abs(move * scale).max() >= 1e-12:  # a NaN ends it as well
             break
     return parameters
 
 
-def _starts(first: Array) -> Iterator[Array]:
-    """Yield the projection and variations of it: the best optimum may have other signs."""
+def _starts(squares: int, upper: float, polynomial: Step | None) -> Iterator[Array]:
+    """Yield starts and variations of them: the best optimum may have other signs."""
     generator = np.random.default_rng(0)
-    yield first
-    for _ in range(_STARTS):
-        other = first * (1 + 0.4 * generator.normal(size=7))
-        other[2:4] *= generator.normal(scale=4.0, size=2)
+    first = None if polynomial is None else _projected(np.asarray(polynomial))
+    if first is not None:
+        yield first
+    for _ in range(_STARTS[squares]):
+        if first is None:
+            other = _like_chebyshev(squares, upper, generator)
+        else:
+            other = first * (1 + 0.4 * generator.normal(size=len(first)))
+        other[2:-3] *= generator.normal(scale=4.0, size=len(other) - 5)
         yield other
 
 
-def chained_step(start: Step, lower: float, upper: float) -> tuple[Step, float]:
-    """Return the chain of three squares closest to one on an interval, and its error.
+def _chain(parameters: Array) -> Chain:
+    """Return the chain with one factor in every square, so that no link is extreme."""
+    c, b, *lines, k = (float(x) for x in parameters)
+    squares = len(lines) // 2 + 1
+    alpha = float(np.sign(k) * abs(k) ** (1 / (2**squares - 1)))
+    scale = alpha
+    links: list[Link] = [(alpha, 0.0, alpha * b)]
+    for i in range(squares - 1):
+        f, g = lines[2 * i : 2 * i + 2]
+        # The last line is not scaled: k stands before its square alone.
+        scale = 1.0 if i == squares - 2 else alpha * scale * scale
+        links.append((alpha, scale * f, scale * g))
+    return Chain(c, tuple(links))
+
+
+def chained_step(
+    squares: int, lower: float, upper: float, polynomial: Step | None = None
+) -> tuple[Chain, float]:
+    """Return the chain of squares whose step is closest to one on an interval, and its error.
 
     Args:
-        start: The minimax polynomial of degree 17 on the interval, nine coefficients.
+        squares: 3, 4 or 5, for a step of degree 17, 33 or 65.
         lower: Left end, positive.
         upper: Right end.
+        polynomial: To start from at three squares: the minimax one on the interval, nine
+            coefficients.
 
     Returns:
-        The chain's nine coefficients, and ``max |1 - p(s)|`` on the interval.
+        The chain h, and ``max |1 - s h(s^2)|`` on the interval.
     """
     grid, fine = _grid(lower, upper, _POINTS), _grid(lower, upper, 50 * _POINTS)
     found: dict[float, Array] = {}
     # A start that leaves for infinity is no candidate, and no reason for a warning.
     with np.errstate(all="ignore"):
-        for first in _starts(_projected(np.asarray(start))):
+        for first in _starts(squares, upper, polynomial):
             near = _approached(first, grid)
             for parameters in (near, _settled(near, fine)):
                 error = float(np.abs(_errors(parameters, fine)).max())
                 if np.isfinite(error):
                     found[error] = parameters
     error = min(found)
-    c, b, f1, f0, k, g1, g0 = found[error]
-    y = np.polynomial.Polynomial([-c, 1.0])
-    v = (y * y + b) ** 2 + f1 * y + f0
-    return tuple(float(x) for x in (k * v * v + g1 * y + g0).coef), error
+    return _chain(found[error]), error

@@ -1,8 +1,10 @@
 """Coefficients of published schedules, and of this package's designs, before any safety factor.
 
-A step is ``(c0, c1, ...)``, which maps a singular value to ``c0 s + c1 s^3 + ...``. Where each
-table comes from stands beside its schedule, in `schedules.SCHEDULES`.
+A step is ``(c0, c1, ...)``, which maps a singular value to ``c0 s + c1 s^3 + ...``, or a chain of
+squares. Where each table comes from stands beside its schedule, in `schedules`.
 """
+
+from .squares import Chain
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 TAYLOR = (1.875, -1.25, 0.375)
@@ -97,4 +99,26 @@ QUINTIC_4 = (
     (3.91522096, -2.921130232, 0.5592232598),
     (3.174603657, -2.380432834, 0.4978263935),
     (2.18946284, -1.567220683, 0.407887158),
+)
+# Degree 65 and 33: what `deep` does in three steps, in two, where rounding errors average out.
+LONG = (
+    Chain(
+        0.5423554412871,
+        (
+            (3.825588221946, 0.0, -0.5178991718569),
+            (3.825588221946, 0.2890037268581, -0.509784183571),
+            (3.825588221946, 0.648704833954, -0.5007343196384),
+            (3.825588221946, 1.655298160926, -0.3828437324978),
+            (3.825588221946, -1.474422588756, 0.5136718311293),
+        ),
+    ),
+    Chain(
+        2.589120878265,
+        (
+            (0.572529200531, 0.0, -1.192489242305),
+            (0.572529200531, 0.3245675916827, -0.6640104252939),
+            (0.572529200531, -0.4626900882365, -1.328098041983),
+            (0.5356595465025, -0.8802155525209, -0.3862940706361),
+        ),
+    ),
 )

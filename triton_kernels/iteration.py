@@ -55,7 +55,7 @@ def step_polynomial(
     if alpha == 0.0:
         s = plus_identity(scaled_sum(r, beta, r, 0.0), gamma)
     elif u is not None:
-        s = plus_identity(scaled_sum(u, alpha, r, beta, spare), gamma)
+        s = plus_identity(scaled_sum(u, alpha, r, beta, u if spare else None), gamma)
     else:
         s = ops.symmetric(r, r, r if beta else None, alpha, beta, gamma)
     for k, (alpha, beta, gamma) in enumerate(links):

@@ -17,8 +17,8 @@ from torch import Tensor
 from .products import Products, scale_members
 
 __all__ = [
-    "Start", "begin", "first_bound", "in_range", "largest_entry", "normalize_gram", "prescale",
-    "rescaled",
+    "Start", "begin", "concentration", "first_bound", "in_range", "largest_entry",
+    "normalize_gram", "prescale", "rescaled",
 ]  # fmt: skip
 
 # Between these, neither the entries of R nor the squares inside its norm leave float32.
@@ -96,6 +96,13 @@ class Start(NamedTuple):
     u: Tensor | None
     factor: Tensor
     flatness: Tensor | None
+
+
+def concentration(r: Tensor) -> Tensor:
+    """Return the largest row's share of the Frobenius norm of each (b, n, n) R, shape (b,)."""
+    rows = torch.linalg.vector_norm(r, dim=-1)
+    largest = rows.amax(dim=-1).to(torch.float32)
+    return largest / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
 
 
 def in_range(bound: Tensor) -> Tensor:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .apart import Redo, direct_apart
 from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
 from .kept_memory import KeptMemory
 from .kernels.configuration import Config, architecture, load_table, worth_tiles
-from .normalize import Start, begin
+from .normalize import Start, begin, concentration
 from .planning import SMALL, Leg, Plan, arithmetic_dtype, plan
 from .precision import full_float32
 from .products import Products, TorchProducts, cpu_has_amx
 from .schedules import SCHEDULES, Schedule
+from .squares import Chain, Step
 
 __all__ = ["orthogonalize_into", "orthogonalize_op", "run_plan"]
 
@@ -50,11 +53,19 @@ def products_for(
 
 
 def _go(
-    start: Start, leg: Leg, ops: Products, out: Tensor | None = None, spare: Sequence[Tensor] = ()
+    start: Start,
+    leg: Leg,
+    ops: Products,
+    out: Tensor | None = None,
+    spare: Sequence[Tensor] = (),
+    redo: Redo | None = None,
 ) -> Tensor:
     if out is not None and out.device.type == "cpu" and not leg.reads_x_first:
         # Whoever lets X be overwritten copies the result.
         out = None if out.data_ptr() == start.x.data_ptr() else out
+    if leg.schedule.long:
+        assert isinstance(ops, TorchProducts)  # no GPU's plan has such a leg
+        return direct_apart(start, leg.schedule, ops, out, spare, redo)
     if leg.form == "direct":
         return direct(start, leg.schedule, ops, out, spare)
     return gram(start, leg.schedule, ops, leg.restarts, out)
@@ -132,30 +143,50 @@ def _run_legs(
     x: Tensor, chosen: Plan, ops: Products, out: Tensor | None, spare: Sequence[Tensor]
 ) -> Tensor:
     """Return the result, in `out` if that is given and all matrices take the same leg."""
-    first, last = chosen.legs[0], chosen.legs[-1]
+    legs = chosen.legs
     # The first leg's bound is the tighter one, and serves a schedule made for a looser one too.
-    start = begin(x, chosen.dtype, first.schedule.normalization, ops, spare[0] if spare else None)
-    flat = None
-    if len(chosen.legs) > 1:
-        assert start.flatness is not None  # only a CPU's plan has two
-        flat = start.flatness >= first.flatness
-    if flat is None or not bool(flat.any()):
-        return _go(start, last, ops, out, spare)
-    if bool(flat.all()):
-        return _go(start, first, ops, out, spare)
+    bound = legs[0].schedule.normalization
+    start = begin(x, chosen.dtype, bound, ops, spare[0] if spare else None)
+    taken = _taken(start, legs)
+    if len(set(taken)) == 1:
+        return _go(start, legs[taken[0]], ops, out, spare, _redo(x, chosen))
     y = torch.empty_like(start.x)
-    # Both taken out before one runs: its products go where the start's lie.
-    parts = [(leg, at, _members(start, at)) for leg, at in ((first, flat), (last, ~flat))]
-    for leg, at, members in parts:
-        y[at] = _go(members, leg, ops)
+    index = torch.tensor(taken, device="cpu")
+    # All taken out before one runs: its products go where the start's lie.
+    parts = [(k, index == k, _members(start, index == k)) for k in set(taken)]
+    for k, at, members in parts:
+        y[at] = _go(members, legs[k], ops, redo=_redo(x[at], chosen))
     return y
+
+
+def _taken(start: Start, legs: Sequence[Leg]) -> list[int]:
+    """Return for each matrix the first leg that reaches far enough and is safe; else the last."""
+    last = len(legs) - 1
+    if last == 0:
+        return [0] * len(start.x)
+    assert start.flatness is not None  # only a CPU's plan has several
+    flat = start.flatness[:, None] >= torch.tensor([leg.flatness for leg in legs], device="cpu")
+    if any(leg.concentration < 1.0 for leg in legs):
+        limits = torch.tensor([leg.concentration for leg in legs], device="cpu")
+        flat &= concentration(start.r)[:, None] <= limits
+    # A NaN is neither.
+    flat[:, last] = True
+    return [int(k) for k in flat.int().argmax(dim=1)]
+
+
+def _redo(x: Tensor, chosen: Plan) -> Redo | None:
+    """Return what takes members of x through the last leg, if there is another one before it."""
+    if len(chosen.legs) == 1:
+        return None
+    plain = replace(chosen, legs=chosen.legs[-1:])
+    return lambda lost: _run_legs(x[lost], plain, TorchProducts(), None, ())
 
 
 def _torch_muon(x: Tensor, schedule: Schedule, eps: float, dtype: torch.dtype) -> Tensor:
     """Do what torch.optim.Muon does, batched: the norm in `dtype`, clamped at eps."""
     x = x.to(dtype)
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for a, b, c in schedule.steps:
+    for a, b, c in schedule.coefficients:
         r = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(r, r, r, beta=b, alpha=c), x, beta=a)
     return x
@@ -262,13 +293,26 @@ def flatten(schedule: Schedule | None) -> tuple[list[float], list[int], float, s
     """Return a schedule as the plain arguments that an operator can take."""
     if schedule is None:
         return [], [], 1.0, "frobenius", ""
+    pairs = [(step, _numbers(step)) for step in schedule.steps]
     return (
-        [c for step in schedule.steps for c in step],
-        [len(step) for step in schedule.steps],
+        [c for _, row in pairs for c in row],
+        # Of a chain's numbers with a minus sign.
+        [-len(row) if isinstance(step, Chain) else len(row) for step, row in pairs],
         schedule.safety,
         schedule.normalization,
         schedule.name,
     )
+
+
+def _numbers(step: Step | Chain) -> tuple[float, ...]:
+    if isinstance(step, Chain):
+        return (step.centre, *(number for link in step.links for number in link))
+    return step
+
+
+def _chain(numbers: tuple[float, ...]) -> Chain:
+    centre, *rest = numbers
+    return Chain(centre, tuple(zip(rest[::3], rest[1::3], rest[2::3], strict=True)))
 
 
 def unflatten(
@@ -277,10 +321,12 @@ def unflatten(
     """Undo `flatten`."""
     if not widths:
         return None
-    steps, at = [], 0
+    steps: list[Step | Chain] = []
+    at = 0
     for width in widths:
-        steps.append(tuple(coefficients[at : at + width]))
-        at += width
+        row = tuple(coefficients[at : at + abs(width)])
+        steps.append(row if width > 0 else _chain(row))
+        at += abs(width)
     return Schedule(name, tuple(steps), safety, 1e-3, normalization)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +22,7 @@ from .kernels.configuration import (
     tiles_of_plan,
 )
 from .plans import Leg, Plan, Tiles
-from .schedules import SCHEDULES, Schedule, resolve_schedule
+from .schedules import LONG, SCHEDULES, Schedule, resolve_schedule
 
 __all__ = ["ACCURACIES", "Leg", "Plan", "plan"]
 
@@ -37,6 +38,9 @@ STREAMED = 8192
 # Rows from which on "flat" is worth a look: below, hardly a spectrum is flat enough (a Gaussian one
 # of 330 x 1320 is, or of 560 x 560), and its bound costs four passes over n x n matrices.
 FLAT_ROWS = 320
+# Share of X X^T's norm in one row up to which two long steps are taken. Singular vectors that are
+# spread leave 0.1 to 0.25 at 768 to 128 rows, one row that outweighs all others more than 0.5.
+CONCENTRATION = 0.25
 # Slope at zero of five Polar Express steps with safety factor 1.02: the reach to be had at least.
 REACH = 947.9
 
@@ -79,7 +83,7 @@ def _leg(
 ) -> Leg:
     """Choose the form by counted FLOPs and bytes; the Gram form with the restarts it needs."""
     direct = Leg(schedule, "direct")
-    if form == "direct":
+    if form == "direct" or schedule.long:
         return direct
     if restarts is None:
         restarts = schedule.restarts(torch.finfo(dtype).eps / 2)
@@ -98,7 +102,7 @@ def _schedules(accuracy: str, short: int, device: str) -> tuple[Schedule, ...]:
         return (SCHEDULES["flat"],)
     # Which leg a matrix takes is read from its norms; a GPU would have to wait for them.
     if device == "cpu" and short >= FLAT_ROWS:
-        return SCHEDULES["flat"], SCHEDULES["deep"]
+        return SCHEDULES["flat"], LONG, SCHEDULES["deep"]
     return (SCHEDULES["deep"],)
 
 
@@ -126,13 +130,16 @@ def _plan(
     )
     direct = form == "direct" or (form is None and not wide)
     own = arithmetic or arithmetic_dtype(dtype, n, device, direct)
+    if schedule is None and (own != torch.bfloat16 or form == "gram"):
+        # In float32 the Gram form of the other legs is cheaper, or as good.
+        chosen = tuple(s for s in chosen if not s.long)
     legs = [_leg(s, n, m, own, device, form, restarts) for s in chosen]
-    if len(legs) > 1:
-        first = legs[0]
-        legs[0] = Leg(first.schedule, first.form, first.restarts, REACH / first.schedule.slope)
+    for k, leg in enumerate(legs[:-1]):
+        spread = CONCENTRATION if leg.schedule.long else 1.0
+        legs[k] = replace(leg, flatness=REACH / leg.schedule.slope, concentration=spread)
     last = legs[-1].schedule
     one_launch = device == "cuda" and n <= SMALL and m <= STREAMED and own == torch.float32
-    one_launch = one_launch and all(len(step) != 4 for step in last.steps)
+    one_launch = one_launch and all(len(step) != 4 for step in last.coefficients)
     one_launch = one_launch and last.normalization != "schatten8"
     found: dict[str, Config] = {}
     if arch is not None:
@@ -213,6 +220,11 @@ def plan(
     n, m = sorted(shape[-2:])
     own = None if schedule is None else resolve_schedule(schedule)
     kind = torch.device(device).type
+    if own is not None and own.long and (kind != "cpu" or form == "gram"):
+        raise ValueError(
+            f"steps of degree 33 and 65 run on a CPU, in the direct form; got {own.name!r} for "
+            f"{kind}, form {form!r}"
+        )
     again = None if restarts is None else tuple(restarts)
     if kind == "cuda" and arch is None and torch.cuda.is_available():
         arch = architecture(torch.device(device))

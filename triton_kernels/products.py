@@ -6,7 +6,7 @@ float32 (a CPU `torch.add(x, y, alpha=...)` in bfloat16 would round alpha to bfl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -79,18 +79,19 @@ def plus_identity(x: Tensor, value: float) -> Tensor:
     return x
 
 
-def scaled_sum(a: Tensor, alpha: float, b: Tensor, beta: float, spare: bool = False) -> Tensor:
+def scaled_sum(
+    a: Tensor, alpha: float, b: Tensor, beta: float, out: Tensor | None = None
+) -> Tensor:
     """Return ``alpha A + beta B`` with both scalars and the sum in float32 or wider.
 
-    The result may take the place of A where that is `spare`.
+    The result may go to `out`, which may be A or B, where alpha is one.
     """
-    place = a if spare else None
     if alpha == 1.0 and _wide_scalars(a):
-        return torch.add(a, b, alpha=beta, out=place)
+        return torch.add(a, b, alpha=beta, out=out)
     if alpha == 1.0:
         # addcmul keeps its scalar in float32, where add would round beta to bfloat16; one pass
         # instead of a cast of both, a sum and a cast back takes a quarter of their time.
-        return torch.addcmul(a, b, _one(a.dtype), value=beta, out=place)
+        return torch.addcmul(a, b, _one(a.dtype), value=beta, out=out)
     wide = torch.promote_types(a.dtype, torch.float32)
     # Cast first: an addition of two dtypes takes twice as long as both passes.
     return a.to(wide, copy=True).mul_(alpha).add_(b.to(wide), alpha=beta).to(a.dtype)
@@ -226,8 +227,8 @@ class TorchProducts:
         self._ring = ring
         self._turn = 0
 
-    def _place(self, a: Tensor) -> Tensor:
-        """Return room for the n x n results of (b, n, k) operands."""
+    def room(self, a: Tensor) -> Tensor:
+        """Return a place for the n x n results of (b, n, k) operands."""
         batch, n, _ = a.shape
         if self._ring is None:
             return a.new_empty(batch, n, n)
@@ -236,7 +237,7 @@ class TorchProducts:
 
     def gram(self, x: Tensor, gamma: float = 0.0) -> Tensor:
         """Return ``X X^T + gamma I``."""
-        cut, r = _triangle(x, _HALVED_GRAM_ROWS), self._place(x)
+        cut, r = _triangle(x, _HALVED_GRAM_ROWS), self.room(x)
         if cut is None:
             torch.bmm(x, x.mT, out=r)
         else:
@@ -250,14 +251,14 @@ class TorchProducts:
         """Return ``alpha A B + beta C + gamma I``."""
         cut = _triangle(a, _HALVED_ROWS)
         if cut is not None:
-            d = cut(self._place(a), a, b, c, alpha, beta)
+            d = cut(c if c is not None and spare else self.room(a), a, b, c, alpha, beta)
         elif c is not None and spare:
             d = c.baddbmm_(a, b, beta=beta, alpha=alpha)
         elif c is None and alpha == 1.0:
-            d = torch.bmm(a, b, out=self._place(a))
+            d = torch.bmm(a, b, out=self.room(a))
         else:
             old, beta = (a, 0.0) if c is None else (c, beta)
-            d = torch.baddbmm(old, a, b, beta=beta, alpha=alpha, out=self._place(a))
+            d = torch.baddbmm(old, a, b, beta=beta, alpha=alpha, out=self.room(a))
         return plus_identity(d, gamma) if gamma else d
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -269,3 +270,23 @@ class TorchProducts:
             torch.bmm(x.mT, q, out=out.mT)
             return out
         return torch.bmm(q, x) if out is None else torch.bmm(q, x, out=out)
+
+    def apply_plus(
+        self, t: Tensor, x: Tensor, alphas: Sequence[float], betas: Sequence[float], out: Tensor
+    ) -> Tensor:
+        """Write ``alpha T X + beta X`` with scalars for each member, summed before it is rounded.
+
+        Args:
+            t: (b, n, n), symmetric.
+            x: (b, n, m).
+            alphas: b factors.
+            betas: b factors.
+            out: (b, n, m), laid out like X, none of its memory.
+        """
+        tall = _transposed(x) and _transposed(out)
+        for one, q, y, alpha, beta in zip(x, t, out, alphas, betas, strict=True):
+            if tall:
+                torch.addmm(one.mT, one.mT, q, beta=beta, alpha=alpha, out=y.mT)
+            else:
+                torch.addmm(one, q, one, beta=beta, alpha=alpha, out=y)
+        return out

@@ -25,7 +25,7 @@ def _steps_table(schedule: Schedule, device: torch.device) -> Tensor:
     Raises:
         ValueError: For a schedule with a step of degree 7, which is no chain of squares.
     """
-    if any(len(step) == 4 for step in schedule.steps):
+    if any(len(step) == 4 for step in schedule.coefficients):
         raise ValueError(
             f"the one-launch kernel takes steps of degree 3, 5, 9 and 17, got {schedule}"
         )
