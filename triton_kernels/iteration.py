@@ -88,13 +88,16 @@ def direct(
         (b, n, m), `out`, one of `spare`, or fresh.
     """
     steps, x = schedule.coefficients, start.x
+    # R^2 is rounded by itself before it meets R: once more than in a step's own product, for which
+    # only schedules with that normalization have room.
+    u = start.u if schedule.normalization == "schatten8" else None
     for k, step in enumerate(steps):
         centre = _centre(step)
         if k == 0:
             # A CPU shifts R's diagonal in a pass over it; a GPU's kernel adds R for nothing.
-            centre = centre if start.u is None and start.flatness is not None else 0.0
+            centre = centre if u is None and start.flatness is not None else 0.0
             r = plus_identity(start.r, -centre) if centre else start.r
-            w = step_polynomial(r, step, ops, start.u, centre, spare=True)
+            w = step_polynomial(r, step, ops, u, centre, spare=True)
             w = scale_members(w, start.factor)
         else:
             w = step_polynomial(ops.gram(x, -centre), step, ops, None, centre, spare=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .products import Products, scale_members
 
 __all__ = [
-    "Start", "begin", "concentration", "first_bound", "in_range", "largest_entry",
+    "Start", "begin", "first_bound", "in_range", "largest_entry",
     "normalize_gram", "prescale", "rescaled",
 ]  # fmt: skip
 
@@ -96,13 +96,6 @@ class Start(NamedTuple):
     u: Tensor | None
     factor: Tensor
     flatness: Tensor | None
-
-
-def concentration(r: Tensor) -> Tensor:
-    """Return the largest row's share of the Frobenius norm of each (b, n, n) R, shape (b,)."""
-    rows = torch.linalg.vector_norm(r, dim=-1)
-    largest = rows.amax(dim=-1).to(torch.float32)
-    return largest / torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
 
 
 def in_range(bound: Tensor) -> Tensor:
@@ -195,10 +188,12 @@ def normalize_gram(
     Returns:
         R^2 or None, what R was multiplied by, and the factor of X that goes with it.
     """
-    scale = _applicable(_reciprocal(bound), r, look)
+    tight = normalization == "schatten8"
+    # Scaled by a power of two R is not rounded, and is the second time.
+    scale = _power_of_two(bound) if tight else _applicable(_reciprocal(bound), r, look)
     scale_members(r, scale)
     u = None
-    if normalization == "schatten8":
+    if tight:
         # R is divided by its trace or Frobenius norm already; that of U = R^2 bounds it tighter.
         u = ops.symmetric(r, r)
         tighter = _applicable(_reciprocal(_bound(u, "schatten4").sqrt()), r, look)
@@ -220,6 +215,11 @@ def _applicable(scale: Tensor, r: Tensor, look: bool) -> Tensor:
         return scale
     # A bfloat16 is the upper half of a float32; a smaller factor is still a bound.
     return (scale.view(torch.int32) & -(1 << 16)).view(torch.float32)
+
+
+def _power_of_two(bound: Tensor) -> Tensor:
+    """Return the power of two by which a bound comes to lie in [1/2, 1)."""
+    return torch.exp2(-torch.frexp(bound + (bound == 0)).exponent.to(bound.dtype))
 
 
 def _reciprocal(bound: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .apart import Redo, direct_apart
+from .apart import Redo, averages_out, direct_apart
 from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
 from .kept_memory import KeptMemory
 from .kernels.configuration import Config, architecture, load_table, worth_tiles
-from .normalize import Start, begin, concentration
+from .normalize import Start, begin
 from .planning import SMALL, Leg, Plan, arithmetic_dtype, plan
 from .precision import full_float32
 from .products import Products, TorchProducts, cpu_has_amx
@@ -166,10 +166,10 @@ def _taken(start: Start, legs: Sequence[Leg]) -> list[int]:
         return [0] * len(start.x)
     assert start.flatness is not None  # only a CPU's plan has several
     flat = start.flatness[:, None] >= torch.tensor([leg.flatness for leg in legs], device="cpu")
-    if any(leg.concentration < 1.0 for leg in legs):
-        limits = torch.tensor([leg.concentration for leg in legs], device="cpu")
-        flat &= concentration(start.r)[:, None] <= limits
-    # A NaN is neither.
+    for k, leg in enumerate(legs):
+        if leg.schedule.long and bool(flat[:, k].any()):
+            flat[:, k] &= averages_out(start.r, leg.schedule)
+    # A NaN is nowhere above.
     flat[:, last] = True
     return [int(k) for k in flat.int().argmax(dim=1)]
 

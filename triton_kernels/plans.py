@@ -31,15 +31,12 @@ class Leg:
         restarts: Of the Gram form.
         flatness: Smallest ratio of the Frobenius norm to the normalizing bound for which this
             leg reaches as far as it has to; the first leg that does is taken, a matrix at a time.
-        concentration: Largest share of the norm of X X^T that a row of it may have for this leg, in
-            (0, 1]: rounding errors average out over rows.
     """
 
     schedule: Schedule
     form: str
     restarts: tuple[int, ...] = ()
     flatness: float = 0.0
-    concentration: float = 1.0
 
     @property
     def reads_x_first(self) -> bool:
@@ -131,8 +128,8 @@ class Plan:
         ]
         for i, leg in enumerate(self.legs):
             when = f"flatness >= {leg.flatness:.2f}" if leg.flatness else "otherwise"
-            if leg.concentration < 1.0:
-                when += f", concentration <= {leg.concentration:g}"
+            if leg.schedule.long:
+                when += ", and where rounding errors average out"
             restarts = f", restart before {leg.restarts}" if leg.restarts else ""
             size, launches = self.traffic(i)
             lines.append(
