@@ -194,7 +194,7 @@ def design_schedule(
         raise ValueError(f"headroom must be at least 1, one number or one a step, got {headroom}")
     if any(d in (33, 65) for d in degrees) and (safety, cushion) != (1.0, 0.0):
         raise ValueError(
-            f"degrees 33 and 65 take no safety and no cushion, got {safety}, {cushion}"
+            f"degrees 33 and 65 take safety 1 and cushion 0, got {safety} and {cushion}"
         )
     if top is not None and not top > 0:
         raise ValueError(f"top must be positive, got {top}")
