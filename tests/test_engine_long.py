@@ -202,7 +202,7 @@ def test_bfloat16_stays_near_the_map(
         # below them it rises. X's own rounding hides what is smaller still.
         low, high = BY_NAME[name].range()
         rising = exact < low
-        assert low - 0.06 < found[~rising].min() < found.max() < high + 0.06
+        assert low - 0.08 < found[~rising].min() < found.max() < high + 0.06
         wrong = (found - exact).abs() > 0.06
         assert not wrong[rising & (s > 5e-3 * s[0])].any()
         assert largest_singular_value(result[None]) < LIMIT
