@@ -189,8 +189,9 @@ def normalize_gram(
         R^2 or None, what R was multiplied by, and the factor of X that goes with it.
     """
     tight = normalization == "schatten8"
-    # Scaled by a power of two R is not rounded, and is the second time.
-    scale = _power_of_two(bound) if tight else _applicable(_reciprocal(bound), r, look)
+    # Scaled by a power of two R is not rounded, and is the second time; a GPU saves the launches.
+    exact = tight and look
+    scale = _power_of_two(bound) if exact else _applicable(_reciprocal(bound), r, look)
     scale_members(r, scale)
     u = None
     if tight:
