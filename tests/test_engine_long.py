@@ -1,6 +1,6 @@
 """Steps of degree 33 and 65: taken on a CPU where rounding averages out, and looked after."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from reference.legs import legs_taken
 from reference.polar import schatten, through_svd, with_spectrum
 from reference.rounded import largest_singular_value
 from reference.structured import structured
@@ -16,7 +17,6 @@ from torch_specgd.triton_kernels import (
     SCHEDULES,
     Schedule,
     design_schedule,
-    operator,
     orthogonalize,
     plan,
 )
@@ -49,30 +49,10 @@ def auto(x: Tensor, **options: object) -> Tensor:
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the schedules that matrices were sent to, and "again" for each done again."""
-    names: list[str] = []
-    choose, redo = operator._taken, operator._redo
-
-    def chosen(start: object, legs: tuple) -> list[int]:
-        found = choose(start, legs)  # type: ignore[arg-type]
-        if len(legs) > 1:
-            names.extend(legs[k].schedule.name for k in found)
-        return found
-
-    def watched(x: Tensor, chosen: object) -> Callable[[Tensor], Tensor] | None:
-        again = redo(x, chosen)  # type: ignore[arg-type]
-
-        def run(lost: Tensor) -> Tensor:
-            assert again is not None
-            names.extend(["again"] * int(lost.sum()))
-            return again(lost)
-
-        return None if again is None else run
-
-    monkeypatch.setattr(operator, "_taken", chosen)
-    monkeypatch.setattr(operator, "_redo", watched)
-    return names
+def taken() -> Iterator[list[str]]:
+    """The names of the schedules that matrices take, see `legs_taken`."""
+    with legs_taken() as names:
+        yield names
 
 
 # What they are
