@@ -22,7 +22,7 @@ from torch_specgd.triton_kernels import orthogonalize
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference.legs import legs_taken
 
-KINDS = ("flat", "long_33", "long_65", "deep", "again")
+KINDS = ("flat", "long_33", "long_65", "long_65_steep", "deep", "again")
 
 
 def main() -> None:

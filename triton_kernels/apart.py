@@ -27,7 +27,15 @@ from .products import TorchProducts, scaled_sum
 from .schedule import Schedule
 from .squares import Chain
 
-__all__ = ["Apart", "apart", "averages_out", "direct_apart", "estimated_output"]
+__all__ = [
+    "Apart",
+    "Rounding",
+    "apart",
+    "averages_out",
+    "direct_apart",
+    "estimated_output",
+    "rounding",
+]
 
 # An estimate above this is done again. Results end at 1.04 by design, and one that leaves the last
 # step's room is multiplied by thousands within a percent.
@@ -36,8 +44,7 @@ _VECTORS, _POWER_STEPS = 16, 2
 # Share that the diagonal has in R less its multiple of I, above which errors do not average out:
 # root (2 / n) with singular vectors in all directions, one with those along rows.
 _LOCALIZED = 0.25
-# Entries are off by 2^-9 at most, by 0.85e-3 in the root mean square; a symmetric matrix of n rows
-# with such errors has eigenvalues up to twice that, times root n.
+# Twice 0.85e-3, the root mean square of a relative rounding error, which is 2^-9 at most.
 _ERROR = 1.7e-3
 # Of the room above a first step's results, which rounding lifts: measured lifts are up to 1.05
 # times the predicted.
@@ -82,30 +89,47 @@ def apart(chain: Chain) -> Apart:
     return Apart(constant, factor, tuple(squares))
 
 
-def averages_out(r: Tensor, schedule: Schedule) -> Tensor:
-    """Say of each matrix whether rounding lifts the first step's results less than the room allows.
+class Rounding(NamedTuple):
+    """What bfloat16 does to a Gram matrix, (b,) each.
 
-    An eigenvalue of R that ought to be zero is off by e, about ``1.7e-3 ||R||_F / sqrt(n)`` where
-    singular vectors are spread, and a step of degree d makes ``cosh(d sqrt(e))`` of one.
-
-    Args:
-        r: (b, n, n), ``X X^T`` of normalized X, in bfloat16.
-        schedule: With its headroom.
-
-    Returns:
-        (b,), booleans.
+    Attributes:
+        spread: Whether its singular vectors do not lie along rows, so that errors average out.
+        error: By how much an eigenvalue of R is off, then: a symmetric matrix of errors of its
+            entries has eigenvalues up to about ``1.7e-3 ||R||_F / sqrt(n)``.
     """
+
+    spread: Tensor
+    error: Tensor
+
+
+def rounding(r: Tensor) -> Rounding:
+    """Measure a (b, n, n) R in bfloat16, ``X X^T`` of normalized X."""
+    n = r.shape[-1]
     rows = torch.linalg.vector_norm(r, dim=-1)
     norm = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
     diagonal = r.diagonal(dim1=-2, dim2=-1).to(torch.float32)
     mean = diagonal.mean(dim=-1)
     own = torch.linalg.vector_norm(diagonal - mean[:, None], dim=-1)
-    rest = (norm.square() - r.shape[-1] * mean.square()).clamp(min=0).sqrt()
-    spread = own <= _LOCALIZED * rest
+    rest = (norm.square() - n * mean.square()).clamp(min=0).sqrt()
+    return Rounding(own <= _LOCALIZED * rest, _ERROR * norm / n**0.5)
+
+
+def averages_out(found: Rounding, schedule: Schedule) -> Tensor:
+    """Say of each matrix whether rounding lifts the first step's results less than the room allows.
+
+    A step of degree d makes ``cosh(d sqrt(e))`` of an eigenvalue of zero that is off by e.
+
+    Args:
+        found: From `rounding`.
+        schedule: With its headroom.
+
+    Returns:
+        (b,), booleans.
+    """
     degree = 2 * schedule.chains[0].degree + 1
-    lift = torch.cosh(degree * (_ERROR * norm / r.shape[-1] ** 0.5).sqrt())
+    lift = torch.cosh(degree * found.error.sqrt())
     room = schedule.headroom if isinstance(schedule.headroom, tuple) else (schedule.headroom,) * 2
-    return spread & (lift - 1.0 <= _SHARE * (room[1] - 1.0))
+    return found.spread & (lift - 1.0 <= _SHARE * (room[1] - 1.0))
 
 
 def _terms(r: Tensor, parts: Apart, ops: TorchProducts, u: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ __all__ = ["chained_step"]
 
 _POINTS = 400
 _ROUNDS = 300
-_STARTS = {3: 15, 4: 60, 5: 30}
+_STARTS = {3: 15, 4: 24, 5: 12}
 _POWERS = (2, 4, 8, 16, 32, 64, 128, 256)
 Array = np.ndarray
 

@@ -100,9 +100,30 @@ QUINTIC_4 = (
     (3.174603657, -2.380432834, 0.4978263935),
     (2.18946284, -1.567220683, 0.407887158),
 )
-# What `deep` does in three steps, in two, for spectra in which rounding errors average out: degrees
-# 65 and 33, and twice degree 33 where the Frobenius norm is 2.3 times the Schatten-8 norm and more.
+# What `deep` does in three steps, in two, for spectra in which rounding errors average out. The
+# less slope is needed, the more room there is for them.
 LONG_65 = (
+    Chain(
+        0.5431223353977,
+        (
+            (3.809389430257, 0.0, -0.5158438477117),
+            (3.809389430257, 0.2952273797997, -0.5035866530198),
+            (3.809389430257, 0.6580748086321, -0.4856006653857),
+            (3.809389430257, 1.644672747608, -0.3488227679995),
+            (3.809389430257, -1.810622991369, 0.6117262511295),
+        ),
+    ),
+    Chain(
+        3.937416663667,
+        (
+            (0.3620872982206, 0.0, -1.755256986937),
+            (0.3620872982206, 0.2874421771866, -0.8999598768656),
+            (0.3620872982206, -0.3441799227904, -1.513546398595),
+            (0.3289075693935, -0.4585204331904, -0.3111277575704),
+        ),
+    ),
+)
+LONG_65_STEEP = (
     Chain(
         0.5426067179706,
         (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .apart import Redo, averages_out, direct_apart
+from .apart import Redo, averages_out, direct_apart, rounding
 from .exact import smoothed_polar, svd_polar
 from .iteration import direct, gram
 from .kept_memory import KeptMemory
@@ -166,9 +166,11 @@ def _taken(start: Start, legs: Sequence[Leg]) -> list[int]:
         return [0] * len(start.x)
     assert start.flatness is not None  # only a CPU's plan has several
     flat = start.flatness[:, None] >= torch.tensor([leg.flatness for leg in legs], device="cpu")
-    for k, leg in enumerate(legs):
-        if leg.schedule.long and bool(flat[:, k].any()):
-            flat[:, k] &= averages_out(start.r, leg.schedule)
+    long = [k for k, leg in enumerate(legs) if leg.schedule.long]
+    if long and bool(flat[:, long].any()):
+        found = rounding(start.r)
+        for k in long:
+            flat[:, k] &= averages_out(found, legs[k].schedule)
     # A NaN is nowhere above.
     flat[:, last] = True
     return [int(k) for k in flat.int().argmax(dim=1)]

@@ -191,7 +191,7 @@ def plan(
         batch: Number of matrices, default 1.
         dtype: Of the input, default float32.
         device: "cpu", "cuda" or a device.
-        accuracy: "default" reaches at least as far as five Polar Express steps with a smaller
+        accuracy: "default" reaches at least as far as five Polar Express steps with no more
             ripple; "fast" serves matrices whose singular values lie above a hundredth of the
             Schatten-8 norm; "high" leaves the rounding of the dtype.
         schedule: Instead of the accuracy's own: anything `resolve_schedule` takes.

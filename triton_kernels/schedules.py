@@ -15,6 +15,7 @@ from .coefficients import (
     JORDAN,
     LONG_33,
     LONG_65,
+    LONG_65_STEEP,
     POLAR_EXPRESS,
     QUINTIC_4,
     TAYLOR,
@@ -59,7 +60,8 @@ SCHEDULES: dict[str, Schedule] = {
 
 LONG = (
     Schedule("long_33", LONG_33, 1.0, 2.3e-3, "schatten8", _OWN_SOURCE, (1.02, 1.2)),
-    Schedule("long_65", LONG_65, 1.0, 1.3e-3, "schatten8", _OWN_SOURCE, (1.02, 1.25)),
+    Schedule("long_65", LONG_65, 1.0, 1.5e-3, "schatten8", _OWN_SOURCE, (1.02, 1.4)),
+    Schedule("long_65_steep", LONG_65_STEEP, 1.0, 1.3e-3, "schatten8", _OWN_SOURCE, (1.02, 1.25)),
 )
 """Two steps instead of three, which a CPU's plan takes for large matrices, and looks at the result.
 
