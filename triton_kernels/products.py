@@ -284,9 +284,12 @@ class TorchProducts:
             out: (b, n, m), laid out like X, none of its memory.
         """
         tall = _transposed(x) and _transposed(out)
-        for one, q, y, alpha, beta in zip(x, t, out, alphas, betas, strict=True):
+        # Those with the same scalars at once: a processor with AMX has a matrix for each thread.
+        alike = len({*zip(alphas, betas, strict=True)}) == 1
+        groups = zip(*((v,) if alike else v.split(1) for v in (x, t, out)), strict=True)
+        for (some, q, y), alpha, beta in zip(groups, alphas, betas, strict=False):
             if tall:
-                torch.addmm(one.mT, one.mT, q, beta=beta, alpha=alpha, out=y.mT)
+                torch.baddbmm(some.mT, some.mT, q, beta=beta, alpha=alpha, out=y.mT)
             else:
-                torch.addmm(one, q, one, beta=beta, alpha=alpha, out=y)
+                torch.baddbmm(some, q, some, beta=beta, alpha=alpha, out=y)
         return out
