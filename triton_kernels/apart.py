@@ -39,7 +39,7 @@ __all__ = [
 
 # An estimate above this is done again. Results end at 1.04 by design, and one that leaves the last
 # step's room is multiplied by thousands within a percent.
-LARGEST = 1.12
+LARGEST = 1.06
 _VECTORS, _POWER_STEPS = 16, 2
 # Share that the diagonal has in R less its multiple of I, above which errors do not average out:
 # root (2 / n) with singular vectors in all directions, one with those along rows.
