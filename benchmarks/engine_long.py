@@ -5,8 +5,9 @@
 First the largest singular value after a first step over the largest that it has without rounding,
 for matrices with singular vectors in all directions: as chains of squares (`step_polynomial`, what
 shorter steps do), and with the identity's part as a number (`apart`). Then what
-`orthogonalize(x, dtype=torch.bfloat16)` does to matrices whose structure keeps errors from
-averaging out: the schedules that they take, how many are done again, the largest singular value.
+`orthogonalize(x, accuracy="training")` does in bfloat16 to matrices whose structure keeps errors
+from averaging out: the schedules that they take, how many are done again, the largest singular
+value.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def families(count: int) -> None:
         size, wide = int(torch.randint(2, 100, ())), n + int(torch.randint(0, 300, ()))
         for family, x in structured(n, wide, size):
             with legs_taken() as names:
-                y = orthogonalize(x, dtype=torch.bfloat16)
+                y = orthogonalize(x, dtype=torch.bfloat16, accuracy="training")
             seen[family].update(names)
             largest[family] = max(largest[family], largest_singular_value(y[None]))
     kinds = ("flat", "long_33", "long_65", "long_65_steep", "deep", "again")

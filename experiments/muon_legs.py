@@ -38,7 +38,7 @@ def main() -> None:
                 continue
             update = torch.lerp(p.grad, chosen[0].state[p]["momentum_buffer"], 0.95)
             with legs_taken() as names:
-                orthogonalize(update, dtype=torch.bfloat16)
+                orthogonalize(update, dtype=torch.bfloat16, accuracy="training")
             seen[4 * (step - 1) // setting.steps, name.split(".")[1]].update(names)
 
     train(setting, optimizers("auto", 0.04, 0.003), 1, watch=watch)

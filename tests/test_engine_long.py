@@ -19,6 +19,7 @@ from torch_specgd.triton_kernels import (
     design_schedule,
     orthogonalize,
     plan,
+    planning,
 )
 from torch_specgd.triton_kernels import apart as module
 from torch_specgd.triton_kernels.apart import (
@@ -57,7 +58,7 @@ def middle(k: int) -> Tensor:
 
 def auto(x: Tensor, **options: object) -> Tensor:
     """As on a CPU that multiplies bfloat16, whatever this one does."""
-    return orthogonalize(x, dtype=torch.bfloat16, **options)  # type: ignore[arg-type]
+    return orthogonalize(x, dtype=torch.bfloat16, accuracy="training", **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -90,7 +91,11 @@ def test_they_reach_as_far_as_five_polar_express_steps_with_no_more_ripple(name:
     usual, ours = SCHEDULES["polar_express"], BY_NAME[name]
     (low, high), (usual_low, usual_high) = ours.range(), usual.range()
     assert high / low <= usual_high / usual_low * 1.001
-    leg = next(leg for leg in plan((N, N), arithmetic=torch.bfloat16).legs if leg.schedule is ours)
+    leg = next(
+        leg
+        for leg in plan((N, N), accuracy="training", arithmetic=torch.bfloat16).legs
+        if leg.schedule is ours
+    )
     reach = ours.slope / (low + high) * leg.flatness
     assert reach >= usual.slope / (usual_low + usual_high) * 0.999
     assert leg.schedule.flops(N, N) < SCHEDULES["deep"].flops(N, N)
@@ -148,6 +153,18 @@ def test_what_they_cannot_do_is_refused() -> None:
         plan((N, N), device="cuda", schedule=ours)
     with pytest.raises(ValueError, match="direct form"):
         plan((N, N), schedule=ours, form="gram")
+    with pytest.raises(ValueError, match="float32 or float64"):
+        orthogonalize(torch.ones(9, 9), schedule=ours, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="without restarts"):
+        plan((N, N), schedule=ours, restarts=(1,))
+    with pytest.raises(ValueError, match="finite"):
+        Schedule("nan", (replace(ours.chains[0], centre=float("nan")),))
+    with pytest.raises(ValueError, match="three numbers"):
+        Schedule("short", (replace(ours.chains[0], links=((1.0, 2.0),) * 4),))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="degree 7"):
+        Schedule("mixed", (*ours.steps, (1.0, 1.0, 1.0, 1.0)))
+    with pytest.raises(ValueError, match="vanishes at zero"):
+        apart(replace(ours.chains[0], centre=0.0, links=((1.0, 0.0, 0.0),) * 4))
     with pytest.raises(ValueError, match="no coefficients"):
         _ = ours.coefficients
     with pytest.raises(ValueError, match="safety factor"):
@@ -217,7 +234,7 @@ def test_a_batch_of_all_kinds_is_what_its_members_are(taken: list[str]) -> None:
     assert y[7].isnan().any()
     assert not y[3].any()
     same = x.clone()
-    orthogonalize(same, dtype=torch.bfloat16, out=same)
+    auto(same, out=same)
     assert torch.allclose(same, y, atol=0.02, equal_nan=True)
 
 
@@ -226,15 +243,16 @@ def test_a_batch_of_all_kinds_is_what_its_members_are(taken: list[str]) -> None:
 
 def test_they_need_rows_flatness_and_bfloat16() -> None:
     """float32 has the Gram form, and few rows too much rounding for what is saved."""
-    names = [leg.schedule.name for leg in plan((320, 400), arithmetic=torch.bfloat16).legs]
+    options = {"accuracy": "training", "arithmetic": torch.bfloat16}
+    names = [leg.schedule.name for leg in plan((320, 400), **options).legs]
     assert names == ["flat", "long_33", "long_65", "long_65_steep", "deep"]
-    for shape, dtype, form in (
-        ((319, 400), torch.bfloat16, None), ((320, 400), torch.float32, None),
-        ((320, 400), torch.bfloat16, "gram"),
+    for shape, other in (
+        ((319, 400), {}), ((320, 400), {"arithmetic": torch.float32}),
+        ((320, 400), {"form": "gram"}), ((320, 400), {"device": "cuda"}),
+        ((320, 400), {"accuracy": "default"}),
     ):  # fmt: skip
-        legs = plan(shape, arithmetic=dtype, form=form).legs
+        legs = plan(shape, **(options | other)).legs
         assert not any(leg.schedule.long for leg in legs)
-    assert not any(leg.schedule.long for leg in plan((320, 400), device="cuda").legs)
 
 
 @pytest.mark.parametrize("schedule", LONG)
@@ -357,6 +375,19 @@ def test_nothing_is_drawn_from_the_callers_generator() -> None:
     before = torch.get_rng_state()
     auto(x)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_muon_takes_them_and_orthogonalize_by_itself_does_not(taken: list[str]) -> None:
+    """A step would take three steps for two, or a caller get results nobody promised."""
+    x = with_spectrum(middle(512), 512, 512).float()
+    orthogonalize(x, dtype=torch.bfloat16)
+    assert taken.pop() == "deep"
+    p = torch.nn.Parameter(torch.zeros(512, 512))
+    p.grad = x
+    Muon([p], lr=1.0, weight_decay=0.0).step()
+    if planning.cpu_multiplies_bf16():
+        assert taken == ["long_65"]
+    assert 0.7 < torch.linalg.svdvals(p.detach())[100] < LIMIT
 
 
 def test_muon_takes_a_long_schedule_by_itself() -> None:

@@ -195,7 +195,7 @@ def _engine_options(
 ) -> dict[str, Any]:
     eps = max(eps, torch.finfo(torch.float32).tiny)  # torch.optim.Muon takes zero, the engine not
     if isinstance(coefficients, str) and coefficients == "auto":
-        return {"method": "auto", "eps": eps, "dtype": dtype}
+        return {"method": "auto", "accuracy": "training", "eps": eps, "dtype": dtype}
     # A named schedule and a list of steps have a length of their own.
     repeat = steps if is_triple(coefficients) else None
     method = {"method": "newton_schulz", "schedule": coefficients, "steps": repeat}

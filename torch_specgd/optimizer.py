@@ -265,8 +265,8 @@ class SpectralOptimizer(Optimizer):
             for key in [k for k, v in group.items() if isinstance(v, str) and v == CALLABLE]:
                 if not callable(own.get(key)):
                     raise ValueError(
-                        f"{key} was a function when this checkpoint was written, and functions are "
-                        f"not saved: give the optimizer one before loading"
+                        f"{key} was a function or a Schedule when this checkpoint was written, and "
+                        f"those are not saved: give the optimizer its own before loading"
                     )
                 group[key] = own[key]
         return result

@@ -151,7 +151,7 @@ def design_schedule(
     Args:
         degree: 3, 5, 7, 9, 17, 33 or 65, or one degree a step. Steps of degree 17, 33 and 65 are
             the best chains of three, four and five squares, not the best polynomials; the last
-            two are found in some seconds, with `safety=1` and no cushion.
+            two are found in ten seconds and more, with `safety=1` and no cushion.
         steps: Number of steps, at least 1; may be left out where `degree` lists them.
         lower: Smallest singular value to reach, in (0, 1), after normalization.
         safety: At least 1 (default 1.02): divides the argument of every step but the last.

@@ -97,7 +97,7 @@ def orthogonalize(
         smoothing: Unit of the singular values, default 1e-2; only for "smoothed".
         tolerance: Relative size below which "svd" takes a singular value for zero, default
             ``max(m, n) * eps``.
-        accuracy: "default", "fast" or "high", see `plan()`; only for "auto".
+        accuracy: "default", "training", "fast" or "high", see `plan()`; only for "auto".
         plan: A `Plan` whose last leg and dtype to follow instead of all of these, and whose tiles
             if it was made for x's shape and GPU.
         out: Where the result goes instead of a new tensor: row-major, on a CPU, with x's shape

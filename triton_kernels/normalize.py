@@ -70,7 +70,7 @@ def _bound(r: Tensor, normalization: str) -> Tensor:
         return _trace(r)
     if r.dtype == torch.bfloat16 and r.device.type == "cpu":
         # A CPU copies a matrix to sum it in float32, five times the cost; norms of rows that
-        # are rounded to bfloat16 (summed in float32 as well) leave 2^-9 at most, which the
+        # are rounded to bfloat16 (summed in float32 as well) leave 2^-8 at most, which the
         # matrix and its factor share.
         rows = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
         return torch.linalg.vector_norm(rows, dim=-2, keepdim=True, dtype=torch.float32)

@@ -226,6 +226,7 @@ def _iterate(
         own = wide
     if form == "direct" and own is None:
         own = arithmetic_dtype(x.dtype, x.shape[-2], x.device.type, True)
+        own = wide if schedule is not None and schedule.long else own
     chosen = plan(
         tuple(x.shape[-2:]), x.shape[0], x.dtype, x.device, accuracy, schedule=schedule,
         form=form, arithmetic=own, restarts=restarts, tiles=json.loads(tiles) if tiles else None,

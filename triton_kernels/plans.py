@@ -128,7 +128,7 @@ class Plan:
         ]
         for i, leg in enumerate(self.legs):
             when = f"flatness >= {leg.flatness:.2f}" if leg.flatness else "otherwise"
-            if leg.schedule.long:
+            if leg.schedule.long and leg.flatness:
                 when += ", and where rounding errors average out"
             restarts = f", restart before {leg.restarts}" if leg.restarts else ""
             size, launches = self.traffic(i)

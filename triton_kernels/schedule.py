@@ -86,11 +86,15 @@ class Schedule:
             raise ValueError(f"schedule {self.name!r} has no steps")
         for step in self.steps:
             if isinstance(step, Chain):
-                if len(step.links) not in (4, 5) or self.safety != 1.0:
+                numbers = [step.centre, *(x for link in step.links for x in link)]
+                whole = all(len(link) == 3 for link in step.links)
+                if len(step.links) not in (4, 5) or self.safety != 1.0 or not whole:
                     raise ValueError(
-                        "a step that is a Chain has four or five squares (degree 33 or 65) and no "
-                        f"safety factor, got {len(step.links)} and {self.safety}"
+                        "a step that is a Chain has four or five squares (degree 33 or 65) of "
+                        f"three numbers and no safety factor, got {step} and {self.safety}"
                     )
+                if not all(map(math.isfinite, numbers)):
+                    raise ValueError(f"a chain has finite numbers, got {step}")
                 continue
             if len(step) not in _SMALL_PRODUCTS or not all(map(math.isfinite, step)):
                 raise ValueError(
@@ -100,6 +104,8 @@ class Schedule:
             # A compiled step meets the error where the operator runs: Dynamo knows no numpy here.
             if len(step) > 4 and not torch.compiler.is_compiling():
                 chain_of_squares(step)
+        if self.long and any(len(s) == 4 for s in self.steps if not isinstance(s, Chain)):
+            raise ValueError(f"a step of degree 7 does not go with chains, in {self.name!r}")
         if not self.safety >= 1.0:
             raise ValueError(f"safety must be at least 1, got {self.safety}")
         if self.normalization not in NORMALIZATIONS:

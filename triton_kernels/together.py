@@ -57,7 +57,7 @@ def _shared_schedule(x: Tensor, out: Tensor, options: dict[str, Any]) -> Schedul
     None for all else: `orthogonalize` knows what to do with it, or what is wrong with it.
     """
     own = options.get("method", "auto"), options.get("dtype") or x.dtype
-    if own != ("auto", torch.float32) or options.keys() - {"method", "dtype", "eps"}:
+    if own != ("auto", torch.float32) or options.keys() - {"method", "accuracy", "dtype", "eps"}:
         return None
     if not options.get("eps", 1.0) > 0:
         return None
@@ -68,7 +68,7 @@ def _shared_schedule(x: Tensor, out: Tensor, options: dict[str, Any]) -> Schedul
     check_out(out, x)
     if out.data_ptr() == x.data_ptr():
         return None  # X is what the Gram form reads last
-    chosen = plan(tuple(x.shape[-2:]), len(x))
+    chosen = plan(tuple(x.shape[-2:]), len(x), accuracy=options.get("accuracy", "default"))
     leg = chosen.legs[-1]
     carried = len(chosen.legs) == 1 and leg.form == "gram" and not leg.restarts
     return leg.schedule if carried else None
