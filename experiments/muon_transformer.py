@@ -45,7 +45,7 @@ METHODS = {
     "plain": ("torch-muon", "torch-fused", *OURS),
     "small-batch": ("torch-muon", "torch-fused", *OURS),
     "late": ("torch-muon", "auto"),
-    "wide": ("torch-muon", "auto"),
+    "wide": ("torch-muon", "auto", "deep"),
 }
 # Batch 1 at twice torch's best rate there, which is the plain setting's best; and at 0.85 of that,
 # where exact factors move weights as far as Jordan's do, whose singular values average 0.85.
