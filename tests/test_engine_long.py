@@ -61,6 +61,15 @@ def auto(x: Tensor, **options: object) -> Tensor:
     return orthogonalize(x, dtype=torch.bfloat16, accuracy="training", **options)  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True)
+def without_amx(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With AMX they are not taken, see `planning`."""
+    monkeypatch.setattr(planning, "cpu_has_amx", lambda: False)
+    planning._plan.cache_clear()
+    yield
+    planning._plan.cache_clear()
+
+
 @pytest.fixture
 def taken() -> Iterator[list[str]]:
     """The names of the schedules that matrices take, see `legs_taken`."""
@@ -239,6 +248,14 @@ def test_a_batch_of_all_kinds_is_what_its_members_are(taken: list[str]) -> None:
 
 
 # Where they are not taken, and what is done again
+
+
+def test_with_amx_they_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step saves in products it would spend on passes."""
+    monkeypatch.setattr(planning, "cpu_has_amx", lambda: True)
+    planning._plan.cache_clear()
+    legs = plan((320, 400), accuracy="training", arithmetic=torch.bfloat16).legs
+    assert [leg.schedule.name for leg in legs] == ["flat", "deep"]
 
 
 def test_they_need_rows_flatness_and_bfloat16() -> None:

@@ -22,6 +22,7 @@ from .kernels.configuration import (
     tiles_of_plan,
 )
 from .plans import Leg, Plan, Tiles
+from .products import cpu_has_amx
 from .schedules import LONG, SCHEDULES, Schedule, resolve_schedule
 
 __all__ = ["ACCURACIES", "Leg", "Plan", "plan"]
@@ -100,7 +101,8 @@ def _schedules(accuracy: str, short: int, device: str) -> tuple[Schedule, ...]:
         return (SCHEDULES["flat"],)
     # Which leg a matrix takes is read from its norms; a GPU would have to wait for them.
     if device == "cpu" and short >= FLAT_ROWS:
-        between = LONG if accuracy == "training" else ()
+        # AMX multiplies so fast that the passes and the look at the result cost what is saved.
+        between = LONG if accuracy == "training" and not cpu_has_amx() else ()
         return SCHEDULES["flat"], *between, SCHEDULES["deep"]
     return (SCHEDULES["deep"],)
 
@@ -194,7 +196,7 @@ def plan(
         device: "cpu", "cuda" or a device.
         accuracy: "default" reaches at least as far as five Polar Express steps with a smaller
             ripple; "training", which `Muon` takes, reaches as far with as much, in two steps
-            instead of three for large matrices on a CPU that multiplies bfloat16; "fast" serves
+            instead of three for large matrices on a CPU with AVX512_BF16 and no AMX; "fast" serves
             matrices whose singular values lie above a hundredth of the Schatten-8 norm; "high"
             leaves the rounding of the dtype.
         schedule: Instead of the accuracy's own: anything `resolve_schedule` takes.
