@@ -1,4 +1,4 @@
-"""Which schedules the matrices of a training run take on a CPU that multiplies bfloat16.
+"""Which schedules the matrices of a training run take on a CPU with AVX512_BF16 and no AMX.
 
     python experiments/muon_legs.py
 

@@ -189,7 +189,8 @@ def normalize_gram(
         R^2 or None, what R was multiplied by, and the factor of X that goes with it.
     """
     tight = normalization == "schatten8"
-    # Scaled by a power of two R is not rounded, and is the second time; a GPU saves the launches.
+    # A first scale that is a power of two rounds nothing, so that the second one alone does. A GPU
+    # saves the launches, and has room for both.
     exact = tight and look
     scale = _power_of_two(bound) if exact else _applicable(_reciprocal(bound), r, look)
     scale_members(r, scale)

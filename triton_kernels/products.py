@@ -284,7 +284,7 @@ class TorchProducts:
             out: (b, n, m), laid out like X, none of its memory.
         """
         tall = _transposed(x) and _transposed(out)
-        # Those with the same scalars at once: a processor with AMX has a matrix for each thread.
+        # All at once where their scalars are the same, as in every step but the first.
         alike = len({*zip(alphas, betas, strict=True)}) == 1
         groups = zip(*((v,) if alike else v.split(1) for v in (x, t, out)), strict=True)
         for (some, q, y), alpha, beta in zip(groups, alphas, betas, strict=False):
