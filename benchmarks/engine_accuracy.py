@@ -314,7 +314,7 @@ def main() -> None:
             "launch takes the longer of its waves of tiles at 65 % of the dense 16-bit peak and",
             "its bytes at the memory's rate (H100: 989 TFLOP/s, 3.35 TB/s; B200: 2250, 8.0);",
             "nothing is added for the launch itself. How many FLOPs a tile takes is compared with",
-            "the machine code in `tests/test_triton_aot.py`.",
+            "the machine code in `tests/engine/test_triton_aot.py`.",
             "",
             *cost_table(),
             "",

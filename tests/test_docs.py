@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import data_prune
+import specgd_common
 import torch_specgd
 import torch_specgd.triton_kernels
 import warmstart
@@ -22,7 +23,7 @@ def modules() -> list[ModuleType]:
     """Every module of the four parts, but for command lines, which run on import of __main__."""
     names = [
         info.name
-        for part in PARTS
+        for part in (*PARTS, specgd_common)
         for info in pkgutil.walk_packages(part.__path__, part.__name__ + ".")
         if not info.name.endswith("__main__")
     ]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .distributed.layout import is_dtensor
+from specgd_common.tensors import is_dtensor
+
 from .routing import MatrixView, batch_shape, describe
 
 

@@ -8,7 +8,10 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from .distributed.layout import local, local_like, without_partial_sums
+from specgd_common.fused import check_split
+from specgd_common.tensors import local
+
+from .distributed.layout import local_like, without_partial_sums
 from .elementwise import fused_is_exact, in_blocks
 from .learning_rate import LR_SCALES, AdjustLr
 from .muon_step import MAX_BATCH_BYTES, Coefficients, muon
@@ -17,7 +20,6 @@ from .routing import (
     MATRIX_VIEWS,
     MatrixView,
     as_cut,
-    check_split,
     describe,
     input_dims,
     uses_muon,

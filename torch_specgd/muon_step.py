@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distributed.layout import Layout, is_dtensor, local, local_like, rewrapped
+from specgd_common.tensors import is_dtensor, local
+
+from .distributed.layout import Layout, local_like, rewrapped
 from .distributed.orthogonalize import orthogonalize_distributed
 from .elementwise import apply_updates, next_updates
 from .kinds import Batch, Kind, alike, batches_of, chunks

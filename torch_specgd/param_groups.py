@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .fused import Split, detect_split, normalize_split, stacked_transposed
+from specgd_common.fused import Split, detect_split, normalize_split, stacked_transposed
 
 HEAD_NAMES = r"(^|\.)(lm_head|head|heads|classifier|score|embed_out|output_projection|fc_out)$"
 POSITION_NAMES = (

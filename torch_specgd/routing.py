@@ -121,19 +121,6 @@ def _is_flat(ndim: int, kind: str) -> bool:
     return kind == "flatten" or (kind == "auto" and ndim != 3)
 
 
-def check_split(split: Any, name: str = "split") -> None:
-    """Raises unless a split is None or (dim, sizes), before any parameter is seen."""
-    if split is None:
-        return
-    try:
-        dim, sizes = split
-        ok = isinstance(dim, int) and len(sizes) > 0 and all(n > 0 for n in sizes)
-    except (TypeError, ValueError):
-        ok = False
-    if not ok:
-        raise ValueError(f"{name} must be None or (dim, (size, ...)), but is {split!r}")
-
-
 def as_cut(split: Any) -> tuple[int, tuple[int, ...]] | None:
     """A split in tuples, as which it is a key: settings read from a file come in lists."""
     return None if split is None else (split[0], tuple(split[1]))

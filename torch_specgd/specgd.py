@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .distributed.layout import Layout, local, local_like
+from specgd_common.tensors import local
+
+from .distributed.layout import Layout, local_like
 from .distributed.orthogonalize import orthogonalize_distributed
 from .elementwise import next_updates
 from .learning_rate import LR_SCALES, AdjustLr, shape_scale

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specgd_common.tensors import local
+
 from .direction import GradientDirection
 from .entries import unwrap
 from .factors import accumulation_dtype
@@ -26,7 +28,7 @@ from .handover import (
     scaled_copy,
     state_changes,
 )
-from .ranks import local, local_factor
+from .ranks import local_factor
 from .report import ShrinkReport
 from .targets import Target
 

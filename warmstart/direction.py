@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specgd_common.tensors import is_dtensor, local
+
 from .factors import accumulation_dtype
 from .norms import NormMap
 from .ranks import (
-    is_dtensor,
-    local,
     lowest,
     mean_over_ranks,
     rank_groups,
@@ -249,8 +249,8 @@ class GradientDirection:
 
 def like(g: Tensor, average: Tensor) -> Tensor:
     """A gradient laid out over ranks as its moving average is."""
-    if is_dtensor(g) and g.placements != average.placements:  # type: ignore[attr-defined]
-        return g.redistribute(average.device_mesh, average.placements)  # type: ignore[attr-defined]
+    if is_dtensor(g) and g.placements != average.placements:
+        return g.redistribute(average.device_mesh, average.placements)
     return g
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specgd_common.tensors import local
+
 from .entries import unwrap
-from .ranks import local
 from .targets import Target
 
 STATE_RULES = ("keep", "reset", "scale")

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-def is_dtensor(x: Tensor) -> bool:
-    """Whether ``x`` is a distributed tensor."""
-    # Importing torch.distributed.tensor takes a second; whoever holds a DTensor has imported it.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
-
-
-def local(x: Tensor) -> Tensor:
-    """This rank's part of ``x``."""
-    return x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined]
+from specgd_common.tensors import is_dtensor
 
 
 def full(x: Tensor) -> Tensor:
     """All of ``x``, the same plain tensor on every rank (a collective for distributed tensors)."""
-    return x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
+    return x.full_tensor() if is_dtensor(x) else x
 
 
 def local_factor(parameter: Tensor, factor: Tensor) -> Tensor:
@@ -33,12 +22,11 @@ def local_factor(parameter: Tensor, factor: Tensor) -> Tensor:
         return factor
     from torch.distributed.tensor import DTensor, Replicate
 
-    mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    mesh = parameter.device_mesh
     everywhere = DTensor.from_local(factor, mesh, [Replicate()] * mesh.ndim, run_check=False)
     # A dimension that the factor broadcasts over stays whole on every rank.
     placements = [
-        p if p.is_shard() and factor.shape[p.dim] > 1 else Replicate()
-        for p in parameter.placements  # type: ignore[attr-defined]
+        p if p.is_shard() and factor.shape[p.dim] > 1 else Replicate() for p in parameter.placements
     ]
     return everywhere.redistribute(mesh, placements).to_local()
 
@@ -54,7 +42,7 @@ def rank_groups(model: nn.Module, process_group: Any = None) -> list[Any]:
         return [model.process_group]
     for p in model.parameters():
         if is_dtensor(p):
-            mesh = p.device_mesh  # type: ignore[attr-defined]
+            mesh = p.device_mesh
             return [mesh.get_group(i) for i in range(mesh.ndim)]
     return []
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specgd_common.tensors import is_dtensor
+
 from .direction import GradientDirection, Half
 from .factors import (
     accumulation_dtype,
@@ -14,7 +16,7 @@ from .factors import (
     sum_over,
     unit_cosine,
 )
-from .ranks import full, is_dtensor, local_factor
+from .ranks import full, local_factor
 from .report import ParameterRow
 from .targets import Target
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from specgd_common.lora_names import lora_role
+
 from .entries import memory_key
 from .fire import default_parts
 from .targets import LORA_REASONS, Patterns, Skipped, Target, as_list, check_patterns, matches
-from .units import UNIT_NAMES, lora_role
+from .units import UNIT_NAMES
 
 StateUnits = str | Callable[[str, Tensor], str | Sequence[int] | None]
 

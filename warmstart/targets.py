@@ -12,9 +12,11 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from specgd_common.lora_names import lora_partner, lora_role
+from specgd_common.tensors import is_dtensor
+
 from .entries import Entry, list_entries, unwrap
-from .ranks import is_dtensor
-from .units import UNIT_NAMES, checked_dims, default_dims, lora_partner, lora_role, role_of
+from .units import UNIT_NAMES, checked_dims, default_dims, role_of
 
 Patterns = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 UnitRule = str | Callable[[str, nn.Module, Tensor], str | Sequence[int] | None]

@@ -16,31 +16,6 @@ _TABLE = (nn.Embedding, nn.EmbeddingBag)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
-_LORA = {
-    "lora_a": "a", "lora_embedding_a": "a", "lora_down": "a",
-    "lora_b": "b", "lora_embedding_b": "b", "lora_up": "b",
-}  # fmt: skip
-
-
-def lora_role(name: str) -> str:
-    """``"a"``, ``"b"`` or ``"magnitude"`` for adapter factors by their usual names, else empty."""
-    for part in name.lower().split("."):
-        if part in _LORA or part.startswith("lora_magnitude"):
-            return _LORA.get(part, "magnitude")
-    return ""
-
-
-def lora_partner(name: str) -> str:
-    """Name of the A factor that belongs to a B factor."""
-    parts = [
-        {"lora_up": "lora_down"}.get(p, p.replace("_B", "_A").replace("_b", "_a"))
-        if p.lower() in _LORA
-        else p
-        for p in name.split(".")
-    ]
-    return ".".join(parts)
-
-
 def role_of(entry: Entry) -> str:
     """What a parameter is: conv, conv_transpose, matrix, transposed, bias or raw."""
     owner, attribute = entry.owner, entry.attribute

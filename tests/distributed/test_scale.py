@@ -10,7 +10,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from torch_specgd.distributed.layout import Layout, check_layout, local
+from specgd_common.tensors import local
+from torch_specgd.distributed.layout import Layout, check_layout
 from torch_specgd.distributed.orthogonalize import orthogonalize_distributed
 
 RANK, WORLD = 37, 64

@@ -2,30 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+
+from specgd_common.tensors import is_dtensor, local
 
 from ..routing import MatrixView, batch_dims, describe
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.distributed.tensor import DTensor
-
-
-def is_dtensor(x: Tensor) -> "TypeGuard[DTensor]":
-    """Says whether x is a DTensor, without the import, which takes a second where none exists."""
-    # The types of nearly all: an attribute that is missing takes a microsecond to be missed.
-    if type(x) is Tensor or type(x) is Parameter:
-        return False
-    return hasattr(x, "placements") and hasattr(x, "device_mesh")
-
-
-def local(x: Tensor) -> Tensor:
-    """This rank's piece of a DTensor, sharing its memory; any other tensor itself."""
-    return x.to_local() if is_dtensor(x) else x
 
 
 def local_like(x: Tensor, p: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from divided import Divided
+from optimizers.divided import Divided
 from torch_specgd import Muon, qk_clip_
 from torch_specgd.learning_rate import LR_SCALES, shape_scale
 from torch_specgd.muon_step import muon
@@ -83,7 +83,7 @@ def test_learning_rate_scales(name: object, factor: float) -> None:
 
 def test_documented_factors_are_those_of_the_code() -> None:
     """The table that tells how to carry over a learning rate."""
-    page = Path(__file__).parents[1] / "docs" / "muon_training.md"
+    page = Path(__file__).parents[2] / "docs" / "muon_training.md"
     rows = [line.split("|") for line in page.read_text().splitlines() if line.startswith('| `"')]
     shown = {cells[1].split('"')[1]: [float(x) for x in cells[3:6]] for cells in rows}
     assert shown.keys() == set(LR_SCALES) - {"spectral_unclamped"}  # torch's name of "spectral"

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from data_prune import DualScoreSampler, DualTracker, ScoreTable
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def scores_of(history, window):

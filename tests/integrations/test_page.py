@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import optimizer_info
 from muon_text import DocumentationText, tiny_llama
+from optimizers import optimizer_info
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "frameworks.md").read_text()
@@ -20,7 +20,7 @@ SECTIONS = {
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-# As in test_integration_lightning and test_integration_peft: these packages' own deprecations.
+# As in test_lightning.py and test_peft.py: these packages' own deprecations.
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from divided import Divided
+from optimizers.divided import Divided
 from torch_specgd import Muon, stacks
 from torch_specgd.kinds import Kind, alike, batches_of, chunks
 from torch_specgd.routing import MatrixView

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from conformance import every_row, network, train
+from optimizers.conformance import every_row, network, train
 
 Make = Callable[[Any], Optimizer]
 SHAPES = ((6, 4), (6, 4), (4, 6), (3, 2, 2, 2), (2, 5, 3), (7,))

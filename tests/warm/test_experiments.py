@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "experiments"))
 
 import warm_bed
 import warm_chunks

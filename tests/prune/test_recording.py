@@ -50,7 +50,7 @@ def test_killed_run_loses_only_the_open_epoch(tmp_path):
     script = """
         import os, sys
         sys.path.insert(0, sys.argv[2])
-        from test_prune_recording import feed
+        from prune.test_recording import feed
         from data_prune import DualTracker
         tracker = DualTracker(200, epochs=5, window=3, storage=sys.argv[1])
         for epoch in range(3):
@@ -60,7 +60,13 @@ def test_killed_run_loses_only_the_open_epoch(tmp_path):
     """
     folder = tmp_path / "s"
     code = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(folder), str(Path(__file__).parent)],
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(script),
+            str(folder),
+            str(Path(__file__).parents[1]),
+        ],
         check=False,
     ).returncode
     assert code == 9

@@ -19,7 +19,7 @@ from torch_specgd.triton_kernels.kernels.configuration import (
 )
 from torch_specgd.triton_kernels.machine_code import flops
 
-REPORT = Path(__file__).parents[1] / "docs" / "engine_resources.json"
+REPORT = Path(__file__).parents[2] / "docs" / "engine_resources.json"
 INSTRUCTION = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 
 

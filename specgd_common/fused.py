@@ -5,8 +5,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .routing import check_split
-
 Split = int | Sequence[Any] | None
 CutAlong = tuple[int, tuple[int, ...]]
 
@@ -119,3 +117,16 @@ def normalize_split(split: Split, p: Tensor, name: str) -> CutAlong | None:
             "the sizes must add up to that dimension's length"
         )
     return cut
+
+
+def check_split(split: Any, name: str = "split") -> None:
+    """Raises unless a split is None or (dim, sizes), before any parameter is seen."""
+    if split is None:
+        return
+    try:
+        dim, sizes = split
+        ok = isinstance(dim, int) and len(sizes) > 0 and all(n > 0 for n in sizes)
+    except (TypeError, ValueError):
+        ok = False
+    if not ok:
+        raise ValueError(f"{name} must be None or (dim, (size, ...)), but is {split!r}")

@@ -151,7 +151,7 @@ def test_rewarm_advice_is_the_square_of_the_growth() -> None:
 def test_the_example_compares_on_real_data() -> None:
     """examples/warm_resume.py, as a reader runs it: a verdict, a report, plasticity."""
     pytest.importorskip("sklearn")
-    example = Path(__file__).parents[1] / "examples" / "warm_resume.py"
+    example = Path(__file__).parents[2] / "examples" / "warm_resume.py"
     done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedulers
 
-from conformance import (
+from optimizers.conformance import (
     assert_same,
     every_row,
     loss_of,

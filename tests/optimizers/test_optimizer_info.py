@@ -22,7 +22,7 @@ from torch.testing._internal.common_optimizers import (
     optim_db,
 )
 
-from optimizer_info import (
+from optimizers.optimizer_info import (
     FLAGS,
     NOT_APPLICABLE,
     OWN_ERRORS,
@@ -32,7 +32,7 @@ from optimizer_info import (
     applies,
     muon_inputs,
 )
-from optimizer_info_problem import Problem, every_row
+from optimizers.optimizer_info_problem import Problem, every_row
 from torch_specgd import Muon
 
 

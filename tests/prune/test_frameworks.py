@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import TensorDataset
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 N = 50
 # Notices of the frameworks about their own dependencies; nothing of ours warns here.

@@ -16,7 +16,7 @@ from torch.testing._internal.common_optimizers import (
     OptimizerInfo,
 )
 
-from optimizer_info import (
+from optimizers.optimizer_info import (
     CASES,
     ROWS,
     case_name,

@@ -12,13 +12,13 @@ from torch.testing._internal.common_optimizers import (
     OptimizerInfo,
 )
 
-from optimizer_info import (
+from optimizers.optimizer_info import (
     CASES,
     applies,
     case_name,
     kwargs_of,
 )
-from optimizer_info_problem import (
+from optimizers.optimizer_info_problem import (
     Problem,
     every_row,
     make,

@@ -21,7 +21,7 @@ from torch_specgd import (
     lora_report,
 )
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 # transformers, peft and accelerate use names that the others deprecate: no business of ours.
 third_party = pytest.mark.filterwarnings("default")
 

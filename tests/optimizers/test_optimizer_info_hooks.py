@@ -14,7 +14,7 @@ from torch.testing._internal.common_optimizers import (
     OptimizerInfo,
 )
 
-from optimizer_info_problem import (
+from optimizers.optimizer_info_problem import (
     Problem,
     assert_same_state,
     every_row,

@@ -12,10 +12,10 @@ from torch.testing._internal.common_optimizers import (
     OptimizerInfo,
 )
 
-from optimizer_info import (
+from optimizers.optimizer_info import (
     kwargs_of,
 )
-from optimizer_info_problem import (
+from optimizers.optimizer_info_problem import (
     Problem,
     assert_right_direction,
     assert_same_state,

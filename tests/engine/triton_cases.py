@@ -1,4 +1,4 @@
-"""Runs the Triton kernels in the interpreter and saves what they return; see test_triton_values.
+"""Runs the Triton kernels in the interpreter and saves what they return; see test_triton_values.py.
 
 A program of its own, because TRITON_INTERPRET must be set before the kernels are decorated,
 and a process in which they are interpreted cannot compile them.

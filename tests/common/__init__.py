@@ -1,0 +1,1 @@
+"""Tests of the leaf that all parts may import."""

@@ -1,0 +1,1 @@
+"""Tests of this part, in files by what they guard."""
