@@ -249,7 +249,7 @@ class GradientDirection:
 
 def like(g: Tensor, average: Tensor) -> Tensor:
     """A gradient laid out over ranks as its moving average is."""
-    if is_dtensor(g) and g.placements != average.placements:
+    if is_dtensor(g) and is_dtensor(average) and g.placements != average.placements:
         return g.redistribute(average.device_mesh, average.placements)
     return g
 

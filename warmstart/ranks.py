@@ -20,13 +20,14 @@ def local_factor(parameter: Tensor, factor: Tensor) -> Tensor:
     """The rows of a full factor tensor that belong to this rank's part of ``parameter``."""
     if not is_dtensor(parameter):
         return factor
-    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import DTensor, Replicate, Shard
 
     mesh = parameter.device_mesh
     everywhere = DTensor.from_local(factor, mesh, [Replicate()] * mesh.ndim, run_check=False)
     # A dimension that the factor broadcasts over stays whole on every rank.
     placements = [
-        p if p.is_shard() and factor.shape[p.dim] > 1 else Replicate() for p in parameter.placements
+        p if isinstance(p, Shard) and factor.shape[p.dim] > 1 else Replicate()
+        for p in parameter.placements
     ]
     return everywhere.redistribute(mesh, placements).to_local()
 

@@ -110,9 +110,9 @@ def shuffled(g: Tensor, seed: int = 0) -> Tensor:
         from torch.distributed.tensor import DTensor
 
         return DTensor.from_local(
-            shuffled(g.to_local(), seed),  # type: ignore[attr-defined]
-            g.device_mesh,  # type: ignore[attr-defined]
-            g.placements,  # type: ignore[attr-defined]
+            shuffled(g.to_local(), seed),
+            g.device_mesh,
+            g.placements,
             run_check=False,
             shape=g.shape,
             stride=g.stride(),
