@@ -2,12 +2,12 @@
 
 from importlib.metadata import version
 
-from .lora import LoraPair, find_lora_pairs, lora_param_groups
+from .groups.lora import LoraPair, find_lora_pairs, lora_param_groups
+from .groups.param_groups import ParamGroups, param_groups
 from .lora_report import lora_report
 from .momentum_warmup import MomentumWarmup
 from .muon import Muon
 from .muon_step import muon
-from .param_groups import ParamGroups, param_groups
 from .qk_clip import qk_clip_
 from .schedules import (
     ConstantThenGeometric,

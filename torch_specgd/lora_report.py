@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .groups.lora import LoraPair, as_pairs
 from .learning_rate import shape_scale
-from .lora import LoraPair, as_pairs
 
 
 @dataclass(frozen=True)

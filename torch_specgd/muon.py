@@ -13,10 +13,7 @@ from specgd_common.tensors import local
 
 from .distributed.layout import local_like, without_partial_sums
 from .elementwise import fused_is_exact, in_blocks
-from .learning_rate import LR_SCALES, AdjustLr
-from .muon_step import MAX_BATCH_BYTES, Coefficients, muon
-from .optimizer import SpectralOptimizer, check_non_negative
-from .routing import (
+from .groups.matrix_view import (
     MATRIX_VIEWS,
     MatrixView,
     as_cut,
@@ -24,6 +21,9 @@ from .routing import (
     input_dims,
     uses_muon,
 )
+from .learning_rate import LR_SCALES, AdjustLr
+from .muon_step import MAX_BATCH_BYTES, Coefficients, muon
+from .optimizer import SpectralOptimizer, check_non_negative
 from .triton_kernels import resolve_schedule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

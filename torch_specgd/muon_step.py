@@ -12,10 +12,10 @@ from specgd_common.tensors import is_dtensor, local
 from .distributed.layout import Layout, local_like, rewrapped
 from .distributed.orthogonalize import orthogonalize_distributed
 from .elementwise import apply_updates, next_updates
+from .groups.matrix_view import MatrixView, input_dims, matrix_shape, piece_shapes
 from .kinds import Batch, Kind, alike, batches_of, chunks
 from .learning_rate import AdjustLr, shape_scale
 from .optimizer import orthogonalize_all
-from .routing import MatrixView, input_dims, matrix_shape, piece_shapes
 from .stacks import Stacks, keep_memory, orthogonalize_stacks, stack_updates
 from .triton_kernels import orthogonalize, plan
 from .triton_kernels.schedules import is_triple

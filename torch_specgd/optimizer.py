@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .distributed.layout import check_layout
-from .routing import MatrixView, as_matrices, describe, matrix_shape, names_of
+from .groups.matrix_view import MatrixView, as_matrices, describe, matrix_shape, names_of
 
 # Stands in a checkpoint where a setting was a function: code is not data.
 CALLABLE = "<callable>"

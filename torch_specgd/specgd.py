@@ -13,9 +13,9 @@ from specgd_common.tensors import local
 from .distributed.layout import Layout, local_like
 from .distributed.orthogonalize import orthogonalize_distributed
 from .elementwise import next_updates
+from .groups.matrix_view import MATRIX_VIEWS, matrix_shape
 from .learning_rate import LR_SCALES, AdjustLr, shape_scale
 from .optimizer import SpectralOptimizer, check_non_negative, orthogonalize_all
-from .routing import MATRIX_VIEWS, matrix_shape
 from .triton_kernels import orthogonalize, resolve_schedule
 
 Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
@@ -57,7 +57,7 @@ def specgd(
         smoothing: Scale of the smoothed method.
         ns_coefficients: See :class:`SpecGD`.
         adjust_lr_fn: Shape factor on ``lr``, see ``learning_rate.shape_scale``.
-        views: How each parameter is seen as matrices, see ``routing.as_matrices``; default "auto".
+        views: How each parameter is seen as matrices, see ``as_matrices``; default "auto".
         maximize: Ascend instead of descend.
         share_work: See :class:`SpecGD`.
     """

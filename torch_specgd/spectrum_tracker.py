@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .lora import LoraPair, find_lora_pairs
+from .groups.lora import LoraPair, find_lora_pairs
+from .groups.matrix_view import as_matrices
 from .lora_report import lora_report
-from .routing import as_matrices
 from .spectrum import (
     effective_rank,
     lora_balance,

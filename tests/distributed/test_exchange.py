@@ -19,7 +19,7 @@ from torch_specgd.distributed.layout import Division, Layout
 from torch_specgd.distributed.orthogonalize import orthogonalize_distributed
 from torch_specgd.distributed.owners import balanced_owners, buckets, cost
 from torch_specgd.distributed.pipeline import _run
-from torch_specgd.routing import MatrixView, as_matrices
+from torch_specgd.groups.matrix_view import MatrixView, as_matrices
 
 careful = settings(derandomize=True, deadline=None, max_examples=50)
 

@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from torch_specgd import Muon, elementwise, stacks
 from torch_specgd.elementwise import BLOCK, apply_updates, blocks, next_updates
+from torch_specgd.groups.matrix_view import MatrixView
 from torch_specgd.kinds import Kind
-from torch_specgd.routing import MatrixView
 from torch_specgd.triton_kernels import plan
 from torch_specgd.triton_kernels.together import orthogonalize_together
 

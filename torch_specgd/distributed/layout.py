@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specgd_common.tensors import is_dtensor, local
 
-from ..routing import MatrixView, batch_dims, describe
+from ..groups.matrix_view import MatrixView, batch_dims, describe
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch.distributed as dist
 from torch import Tensor
 
-from ..routing import MatrixView
+from ..groups.matrix_view import MatrixView
 from .layout import Division, Layout
 
 Compute = Callable[[list[Tensor], list[int]], list[Tensor]]

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Sequence
 from math import prod
 
-from ..routing import MatrixView, batch_dims
+from ..groups.matrix_view import MatrixView, batch_dims
 
 
 def cost(shape: Sequence[int], view: str | MatrixView) -> int:

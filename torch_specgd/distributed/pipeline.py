@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..routing import MatrixView
+from ..groups.matrix_view import MatrixView
 from .exchange import Pieces, Shape, from_owners, to_owners
 from .layout import Division, shapes_before
 from .owners import balanced_owners, buckets, cost
