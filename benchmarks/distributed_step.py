@@ -37,10 +37,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from torch_specgd import Muon, muon_step
+from torch_specgd import Muon
 from torch_specgd.distributed.exchange import all_gather_flat
 from torch_specgd.distributed.layout import Layout
 from torch_specgd.distributed.orthogonalize import Compute, orthogonalize_distributed
+from torch_specgd.step import muon as muon_step
 
 received = 0  # bytes that came from other ranks in the step that is being counted
 

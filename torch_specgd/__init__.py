@@ -4,20 +4,20 @@ from importlib.metadata import version
 
 from .groups.lora import LoraPair, find_lora_pairs, lora_param_groups
 from .groups.param_groups import ParamGroups, param_groups
-from .lora_report import lora_report
-from .momentum_warmup import MomentumWarmup
 from .muon import Muon
-from .muon_step import muon
 from .qk_clip import qk_clip_
-from .schedules import (
+from .schedules.momentum_warmup import MomentumWarmup
+from .schedules.step_sizes import (
     ConstantThenGeometric,
     ConstantThenLinear,
     TravelBudgetWarning,
     check_travel_budget,
 )
 from .specgd import SpecGD, specgd
-from .spectrum import effective_rank, lora_singular_values, stable_rank
-from .spectrum_tracker import SpectrumTracker
+from .spectrum.lora_report import lora_report
+from .spectrum.measures import effective_rank, lora_singular_values, stable_rank
+from .spectrum.tracker import SpectrumTracker
+from .step.muon import muon
 from .triton_kernels import orthogonalize
 
 __all__ = [

@@ -11,13 +11,13 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from .step.rules import cautious_decay_, stochastic_round
 from .triton_kernels.multi_tensor import (
     foreach_look_ahead,
     foreach_mean_,
     momentum_step,
     weight_step,
 )
-from .update_rules import cautious_decay_, stochastic_round
 
 # Elements: three float32 blocks fit in the second cache of a core, and both threads of a pair
 # still find enough in one.

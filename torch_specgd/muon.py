@@ -21,9 +21,9 @@ from .groups.matrix_view import (
     input_dims,
     uses_muon,
 )
-from .learning_rate import LR_SCALES, AdjustLr
-from .muon_step import MAX_BATCH_BYTES, Coefficients, muon
 from .optimizer import SpectralOptimizer, check_non_negative
+from .step.muon import MAX_BATCH_BYTES, Coefficients, muon
+from .step.shape_scale import LR_SCALES, AdjustLr
 from .triton_kernels import resolve_schedule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

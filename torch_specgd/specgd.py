@@ -14,8 +14,8 @@ from .distributed.layout import Layout, local_like
 from .distributed.orthogonalize import orthogonalize_distributed
 from .elementwise import next_updates
 from .groups.matrix_view import MATRIX_VIEWS, matrix_shape
-from .learning_rate import LR_SCALES, AdjustLr, shape_scale
 from .optimizer import SpectralOptimizer, check_non_negative, orthogonalize_all
+from .step.shape_scale import LR_SCALES, AdjustLr, shape_scale
 from .triton_kernels import orthogonalize, resolve_schedule
 
 Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
@@ -56,7 +56,7 @@ def specgd(
         method: How the polar factor is computed.
         smoothing: Scale of the smoothed method.
         ns_coefficients: See :class:`SpecGD`.
-        adjust_lr_fn: Shape factor on ``lr``, see ``learning_rate.shape_scale``.
+        adjust_lr_fn: Shape factor on ``lr``, see ``step.shape_scale``.
         views: How each parameter is seen as matrices, see ``as_matrices``; default "auto".
         maximize: Ascend instead of descend.
         share_work: See :class:`SpecGD`.
@@ -141,7 +141,7 @@ class SpecGD(SpectralOptimizer):
         ns_coefficients: The schedule of "newton_schulz": "auto" (the engine's own), a published
             one's name, a triple applied five times, or a sequence of tuples, one per step.
         adjust_lr_fn: Shape factor on lr: "none" (default), "original" (sqrt(max(1, m / n))),
-            or another of ``learning_rate.shape_scale``.
+            or another of ``step.shape_scale``.
         maximize: Ascend instead of descend (default False).
         share_work: The parameters are replicated over the default process group, as under DDP:
             each matrix is orthogonalized by one rank and the results are shared, bit for bit

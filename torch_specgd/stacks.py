@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .kinds import Batch
+from .step.batches import Batch
 from .triton_kernels import orthogonalize
 from .triton_kernels.kept_memory import KeptMemory
 from .triton_kernels.together import orthogonalize_together

@@ -16,8 +16,9 @@ from torch.distributed.tensor import (
     distribute_tensor,
 )
 
-from torch_specgd import Muon, SpecGD, muon_step
+from torch_specgd import Muon, SpecGD
 from torch_specgd.stacks import Stack
+from torch_specgd.step import muon as muon_step
 
 # Uneven, fewer rows than ranks (empty pieces), single rows and columns, a convolution, an expert
 # stack, a vector, two of one shape that must share a batch, and one that is iterated in bfloat16

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch_specgd import Muon, elementwise, stacks
 from torch_specgd.elementwise import BLOCK, apply_updates, blocks, next_updates
 from torch_specgd.groups.matrix_view import MatrixView
-from torch_specgd.kinds import Kind
+from torch_specgd.step.batches import Kind
 from torch_specgd.triton_kernels import plan
 from torch_specgd.triton_kernels.together import orthogonalize_together
 
@@ -102,7 +102,7 @@ def test_updates_are_applied_by_their_rule(
 def test_bfloat16_batches_take_the_same_step() -> None:
     """Handed to the engine in bfloat16, updates give the results that float32 ones give."""
     shapes = ((96, 200), (200, 96), (300, 80), (16, 200), (4, 70, 90), (70, 9, 3, 3))
-    module = sys.modules["torch_specgd.muon_step"]
+    module = sys.modules["torch_specgd.step.muon"]
     for coefficients in ("auto", (3.4445, -4.7750, 2.0315), "polar_express"):
         results = []
         for narrow in (True, False):
@@ -125,7 +125,7 @@ def test_bfloat16_batches_take_the_same_step() -> None:
 
 def test_only_what_the_engine_would_round_is_rounded() -> None:
     """A matrix whose iteration runs in float32 must not lose its digits on the way there."""
-    module = sys.modules["torch_specgd.muon_step"]
+    module = sys.modules["torch_specgd.step.muon"]
     cpu, view = torch.device("cpu"), MatrixView()
 
     def dtype(shape: tuple[int, ...], coefficients: Any = "auto", own: Any = None, **kw: Any):

@@ -21,7 +21,7 @@ from torch_specgd import (
     lora_singular_values,
     stable_rank,
 )
-from torch_specgd.spectrum import lora_balance
+from torch_specgd.spectrum.measures import lora_balance
 
 checked = settings(derandomize=True, deadline=None, max_examples=50)
 

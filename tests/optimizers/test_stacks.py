@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optimizers.divided import Divided
 from torch_specgd import Muon, stacks
 from torch_specgd.groups.matrix_view import MatrixView
-from torch_specgd.kinds import Kind, alike, batches_of, chunks
+from torch_specgd.step.batches import Kind, alike, batches_of, chunks
 from torch_specgd.triton_kernels import kept_memory
 from torch_specgd.triton_kernels.together import orthogonalize_together
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..spectrum import stable_rank
+from ..spectrum.measures import stable_rank
 from .flow import gradient_flow
 from .problem import Problem
 from .trajectory import Trajectory

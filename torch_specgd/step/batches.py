@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specgd_common.tensors import is_dtensor
 
-from .groups.matrix_view import MatrixView, batch_shape, describe
+from ..groups.matrix_view import MatrixView, batch_shape, describe
 
 
 class Kind(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .spectrum_tracker import SpectrumTracker
+    from .tracker import SpectrumTracker
 
 
 def plot_spectrum(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .spectrum_tracker import SpectrumTracker
+    from .tracker import SpectrumTracker
 
 
 def hf_callback(tracker: "SpectrumTracker") -> Any:

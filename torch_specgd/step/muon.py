@@ -9,17 +9,17 @@ from torch import Tensor
 
 from specgd_common.tensors import is_dtensor, local
 
-from .distributed.layout import Layout, local_like, rewrapped
-from .distributed.orthogonalize import orthogonalize_distributed
-from .elementwise import apply_updates, next_updates
-from .groups.matrix_view import MatrixView, input_dims, matrix_shape, piece_shapes
-from .kinds import Batch, Kind, alike, batches_of, chunks
-from .learning_rate import AdjustLr, shape_scale
-from .optimizer import orthogonalize_all
-from .stacks import Stacks, keep_memory, orthogonalize_stacks, stack_updates
-from .triton_kernels import orthogonalize, plan
-from .triton_kernels.schedules import is_triple
-from .update_rules import neuron_normalize
+from ..distributed.layout import Layout, local_like, rewrapped
+from ..distributed.orthogonalize import orthogonalize_distributed
+from ..elementwise import apply_updates, next_updates
+from ..groups.matrix_view import MatrixView, input_dims, matrix_shape, piece_shapes
+from ..optimizer import orthogonalize_all
+from ..stacks import Stacks, keep_memory, orthogonalize_stacks, stack_updates
+from ..triton_kernels import orthogonalize, plan
+from ..triton_kernels.schedules import is_triple
+from .batches import Batch, Kind, alike, batches_of, chunks
+from .rules import neuron_normalize
+from .shape_scale import AdjustLr, shape_scale
 
 Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
 MAX_BATCH_BYTES = 1 << 29
@@ -65,7 +65,7 @@ def muon(
         ns_coefficients: See :class:`Muon`.
         eps: Lower bound on the norm that a matrix is divided by.
         ns_steps: How often a single coefficient triple is applied.
-        adjust_lr_fn: See :func:`torch_specgd.learning_rate.shape_scale`.
+        adjust_lr_fn: See :func:`torch_specgd.step.shape_scale`.
         views: How each parameter is seen as matrices, see ``MatrixView``; default "auto".
         maximize: Ascend instead of descend.
         cautious: Decay only where the update shrinks the weight too.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .groups.lora import LoraPair, find_lora_pairs
-from .groups.matrix_view import as_matrices
+from ..groups.lora import LoraPair, find_lora_pairs
+from ..groups.matrix_view import as_matrices
 from .lora_report import lora_report
-from .spectrum import (
+from .measures import (
     effective_rank,
     lora_balance,
     lora_singular_values,
@@ -239,7 +239,7 @@ class SpectrumTracker:
             Columns step, name, kind, index, singular_value, mode, stable_rank, effective_rank,
             sigma_ratio, balance, scale, rate; what does not apply is null.
         """
-        from .spectrum_table import spectrum_table
+        from .table import spectrum_table
 
         return spectrum_table(self.records)
 
@@ -274,19 +274,19 @@ class SpectrumTracker:
         Returns:
             The axes. Needs matplotlib (the extra "plot").
         """
-        from .spectrum_plot import plot_spectrum
+        from .plot import plot_spectrum
 
         return plot_spectrum(self, name, ax)
 
     def hf_callback(self) -> Any:
         """A ``transformers.TrainerCallback`` that updates this tracker; see ``callbacks=``."""
-        from .spectrum_callbacks import hf_callback
+        from .callbacks import hf_callback
 
         return hf_callback(self)
 
     def lightning_callback(self) -> Any:
         """A ``lightning.pytorch.Callback`` that updates this tracker and checkpoints it."""
-        from .spectrum_callbacks import lightning_callback
+        from .callbacks import lightning_callback
 
         return lightning_callback(self)
 

@@ -1,0 +1,1 @@
+"""What changes over the steps: step sizes and momentum."""

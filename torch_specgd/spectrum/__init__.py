@@ -1,0 +1,1 @@
+"""Singular values over training: measured, tracked, shown, and how fast LoRA's can grow."""
