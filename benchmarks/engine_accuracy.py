@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from torch_specgd.triton_kernels import SCHEDULES, plan
-from torch_specgd.triton_kernels.cost import Cost, CountingProducts, cost_on_paper, counted
-from torch_specgd.triton_kernels.iteration import direct, gram
+from torch_specgd.triton_kernels.iterate.iteration import direct, gram
+from torch_specgd.triton_kernels.iterate.normalize import Start, begin
 from torch_specgd.triton_kernels.kernels.configuration import load_table
-from torch_specgd.triton_kernels.normalize import Start, begin
+from torch_specgd.triton_kernels.workshop.cost import Cost, CountingProducts, cost_on_paper, counted
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference.polar import few_dimensions, spectra, with_spectrum
@@ -299,14 +299,14 @@ def main() -> None:
             "## What the compiled kernels take",
             "",
             "The range over all variants, of `engine_resources.json`: Triton 3.9, written by",
-            "`python -m torch_specgd.triton_kernels.aot --write docs/engine_resources.json`,",
-            "compared by `--check` in CI.",
+            "`python -m torch_specgd.triton_kernels.workshop.aot --write",
+            "docs/engine_resources.json`, compared by `--check` in CI.",
             "",
             *resource_table(),
             "",
             "## Cost of one optimizer step, on paper",
             "",
-            "Counted, not timed, by `triton_kernels.cost`: each method runs on float32 matrices",
+            "Counted, not timed, by `cost_on_paper`: each method runs on float32 matrices",
             "without data over products that note what they launch. TFLOP: symmetric results count",
             "half where the method has a symmetric kernel. In whole tiles: with the padding of the",
             "tiles that our kernels choose on an H100, which all methods are granted. GB: every",

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from torch_specgd.triton_kernels import orthogonalize
-from torch_specgd.triton_kernels.planning import plan
+from torch_specgd.triton_kernels.planning.choose import plan
 
 PEER = "gram-newton-schulz"
 JORDAN = (3.4445, -4.7750, 2.0315)

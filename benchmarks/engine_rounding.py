@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from torch_specgd.triton_kernels import SCHEDULES, Schedule, design_schedule
-from torch_specgd.triton_kernels.iteration import direct
-from torch_specgd.triton_kernels.normalize import begin
-from torch_specgd.triton_kernels.products import plus_identity, scaled_sum
+from torch_specgd.triton_kernels.iterate.iteration import direct
+from torch_specgd.triton_kernels.iterate.normalize import begin
+from torch_specgd.triton_kernels.iterate.products import plus_identity, scaled_sum
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference.polar import few_dimensions

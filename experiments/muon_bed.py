@@ -38,8 +38,6 @@ SETTINGS = {
     "small-batch": Setting(batch=1),
     # 50 passes over a short text: late in training, when little is left to fit.
     "late": Setting(train_bytes=4_096),
-    # Matrices of 512 rows, for which a CPU without AMX has two steps.
-    "wide": Setting(steps=200, width=512, heads=8),
 }
 
 

@@ -45,7 +45,6 @@ METHODS = {
     "plain": ("torch-muon", "torch-fused", *OURS),
     "small-batch": ("torch-muon", "torch-fused", *OURS),
     "late": ("torch-muon", "auto"),
-    "wide": ("torch-muon", "auto", "deep"),
 }
 # Batch 1 at twice torch's best rate there, which is the plain setting's best; and at 0.85 of that,
 # where exact factors move weights as far as Jordan's do, whose singular values average 0.85.
@@ -195,7 +194,7 @@ def main() -> None:
             rates = {muon_lr}
             if name == "auto" and setting == tuned:
                 rates.add(tune(name, adamw_lr, setting))
-            many = setting not in ("plain", "wide") and name in CLOSE
+            many = setting != "plain" and name in CLOSE
             for lr in sorted(rates):
                 for seed in (*SEEDS, *MORE_SEEDS) if many else SEEDS:
                     run(setting, name, lr, adamw_lr, seed)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .step.batches import Batch
 from .triton_kernels import orthogonalize
-from .triton_kernels.kept_memory import KeptMemory
-from .triton_kernels.together import orthogonalize_together
+from .triton_kernels.engine import orthogonalize_together
+from .triton_kernels.iterate.kept_memory import KeptMemory
 
 _KEPT = KeptMemory()  # the last step's updates
 _LINE = 64  # bytes

@@ -1,12 +1,16 @@
-"""Orthogonalization engine: Newton-Schulz on GPUs (Triton) and CPUs behind one function."""
+"""Orthogonalization engine: Newton-Schulz on GPUs (Triton) and CPUs behind one function.
 
-from .certificate import Certificate, certify
-from .cost import Cost, cost_on_paper
-from .design import design_schedule
-from .engine import orthogonalize
+The documentation calls this part the engine; on disk it is `triton_kernels`.
+"""
+
+from .engine import orthogonalize, orthogonalize_together
 from .multi_tensor import momentum_step, weight_step
-from .planning import Plan, plan
-from .schedules import SCHEDULES, Schedule, resolve_schedule
+from .planning.choose import Plan, plan
+from .schedule.named import SCHEDULES, Schedule, resolve_schedule
+from .schedule.named import Coefficients as Coefficients
+from .workshop.certificate import Certificate, certify
+from .workshop.cost import Cost, cost_on_paper
+from .workshop.design import design_schedule
 
 __all__ = [
     "SCHEDULES",
@@ -19,6 +23,7 @@ __all__ = [
     "design_schedule",
     "momentum_step",
     "orthogonalize",
+    "orthogonalize_together",
     "plan",
     "resolve_schedule",
     "weight_step",

@@ -1,22 +1,28 @@
-"""`orthogonalize`: checks, the choice of method and precision, and the way through the parts."""
+"""The engine's entry: checks, and what is asked for put in a form that the operator takes."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .iterate.products import full_float32
+from .iterate.run import run_together
 from .kernels.configuration import architecture
-from .operator import flatten, orthogonalize_into, orthogonalize_op
-from .planning import ACCURACIES, Plan
-from .schedules import ScheduleLike, is_triple, resolve_schedule
+from .operator import Request, flatten, orthogonalize_op, run
+from .planning.choose import ACCURACIES, SMALL
+from .planning.choose import plan as choose_plan
+from .planning.plan import Plan
+from .schedule.named import Schedule, ScheduleLike, is_triple, resolve_schedule
 
-__all__ = ["METHODS", "check_out", "orthogonalize"]
+__all__ = ["METHODS", "check_out", "orthogonalize", "orthogonalize_together"]
 
 METHODS = ("auto", "newton_schulz", "gram", "precise", "svd", "smoothed")
-_HALF = (torch.float16, torch.bfloat16)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _check(x: Tensor, method: str, eps: float, smoothing: float, tolerance: float | None) -> None:
@@ -29,7 +35,7 @@ def _check(x: Tensor, method: str, eps: float, smoothing: float, tolerance: floa
     if x.ndim < 2:
         raise ValueError(f"x must have at least 2 dimensions, got shape {tuple(x.shape)}")
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; accepted: {METHODS}")
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if not (math.isfinite(eps) and eps > 0):
         raise ValueError(f"eps must be positive and finite, got {eps}")
     if not (math.isfinite(smoothing) and smoothing > 0):
@@ -97,9 +103,9 @@ def orthogonalize(
         smoothing: Unit of the singular values, default 1e-2; only for "smoothed".
         tolerance: Relative size below which "svd" takes a singular value for zero, default
             ``max(m, n) * eps``.
-        accuracy: "default", "training", "fast" or "high", see `plan()`; only for "auto".
-        plan: A `Plan` whose last leg and dtype to follow instead of all of these, and whose tiles
-            if it was made for x's shape and GPU.
+        accuracy: "default", "fast" or "high", see `plan()`; only for "auto".
+        plan: A `Plan` whose schedule, form and dtype to follow instead of all of these, and whose
+            tiles if it was made for x's shape and GPU.
         out: Where the result goes instead of a new tensor: row-major, on a CPU, with x's shape
             and dtype; it may be x itself, which is then overwritten. Not inside torch.compile.
 
@@ -123,33 +129,83 @@ def orthogonalize(
     """
     _check(x, method, eps, smoothing, tolerance)
     if accuracy not in ACCURACIES:
-        raise ValueError(f"unknown accuracy {accuracy!r}; accepted: {ACCURACIES}")
-    if dtype is not None and dtype not in (*_HALF, torch.float32, torch.float64):
+        raise ValueError(f"accuracy must be one of {ACCURACIES}, got {accuracy!r}")
+    if dtype is not None and dtype not in _DTYPES:
         raise TypeError(f"dtype must be a floating dtype of 16 to 64 bits, got {dtype}")
-    own = None if schedule is None and steps is None else resolve_schedule(schedule, steps)
-    if own is None and method in ("newton_schulz", "gram"):
-        own = resolve_schedule(None)
-    form = ""
-    if method != "gram" and is_triple(schedule):
-        form = "torch_muon"
-    elif method == "auto" and own is not None:
-        form = "newton_schulz"
-    restarts, tiles = None, ""
+    restarts, tiles, steps_of = None, "", None
     if plan is not None:
-        last = plan.legs[-1]
-        own, dtype, restarts = last.schedule, plan.dtype, list(last.restarts)
-        form = "gram" if last.form == "gram" else "newton_schulz"
+        method = "gram" if plan.form == "gram" else "newton_schulz"
+        steps_of, dtype, restarts = plan.schedule, plan.dtype, list(plan.restarts)
         if plan.tiles and x.is_cuda:
             # One text for the operator, which takes no mappings.
             tiles = json.dumps(plan.tiles_for(x.shape, architecture(x.device)))
-    arguments = (
-        method, *flatten(own), form, accuracy, eps, dtype, smoothing, tolerance, restarts, tiles,
-    )  # fmt: skip
+    elif schedule is not None or steps is not None or method in ("newton_schulz", "gram"):
+        steps_of = resolve_schedule(schedule, steps)
+        if method == "auto":
+            method = "newton_schulz"
+        if method != "gram" and is_triple(schedule):
+            method = "torch_muon"
+    request = Request(
+        method, *flatten(steps_of), accuracy, eps, dtype, smoothing, tolerance, restarts, tiles
+    )
     if out is None:
-        return orthogonalize_op(x.detach(), *arguments)
+        return orthogonalize_op(x.detach(), *request)
     check_out(out, x)
     if type(x.detach()) is not Tensor:
         # Tensors without data, and other subclasses, know the operator, but not its inside.
-        return out.copy_(orthogonalize_op(x.detach(), *arguments))
-    orthogonalize_into(out.detach(), x.detach(), *arguments)
+        return out.copy_(orthogonalize_op(x.detach(), *request))
+    run(x.detach(), out.detach(), request)
     return out
+
+
+def orthogonalize_together(xs: Sequence[Tensor], outs: Sequence[Tensor], **options: Any) -> None:
+    """Do ``orthogonalize(x, out=out, **options)`` for several batches on a CPU.
+
+    Batches of small matrices with one shorter side, such as LoRA factors of one rank, share one
+    iteration on their Gram matrices: a few dozen products so small that calls take the time.
+
+    Args:
+        xs: (b, m, n) each.
+        outs: Where the results go, of the same shapes, see `orthogonalize`; each its own x, or
+            memory that none of xs has a part in.
+        **options: Of `orthogonalize`.
+
+    Example:
+        >>> a, b = torch.randn(3, 8, 20), torch.randn(2, 30, 8)
+        >>> results = [torch.empty_like(a), torch.empty_like(b)]
+        >>> orthogonalize_together([a, b], results)
+        >>> torch.allclose(results[1], orthogonalize(b), atol=1e-5)
+        True
+    """
+    alike: dict[tuple[Schedule | None, int], list[tuple[Tensor, Tensor]]] = {}
+    for x, out in zip(xs, outs, strict=True):
+        schedule = _shared_schedule(x, out, options)
+        alike.setdefault((schedule, min(x.shape[-2:])), []).append((x, out))
+    for (schedule, _), pairs in alike.items():
+        if schedule is not None and len(pairs) > 1:
+            with full_float32(pairs[0][0].device):
+                run_together(pairs, schedule)
+            continue
+        for x, out in pairs:
+            orthogonalize(x, out=out, **options)
+
+
+def _shared_schedule(x: Tensor, out: Tensor, options: dict[str, Any]) -> Schedule | None:
+    """Return the schedule of a batch whose iteration needs nothing but its Gram matrices.
+
+    None for all else: `orthogonalize` knows what to do with it, or what is wrong with it.
+    """
+    own = options.get("method", "auto"), options.get("dtype") or x.dtype
+    if own != ("auto", torch.float32) or options.keys() - {"method", "accuracy", "dtype", "eps"}:
+        return None
+    if not options.get("eps", 1.0) > 0:
+        return None
+    # Subclasses, such as tensors without data, know the operator, but not its inside.
+    plain = type(x) is type(out) is Tensor and x.device.type == "cpu" and x.ndim == 3
+    if not plain or x.dtype != torch.float32 or not 0 < min(x.shape) <= min(x.shape[-2:]) <= SMALL:
+        return None
+    check_out(out, x)
+    if out.data_ptr() == x.data_ptr():
+        return None  # X is what the Gram form reads last
+    chosen = choose_plan(tuple(x.shape[-2:]), len(x), accuracy=options.get("accuracy", "default"))
+    return chosen.schedule if chosen.form == "gram" and not chosen.restarts else None

@@ -106,7 +106,7 @@ def _capture(gpu: SimpleNamespace, step: Callable[[], object]) -> list:
 
 
 def _arguments(method: str, schedule: Any, form: str, accuracy: str) -> tuple:
-    return (method, *flatten(schedule), form, accuracy, 1e-7, None, 1e-2, None)
+    return (form or method, *flatten(schedule), accuracy, 1e-7, None, 1e-2, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

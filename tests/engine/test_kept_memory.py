@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_specgd.triton_kernels import operator, orthogonalize, products
-from torch_specgd.triton_kernels.kept_memory import KeptMemory
+from torch_specgd.triton_kernels import orthogonalize
+from torch_specgd.triton_kernels.iterate import products, run
+from torch_specgd.triton_kernels.iterate.kept_memory import KeptMemory
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operator, "_KEPT", KeptMemory())
+    monkeypatch.setattr(run, "_KEPT", KeptMemory())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -75,7 +76,7 @@ def test_another_default_device() -> None:
     x = torch.randn(2, 70, 70).to(torch.bfloat16)
     truth = orthogonalize(x)
     products._one.cache_clear()
-    operator._KEPT = KeptMemory()
+    run._KEPT = KeptMemory()
     with torch.device("meta"):
         found = orthogonalize(x, out=torch.empty_like(x, device="cpu"))
     assert torch.equal(found, truth)
@@ -90,13 +91,3 @@ def test_a_call_without_data_leaves_nothing_behind() -> None:
     with FakeTensorMode():
         kept.give(kept.take(50))
     assert kept.take(50).data_ptr() == real.data_ptr()
-
-
-def test_both_legs_of_a_batch_start_from_their_own_matrices() -> None:
-    """The first leg's products go into the ring where the start's Gram matrices lie."""
-    n = 330  # the first leg is for 320 rows and more
-    x = torch.linalg.qr(torch.randn(4, n, n))[0]
-    x[[1, 3]] = torch.randn(2, n, 1) @ torch.randn(2, 1, n) + 1e-2 * torch.randn(2, n, n)
-    for dtype in (torch.bfloat16, torch.float32):
-        alone = torch.cat([orthogonalize(one[None], dtype=dtype) for one in x])
-        assert (orthogonalize(x, dtype=dtype) - alone).abs().max() < 0.02

@@ -5,7 +5,8 @@ import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from reference.polar import polar, spectra, through_svd, with_spectrum
-from torch_specgd.triton_kernels import SCHEDULES, operator, orthogonalize, resolve_schedule
+from torch_specgd.triton_kernels import SCHEDULES, orthogonalize, resolve_schedule
+from torch_specgd.triton_kernels.iterate import run
 
 METHODS = ("auto", "newton_schulz", "gram", "precise", "svd", "smoothed")
 ITERATIVE = METHODS[:4]
@@ -148,7 +149,7 @@ def test_groups_in_buffers_equal_singles(
     shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large matrices go a few at a time through two buffers, which must never be one."""
-    monkeypatch.setattr(operator, "_CHUNK", 2 * shape[0] * shape[1])
+    monkeypatch.setattr(run, "_CHUNK", 2 * shape[0] * shape[1])
     x = torch.randn(5, *shape)
     got = orthogonalize(x, dtype=dtype)
     assert got.is_contiguous()
@@ -163,7 +164,7 @@ def test_result_over_the_input(
     shape: tuple[int, ...], method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever gives the input away gets the same numbers in its place, from any method."""
-    monkeypatch.setattr(operator, "_CHUNK", 70 * 100)
+    monkeypatch.setattr(run, "_CHUNK", 70 * 100)
     x = torch.randn(shape).to(dtype)
     x[..., :1] *= 1e-20  # a member that is scaled first, or none
     for schedule in (None, [[1.5, -0.5]]) if method in ("newton_schulz", "gram") else (None,):

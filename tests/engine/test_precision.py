@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torch_specgd.triton_kernels import certify, orthogonalize
-from torch_specgd.triton_kernels.precision import full_float32
+from torch_specgd.triton_kernels.iterate.products import full_float32
 
 
 @pytest.fixture(params=["high", "medium"])

@@ -15,9 +15,9 @@ from torch_specgd.triton_kernels import (
     orthogonalize,
     resolve_schedule,
 )
-from torch_specgd.triton_kernels.chains import chained_step
-from torch_specgd.triton_kernels.design import minimax_step
-from torch_specgd.triton_kernels.squares import chain_of_squares
+from torch_specgd.triton_kernels.schedule.squares import chain_of_squares
+from torch_specgd.triton_kernels.workshop.design import minimax_step
+from torch_specgd.triton_kernels.workshop.search_chain import chained_step
 
 # Name, interval of inputs, smallest and largest output (exact arithmetic, no safety factor).
 RANGES = [
@@ -129,7 +129,7 @@ def test_a_chain_is_no_worse_than_its_parts_and_no_better_than_any_polynomial(
         context.prec = 50
         free, least = minimax_step(8, Decimal(repr(lower)), Decimal(repr(upper)))
         _, degree_nine = minimax_step(4, Decimal(repr(lower)), Decimal(repr(upper)))
-    chain, error = chained_step(3, lower, upper, tuple(float(c) for c in free))
+    chain, error = chained_step(lower, upper, tuple(float(c) for c in free))
     s = np.linspace(lower, upper, 200_001)
     seen = np.abs(1 - s * chain(s * s)).max()
     assert seen == pytest.approx(error, rel=1e-3)
@@ -263,7 +263,7 @@ def test_prints_what_it_does() -> None:
     [
         ({"degree": 4}, "degree"),
         ({"degree": 5, "steps": 0}, "degree"),
-        ({"degree": (5, 5), "steps": 3}, "lists 2"),
+        ({"degree": (5, 5), "steps": 3}, "must be 2"),
         ({"degree": 5, "lower": 0.0}, "lower"),
         ({"degree": 5, "safety": 0.9}, "safety"),
         ({"degree": 5, "cushion": 1.0}, "cushion"),

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from torch_specgd.triton_kernels import orthogonalize, plan, together
-from torch_specgd.triton_kernels.together import orthogonalize_together
+from torch_specgd.triton_kernels import engine, orthogonalize, orthogonalize_together, plan
 
 # Factors of one rank and several lengths, of another rank, and matrices that are no factors.
 SHAPES = ((5, 16, 100), (3, 70, 16), (2, 16, 16), (4, 8, 100), (1, 100, 8), (2, 70, 90))
@@ -49,21 +48,21 @@ def test_factors_of_one_rank_share_their_iteration() -> None:
         shared.append([x.shape for x, _ in pairs])
         share(pairs, schedule)
 
-    share = together._share
-    with mock.patch.object(together, "_share", recording):
+    share = engine.run_together
+    with mock.patch.object(engine, "run_together", recording):
         both_ways([torch.randn(s) for s in SHAPES])
     assert shared == [[SHAPES[0], SHAPES[1]], [SHAPES[3], SHAPES[4]]]
 
 
 def test_others_do_not_share() -> None:
     """Large matrices would need all their Gram matrices at once; a restart needs X midway."""
-    with mock.patch.object(together, "_share", side_effect=AssertionError):
+    with mock.patch.object(engine, "run_together", side_effect=AssertionError):
         large = [torch.randn(3, 70, 400), torch.randn(2, 70, 500)]
         small = [torch.randn(3, 16, 400), torch.randn(2, 16, 500)]
         carried = plan((70, 400), form="gram", arithmetic=torch.float32)
         restarted = plan((16, 400), form="gram", restarts=[1])
         for xs, chosen in ((large, carried), (small, restarted)):
-            with mock.patch.object(together, "plan", return_value=chosen):
+            with mock.patch.object(engine, "choose_plan", return_value=chosen):
                 both_ways(xs)
         with pytest.raises(ValueError, match="eps must be positive"):
             both_ways(small, eps=0.0)
@@ -101,7 +100,7 @@ def test_bad_input_is_refused_by_the_checks_of_one_call() -> None:
         orthogonalize_together(xs, [torch.empty(5, 16, 100), torch.empty(3, 71, 16)])
     with pytest.raises(ValueError, match="shares memory"):
         orthogonalize_together([xs[0][:2], xs[0][2:4]], [xs[0][1:3], torch.empty(2, 16, 100)])
-    with pytest.raises(ValueError, match="unknown method"):
+    with pytest.raises(ValueError, match="method must be one of"):
         orthogonalize_together(xs, xs, method="qr")
 
 

@@ -110,7 +110,7 @@ def test_a_plans_tiles_are_launched_on_the_device() -> None:
 def test_tuning_measures_on_the_device(kind: str) -> None:
     """A first run of tune() would end in an error, or call a broken configuration the fastest."""
     from torch_specgd.triton_kernels.kernels.configuration import architecture, load_table
-    from torch_specgd.triton_kernels.kernels.tuning import _on_device, candidates
+    from torch_specgd.triton_kernels.workshop.tuning import _on_device, candidates
 
     table = load_table(architecture(torch.device("cuda")))
     for descriptor in {name.startswith("descriptor") for name in table[kind]}:
@@ -132,7 +132,7 @@ def test_float32_is_float32_where_tf32_is_allowed() -> None:
 
 def test_scalars_of_a_16_bit_pass_stay_in_float32_on_the_device() -> None:
     """The engine leaves to a GPU's additions what a CPU's would round."""
-    from torch_specgd.triton_kernels.products import plus_identity, scaled_sum
+    from torch_specgd.triton_kernels.iterate.products import plus_identity, scaled_sum
 
     ones = (1 + torch.arange(128, device="cuda") / 128).to(torch.bfloat16).expand(2, 64, 128)
     found = scaled_sum(torch.zeros_like(ones), 1.0, ones, 0.7019).double() / ones.double()

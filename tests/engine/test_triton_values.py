@@ -26,7 +26,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     """All cases, run once in a process whose kernels are interpreted."""
     path = tmp_path_factory.mktemp("interpreter") / "cases.pt"
     program = Path(__file__).with_name("triton_cases.py")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(program.parents[1]),
+    }
     done = subprocess.run(
         [sys.executable, program, path], env=environment, capture_output=True, text=True
     )

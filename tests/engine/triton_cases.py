@@ -104,8 +104,8 @@ def at_128_rows() -> Iterator[Case]:
 def whole() -> Iterator[Case]:
     """Plans over the Triton products: both forms, ragged, broken and tall batches, cast results."""
     from torch_specgd.triton_kernels import plan
+    from torch_specgd.triton_kernels.iterate.run import run_plan
     from torch_specgd.triton_kernels.kernels.launch import TritonProducts
-    from torch_specgd.triton_kernels.operator import run_plan
 
     plain = torch.randn(2, 33, 130)
     inputs = {
@@ -130,7 +130,7 @@ def whole() -> Iterator[Case]:
                     if name != "deep" and label != "plain":
                         continue
                     chosen = plan(x.shape, schedule=name, form=form, arithmetic=dtype)
-                    assert chosen.legs[-1].form == form
+                    assert chosen.form == form
                     y = torch.empty_like(x)
                     tall = x.shape[-2] > x.shape[-1]
                     run_plan(x.mT if tall else x, chosen, y.mT if tall else y, ops)
@@ -144,8 +144,8 @@ def tiles() -> Iterator[Case]:
     """Plans whose tiles are overridden, and whether exactly those were launched."""
     from reference.launches import exactly, recorded
     from torch_specgd.triton_kernels import plan
+    from torch_specgd.triton_kernels.iterate.run import run_plan
     from torch_specgd.triton_kernels.kernels.launch import TritonProducts
-    from torch_specgd.triton_kernels.operator import run_plan
 
     mine = {"BLOCK_M": 64, "BLOCK_N": 64}
     # As many of 300 rows as leave the vendor's library: their tiles for two of them here.

@@ -16,7 +16,7 @@ from torch_specgd.elementwise import BLOCK, apply_updates, blocks, next_updates
 from torch_specgd.groups.matrix_view import MatrixView
 from torch_specgd.step.batches import Kind
 from torch_specgd.triton_kernels import plan
-from torch_specgd.triton_kernels.together import orthogonalize_together
+from torch_specgd.triton_kernels.engine import orthogonalize_together
 
 # Below one block, of several with a rest, not contiguous, empty.
 SHAPES = ((5, 7), (3, BLOCK // 2 + 5), (0, 4))

@@ -14,8 +14,8 @@ from optimizers.divided import Divided
 from torch_specgd import Muon, stacks
 from torch_specgd.groups.matrix_view import MatrixView
 from torch_specgd.step.batches import Kind, alike, batches_of, chunks
-from torch_specgd.triton_kernels import kept_memory
-from torch_specgd.triton_kernels.together import orthogonalize_together
+from torch_specgd.triton_kernels import orthogonalize_together
+from torch_specgd.triton_kernels.iterate import kept_memory
 
 
 def kinds_of(*shapes: tuple[int, int]) -> dict[Kind, list[int]]:

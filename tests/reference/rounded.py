@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torch_specgd.triton_kernels.products import TorchProducts
+from torch_specgd.triton_kernels.iterate.products import TorchProducts
 
 
 class RoundedProducts(TorchProducts):

@@ -16,7 +16,7 @@ from ..groups.matrix_view import MatrixView, input_dims, matrix_shape, piece_sha
 from ..optimizer import orthogonalize_all
 from ..stacks import Stacks, keep_memory, orthogonalize_stacks, stack_updates
 from ..triton_kernels import orthogonalize, plan
-from ..triton_kernels.schedules import is_triple
+from ..triton_kernels.schedule.named import is_triple
 from .batches import Batch, Kind, alike, batches_of, chunks
 from .rules import neuron_normalize
 from .shape_scale import AdjustLr, shape_scale
@@ -197,7 +197,7 @@ def _engine_options(
 ) -> dict[str, Any]:
     eps = max(eps, torch.finfo(torch.float32).tiny)  # torch.optim.Muon takes zero, the engine not
     if isinstance(coefficients, str) and coefficients == "auto":
-        return {"method": "auto", "accuracy": "training", "eps": eps, "dtype": dtype}
+        return {"method": "auto", "eps": eps, "dtype": dtype}
     # A named schedule and a list of steps have a length of their own.
     repeat = steps if is_triple(coefficients) else None
     method = {"method": "newton_schulz", "schedule": coefficients, "steps": repeat}

@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..schedules import Schedule
-from ..squares import chain_of_squares
+from ..schedule.named import Schedule
+from ..schedule.squares import chain_of_squares
 from .addresses import AddressTable
 from .configuration import Config, architecture, load_table, small_config
 from .small import small_kernel, small_scratch_kernel

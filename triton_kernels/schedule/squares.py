@@ -1,16 +1,14 @@
 r"""How a step's polynomial is multiplied out: as a chain of squares.
 
-Every step of degree 3, 5, 9, 17, 33 or 65 is an odd polynomial ``s h(s^2)`` whose h, of degree 1,
-2, 4, 8, 16 or 32, is evaluated on R = X X^T as
+Every step of degree 3, 5, 9 or 17 is an odd polynomial ``s h(s^2)`` whose h, of degree 1, 2, 4 or
+8, is evaluated on R = X X^T as
 
 .. math:: Y = R - c I, \qquad S_1 = \alpha Y^2 + \gamma_1 I, \qquad
           S_i = \alpha S_{i-1}^2 + \beta_i Y + \gamma_i I, \qquad h(R) = S_j
 
 with one product a link. Any h of degree 4 can be written so: shift R until the cubic term is gone,
-and what is left is a square plus a line. An h of degree 8 or more has more parameters than the
-chain, which `design_schedule` therefore searches directly. Up to degree 17 a step is written down
-as the coefficients of h; beyond, they would cancel beyond the digits of a float, and a step is the
-`Chain` itself.
+and what is left is a square plus a line. An h of degree 8 has more parameters than the chain, which
+`design_schedule` therefore searches directly.
 
 Squares round well, which is why they are used: the polynomials of a good schedule are large at
 zero and small elsewhere, and a square that is small is the square of something small, while a
@@ -45,7 +43,7 @@ _CANCELLATION = 32.0
 
 @dataclass(frozen=True)
 class Chain:
-    """A polynomial of degree 1, 2, 4, 8, 16 or 32 as squares.
+    """A polynomial of degree 1, 2, 4 or 8 as squares.
 
     Args:
         centre: c.
@@ -62,17 +60,6 @@ class Chain:
         for alpha, beta, gamma in self.links:
             s = alpha * s * s + beta * y + gamma
         return s
-
-    @property
-    def degree(self) -> int:
-        """Degree in r; the step's is one more than twice that."""
-        return int(2 ** len(self.links)) if self.links[0][0] else 1
-
-    def scaled(self, factor: float) -> Chain:
-        """Return the chain of ``factor h``."""
-        *links, last = self.links
-        alpha, beta, gamma = (factor * x for x in last)
-        return Chain(self.centre, (*links, (alpha, beta, gamma)))
 
     def around_zero(self) -> tuple[Link, ...]:
         """Return the links for R itself in the place of Y."""

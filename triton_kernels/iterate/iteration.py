@@ -17,10 +17,10 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from ..schedule.named import Schedule
+from ..schedule.squares import Step, chain_of_squares
 from .normalize import Start
 from .products import Products, plus_identity, scale_members, scaled_sum
-from .schedules import Schedule
-from .squares import Step, chain_of_squares
 
 __all__ = ["carried_polynomial", "direct", "gram", "step_polynomial"]
 
@@ -95,7 +95,7 @@ def direct(
         centre = _centre(step)
         if k == 0:
             # A CPU shifts R's diagonal in a pass over it; a GPU's kernel adds R for nothing.
-            centre = centre if u is None and start.flatness is not None else 0.0
+            centre = centre if u is None and start.looked else 0.0
             r = plus_identity(start.r, -centre) if centre else start.r
             w = step_polynomial(r, step, ops, u, centre, spare=True)
             w = scale_members(w, start.factor)

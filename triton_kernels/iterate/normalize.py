@@ -86,16 +86,14 @@ class Start(NamedTuple):
         r: (b, n, n), ``factor^2 X X^T``.
         u: ``R^2``, or None where the normalization did not need it.
         factor: (b, 1, 1) in float32 or wider: ``factor * x`` is the normalized matrix.
-        flatness: (b,) ``||X||_F`` over the bound that was divided by, at least about one; the
-            further above one, the more the bound gained over the Frobenius norm. Only on a CPU,
-            which alone chooses by it.
+        looked: Whether the host has seen the norms, as it does on a CPU alone.
     """
 
     x: Tensor
     r: Tensor
     u: Tensor | None
     factor: Tensor
-    flatness: Tensor | None
+    looked: bool
 
 
 def in_range(bound: Tensor) -> Tensor:
@@ -136,10 +134,8 @@ def begin(
     if lost is not None and bool(lost.any()):
         y = rescaled(y, x, r, lost, ops)
         bound[lost] = first_bound(r[lost], normalization)
-    trace = _trace(r) if look else None
-    u, scale, factor = normalize_gram(r, bound, normalization, ops, look)
-    flatness = None if trace is None else (trace * scale).sqrt().flatten()
-    return Start(y, r, u, factor, flatness)
+    u, factor = normalize_gram(r, bound, normalization, ops, look)
+    return Start(y, r, u, factor, look)
 
 
 def rescaled(y: Tensor, x: Tensor, r: Tensor, lost: Tensor, ops: Products) -> Tensor:
@@ -175,7 +171,7 @@ def first_bound(r: Tensor, normalization: str) -> Tensor:
 
 def normalize_gram(
     r: Tensor, bound: Tensor, normalization: str, ops: Products, look: bool
-) -> tuple[Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor]:
     """Divide R by an upper bound of its largest eigenvalue, in place.
 
     Args:
@@ -186,7 +182,7 @@ def normalize_gram(
         look: See `begin`.
 
     Returns:
-        R^2 or None, what R was multiplied by, and the factor of X that goes with it.
+        R^2 or None, and the factor by which X is normalized.
     """
     tight = normalization == "schatten8"
     # A first scale that is a power of two rounds nothing, so that the second one alone does. A GPU
@@ -208,7 +204,7 @@ def normalize_gram(
     if look and r.dtype == torch.bfloat16:
         # Off by a rounding, which leaves singular values in the first step's room, it is one pass.
         factor = factor.to(r.dtype).to(factor.dtype)
-    return u, scale, factor
+    return u, factor
 
 
 def _applicable(scale: Tensor, r: Tensor, look: bool) -> Tensor:

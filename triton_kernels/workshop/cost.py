@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .kernels.configuration import Config, choose, load_table, symmetric_tiles, tiles_of_plan
-from .planning import Plan
-from .products import plus_identity
+from ..iterate.products import plus_identity
+from ..kernels.configuration import Config, choose, load_table, symmetric_tiles, tiles_of_plan
+from ..planning.choose import Plan
 
 __all__ = ["Cost", "CountingProducts", "Launch", "cost_on_paper", "counted"]
 
@@ -245,7 +245,7 @@ def cost_on_paper(chosen: Plan, arch: str) -> Cost:
         >>> next(one.tile for one in cost.launches if one.tiles)
         (128, 256, 64)
     """
-    from .operator import run_plan
+    from ..iterate.run import run_plan
 
     if chosen.device != "cuda":
         raise ValueError(f"tiles are counted for plans of a GPU, got one for {chosen.device}")

@@ -6,15 +6,15 @@ float32 (a CPU `torch.add(x, y, alpha=...)` in bfloat16 would round alpha to bfl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Products", "TorchProducts"]
-
+__all__ = ["Products", "TorchProducts", "full_float32"]
 
 _Triangle = Callable[..., Tensor]
 _BLOCK_ROWS = 4  # block rows of a triangle: 10 of 16 blocks are computed
@@ -25,6 +25,27 @@ _TRIANGLE_ELEMENTS = 400_000
 # few to give one to each thread, halves do from 512 rows on (Gram matrices) or 768: oneDNN runs a
 # single product that small at the rate of one thread.
 _TRIANGLE_ROWS_AMX, _HALVED_GRAM_ROWS, _HALVED_ROWS = 1536, 512, 768
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Multiply float32 on a device without TF32 or bfloat16 inside, as long as the context lasts.
+
+    ``torch.set_float32_matmul_precision("high")`` or ``"medium"`` suits a model's layers, not
+    these products: a Gram matrix that is rounded to bfloat16 gets negative eigenvalues, and a
+    step of degree 9 sends one to 200.
+
+    Args:
+        device: Whose products.
+    """
+    backends: Any = torch.backends  # its stubs lack mkldnn.matmul
+    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
+    allowed = backend.fp32_precision
+    backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = allowed
 
 
 @lru_cache(maxsize=1)
@@ -133,7 +154,7 @@ def _triangle(x: Tensor, halved_rows: int) -> _Triangle | None:
     batch, n, k = x.shape
     if x.dtype == torch.bfloat16 and cpu_has_amx():
         if 2 * batch <= torch.get_num_threads() and halved_rows <= n < _TRIANGLE_ROWS_AMX:
-            return halved_product if n % 2 == 0 else None
+            return partial(triangle_product, halves=True) if n % 2 == 0 else None
         return triangle_product if n >= _TRIANGLE_ROWS_AMX else None
     narrow = x.dtype == torch.bfloat16 and n * k < _TRIANGLE_ELEMENTS
     return triangle_product if n >= _TRIANGLE_ROWS and not narrow else None
@@ -146,8 +167,9 @@ def triangle_product(
     c: Tensor | None = None,
     alpha: float = 1.0,
     beta: float = 0.0,
+    halves: bool = False,
 ) -> Tensor:
-    """Write ``alpha A B^T + beta C``, symmetric: block rows up to the diagonal, then mirrored.
+    """Write ``alpha A B^T + beta C``, symmetric: blocks up to the diagonal, then mirrored.
 
     Args:
         out: (batch, n, n), and what is returned.
@@ -156,55 +178,35 @@ def triangle_product(
         c: (batch, n, n), symmetric, or None.
         alpha: Factor of the product.
         beta: Factor of C.
+        halves: Whether to compute two blocks on the diagonal, which two threads share, and one
+            below, n even; else rows of blocks.
     """
-    n = a.shape[1]
     old, beta = (out, 0.0) if c is None else (c, beta)
-    size = -(-n // _BLOCK_ROWS)
+    blocks = _halves if halves else _block_rows
     # Member by member: what one needs stays in the cache.
     for one, left, right, addend in zip(out, a, b, old, strict=True):
-        for start in range(0, n, size):
-            stop = min(start + size, n)
-            torch.addmm(
-                addend[start:stop, :stop], left[start:stop], right[:stop].T,
-                beta=beta, alpha=alpha, out=one[start:stop, :stop],
-            )  # fmt: skip
-            if start:
-                one[:start, start:stop] = one[start:stop, :start].T
+        blocks(one, left, right, addend, beta=beta, alpha=alpha)
     return out
 
 
-def halved_product(
-    out: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor | None = None,
-    alpha: float = 1.0,
-    beta: float = 0.0,
-) -> Tensor:
-    """Write the same from two blocks on the diagonal, which two threads share, and one below.
+def _block_rows(one: Tensor, left: Tensor, right: Tensor, addend: Tensor, **factors: float) -> None:
+    n = len(one)
+    size = -(-n // _BLOCK_ROWS)
+    for start in range(0, n, size):
+        rows, stop = slice(start, start + size), min(start + size, n)
+        torch.addmm(
+            addend[rows, :stop], left[rows], right[:stop].T, **factors, out=one[rows, :stop]
+        )
+        if start:
+            one[:start, rows] = one[rows, :start].T
 
-    Args:
-        out: (batch, n, n), and what is returned.
-        a: (batch, n, k), n even.
-        b: (batch, n, k), such that A B^T is symmetric.
-        c: (batch, n, n), symmetric, or None.
-        alpha: Factor of the product.
-        beta: Factor of C.
-    """
-    old, beta = (out, 0.0) if c is None else (c, beta)
-    half = a.shape[1] // 2
-    for one, left, right, addend in zip(out, a, b, old, strict=True):
-        upper, lower = left.unflatten(0, (2, half)), right.unflatten(0, (2, half))
-        diagonal, below = _diagonal(one), one[half:, :half]
-        if c is None and alpha == 1.0:
-            torch.bmm(upper, lower.mT, out=diagonal)
-            torch.mm(upper[1], lower[0].T, out=below)
-        else:
-            factors = {"beta": beta, "alpha": alpha}
-            torch.baddbmm(_diagonal(addend), upper, lower.mT, **factors, out=diagonal)
-            torch.addmm(addend[half:, :half], upper[1], lower[0].T, **factors, out=below)
-        one[:half, half:] = one[half:, :half].T
-    return out
+
+def _halves(one: Tensor, left: Tensor, right: Tensor, addend: Tensor, **factors: float) -> None:
+    half = len(one) // 2
+    a, b = left.unflatten(0, (2, half)), right.unflatten(0, (2, half))
+    torch.baddbmm(_diagonal(addend), a, b.mT, **factors, out=_diagonal(one))
+    torch.addmm(addend[half:, :half], a[1], b[0].T, **factors, out=one[half:, :half])
+    one[:half, half:] = one[half:, :half].T
 
 
 def _diagonal(x: Tensor) -> Tensor:
@@ -227,7 +229,7 @@ class TorchProducts:
         self._ring = ring
         self._turn = 0
 
-    def room(self, a: Tensor) -> Tensor:
+    def _room(self, a: Tensor) -> Tensor:
         """Return a place for the n x n results of (b, n, k) operands."""
         batch, n, _ = a.shape
         if self._ring is None:
@@ -237,7 +239,7 @@ class TorchProducts:
 
     def gram(self, x: Tensor, gamma: float = 0.0) -> Tensor:
         """Return ``X X^T + gamma I``."""
-        cut, r = _triangle(x, _HALVED_GRAM_ROWS), self.room(x)
+        cut, r = _triangle(x, _HALVED_GRAM_ROWS), self._room(x)
         if cut is None:
             torch.bmm(x, x.mT, out=r)
         else:
@@ -251,14 +253,14 @@ class TorchProducts:
         """Return ``alpha A B + beta C + gamma I``."""
         cut = _triangle(a, _HALVED_ROWS)
         if cut is not None:
-            d = cut(c if c is not None and spare else self.room(a), a, b, c, alpha, beta)
+            d = cut(c if c is not None and spare else self._room(a), a, b, c, alpha, beta)
         elif c is not None and spare:
             d = c.baddbmm_(a, b, beta=beta, alpha=alpha)
         elif c is None and alpha == 1.0:
-            d = torch.bmm(a, b, out=self.room(a))
+            d = torch.bmm(a, b, out=self._room(a))
         else:
             old, beta = (a, 0.0) if c is None else (c, beta)
-            d = torch.baddbmm(old, a, b, beta=beta, alpha=alpha, out=self.room(a))
+            d = torch.baddbmm(old, a, b, beta=beta, alpha=alpha, out=self._room(a))
         return plus_identity(d, gamma) if gamma else d
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -270,26 +272,3 @@ class TorchProducts:
             torch.bmm(x.mT, q, out=out.mT)
             return out
         return torch.bmm(q, x) if out is None else torch.bmm(q, x, out=out)
-
-    def apply_plus(
-        self, t: Tensor, x: Tensor, alphas: Sequence[float], betas: Sequence[float], out: Tensor
-    ) -> Tensor:
-        """Write ``alpha T X + beta X`` with scalars for each member, summed before it is rounded.
-
-        Args:
-            t: (b, n, n), symmetric.
-            x: (b, n, m).
-            alphas: b factors.
-            betas: b factors.
-            out: (b, n, m), laid out like X, none of its memory.
-        """
-        tall = _transposed(x) and _transposed(out)
-        # All at once where their scalars are the same, as in every step but the first.
-        alike = len({*zip(alphas, betas, strict=True)}) == 1
-        groups = zip(*((v,) if alike else v.split(1) for v in (x, t, out)), strict=True)
-        for (some, q, y), alpha, beta in zip(groups, alphas, betas, strict=False):
-            if tall:
-                torch.baddbmm(some.mT, some.mT, q, beta=beta, alpha=alpha, out=y.mT)
-            else:
-                torch.baddbmm(some, q, some, beta=beta, alpha=alpha, out=y)
-        return out

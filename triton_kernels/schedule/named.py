@@ -13,9 +13,6 @@ from .coefficients import (
     DEGREE9_4,
     FLAT,
     JORDAN,
-    LONG_33,
-    LONG_65,
-    LONG_65_STEEP,
     POLAR_EXPRESS,
     QUINTIC_4,
     TAYLOR,
@@ -23,7 +20,7 @@ from .coefficients import (
 )
 from .schedule import Schedule
 
-__all__ = ["LONG", "SCHEDULES", "Schedule", "resolve_schedule"]
+__all__ = ["SCHEDULES", "Schedule", "resolve_schedule"]
 
 _PE_SOURCE = "Polar Express, arXiv 2505.16932"
 _OWN_SOURCE = "minimax design of this package, design_schedule"
@@ -58,20 +55,11 @@ SCHEDULES: dict[str, Schedule] = {
 }
 """The published schedules by name; `print(SCHEDULES[name])` states what each one does."""
 
-LONG = (
-    Schedule("long_33", LONG_33, 1.0, 2.3e-3, "schatten8", _OWN_SOURCE, (1.02, 1.2)),
-    Schedule("long_65", LONG_65, 1.0, 1.5e-3, "schatten8", _OWN_SOURCE, (1.02, 1.4)),
-    Schedule("long_65_steep", LONG_65_STEEP, 1.0, 1.3e-3, "schatten8", _OWN_SOURCE, (1.02, 1.25)),
-)
-"""Two steps instead of three, which a CPU's plan takes for large matrices, and looks at the result.
-
-They have no names among the others: in a few dimensions bfloat16 lifts the results of their first
-steps by factors of up to 1.5 and four, for which the second ones have no room.
-"""
-
 DEFAULT_SCHEDULE = "polar_express"
 
-ScheduleLike = str | Schedule | Sequence[float] | Sequence[Sequence[float]] | None
+# One (a, b, c), or a tuple of coefficients for each step, or the name of a schedule.
+Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
+ScheduleLike = Schedule | Coefficients | Sequence[float] | Sequence[Sequence[float]] | None
 
 
 def is_triple(schedule: ScheduleLike) -> bool:

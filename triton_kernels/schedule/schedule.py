@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from .squares import Chain, Step, chain_of_squares
+from .squares import Step, chain_of_squares
 
 __all__ = ["NORMALIZATIONS", "Schedule", "Step"]
 
@@ -32,14 +32,6 @@ _GROWTH = 0.12
 _BOUND = 1.5
 
 
-def _polynomial(step: Step | Chain, r: np.ndarray) -> np.ndarray:
-    return step(r) if isinstance(step, Chain) else np.polynomial.polynomial.polyval(r, step)
-
-
-def _degree(step: Step | Chain) -> int:
-    return 2 * step.degree + 1 if isinstance(step, Chain) else 2 * len(step) - 1
-
-
 @dataclass(frozen=True)
 class Schedule:
     """A list of odd polynomial steps, with the facts that its scalar map implies.
@@ -52,9 +44,7 @@ class Schedule:
     Args:
         name: How the schedule is called in tables and errors.
         steps: One tuple of 2 to 5 coefficients (degree 3 to 9) a step, or of 9 (degree 17) whose
-            polynomial is a chain of squares; before the safety factor. A step of degree 33 or 65
-            is a `Chain` of four or five squares: it runs on a CPU, in the direct form, and takes no
-            safety factor.
+            polynomial is a chain of squares; before the safety factor.
         safety: Factor of at least 1 (default 1.0: the steps as they are).
         lower: Smallest singular value, after normalization, that the design reaches.
         normalization: "frobenius", "schatten4" or "schatten8": the bound of the largest
@@ -65,7 +55,7 @@ class Schedule:
 
     Raises:
         ValueError: For no steps, a step of a wrong length or of degree 17 that three products
-            cannot evaluate, a safety factor below 1, or one above it for a `Chain`.
+            cannot evaluate, or a safety factor below 1.
 
     Example:
         >>> from torch_specgd.triton_kernels import SCHEDULES
@@ -74,7 +64,7 @@ class Schedule:
     """
 
     name: str
-    steps: tuple[Step | Chain, ...]
+    steps: tuple[Step, ...]
     safety: float = 1.0
     lower: float = 1e-3
     normalization: str = "frobenius"
@@ -85,17 +75,6 @@ class Schedule:
         if not self.steps:
             raise ValueError(f"schedule {self.name!r} has no steps")
         for step in self.steps:
-            if isinstance(step, Chain):
-                numbers = [step.centre, *(x for link in step.links for x in link)]
-                whole = all(len(link) == 3 for link in step.links)
-                if len(step.links) not in (4, 5) or self.safety != 1.0 or not whole:
-                    raise ValueError(
-                        "a step that is a Chain has four or five squares (degree 33 or 65) of "
-                        f"three numbers and no safety factor, got {step} and {self.safety}"
-                    )
-                if not all(map(math.isfinite, numbers)):
-                    raise ValueError(f"a chain has finite numbers, got {step}")
-                continue
             if len(step) not in _SMALL_PRODUCTS or not all(map(math.isfinite, step)):
                 raise ValueError(
                     "a step has 2 to 5 finite coefficients (degree 3 to 9), or 9 (degree 17), "
@@ -104,8 +83,6 @@ class Schedule:
             # A compiled step meets the error where the operator runs: Dynamo knows no numpy here.
             if len(step) > 4 and not torch.compiler.is_compiling():
                 chain_of_squares(step)
-        if self.long and any(len(s) == 4 for s in self.steps if not isinstance(s, Chain)):
-            raise ValueError(f"a step of degree 7 does not go with chains, in {self.name!r}")
         if not self.safety >= 1.0:
             raise ValueError(f"safety must be at least 1, got {self.safety}")
         if self.normalization not in NORMALIZATIONS:
@@ -113,28 +90,12 @@ class Schedule:
                 f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}"
             )
 
-    @property
-    def long(self) -> bool:
-        """Whether it has steps beyond degree 17."""
-        return any(isinstance(step, Chain) for step in self.steps)
-
     @cached_property
     def coefficients(self) -> tuple[Step, ...]:
-        """The steps as they are applied: ``c_k / safety^(2k+1)`` on all but the last.
-
-        Raises:
-            ValueError: For a long schedule.
-        """
-        if self.long:
-            raise ValueError(f"steps of degree 33 and 65 have no coefficients, in {self.name!r}")
-        *head, last = (step for step in self.steps if not isinstance(step, Chain))
+        """The steps as they are applied: ``c_k / safety^(2k+1)`` on all but the last."""
+        *head, last = self.steps
         divided = [tuple(c / self.safety ** (2 * k + 1) for k, c in enumerate(s)) for s in head]
         return (*divided, last)
-
-    @cached_property
-    def chains(self) -> tuple[Chain, ...]:
-        """The steps of a long schedule, all as chains of squares."""
-        return tuple(s if isinstance(s, Chain) else chain_of_squares(s) for s in self.steps)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -142,19 +103,14 @@ class Schedule:
     def __call__(self, sigma: float | np.ndarray) -> np.ndarray:
         """Apply the composed scalar map in float64: what happens to a singular value."""
         s = np.asarray(sigma, dtype=np.float64)
-        for step in self.chains if self.long else self.coefficients:
-            s = s * _polynomial(step, s * s)
+        for step in self.coefficients:
+            s = s * np.polynomial.polynomial.polyval(s * s, step)
         return s
 
     @property
     def slope(self) -> float:
         """Derivative of the map at zero: how much the tiniest singular values grow."""
-        return math.prod(self._slopes)
-
-    @property
-    def _slopes(self) -> list[float]:
-        steps = self.chains if self.long else self.coefficients
-        return [float(_polynomial(step, np.zeros(()))) for step in steps]
+        return math.prod(step[0] for step in self.coefficients)
 
     def range(self, lower: float | None = None, upper: float = 1.0) -> tuple[float, float]:
         """Return the smallest and largest output on ``[lower, upper]``.
@@ -210,10 +166,7 @@ class Schedule:
 
     def products(self, form: str = "direct", restarts: Sequence[int] = ()) -> tuple[int, int]:
         """Return how often X is touched (a Gram matrix and a product each) and the n^3 products."""
-        own = sum(
-            len(step.links) if isinstance(step, Chain) else _SMALL_PRODUCTS[len(step)]
-            for step in self.steps
-        )
+        own = sum(_SMALL_PRODUCTS[len(step)] for step in self.steps)
         if form == "direct":
             return len(self), own
         segments = 1 + len(set(restarts) - {0})
@@ -235,7 +188,7 @@ class Schedule:
             ((1, 2), ())
         """
         found, slope = [], 1.0
-        for k, first in enumerate(self._slopes):
+        for k, (first, *_) in enumerate(self.coefficients):
             slope *= first
             if k and slope**2 * roundoff > _GROWTH:
                 found.append(k)
@@ -249,7 +202,7 @@ class Schedule:
 
     def __str__(self) -> str:
         low, high = self.range()
-        degrees = ",".join(map(str, map(_degree, self.steps)))
+        degrees = ",".join(str(2 * len(step) - 1) for step in self.steps)
         room = self.headroom if isinstance(self.headroom, tuple) else (self.headroom,)
         kept = f"safety {self.safety:g}"
         if max(room) > 1.0:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .configuration import Config, architecture, load_table, read_table
+from ..kernels.configuration import Config, architecture, load_table, read_table
 
 __all__ = ["best_order", "candidates", "tune"]
 
@@ -71,7 +71,7 @@ def _on_device(kind: str, config: Config, shape: tuple[int, int, int]) -> float:
     """Time one configuration with CUDA events, the median of twenty launches."""
     import triton
 
-    from . import launch
+    from ..kernels import launch
 
     x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     q = torch.randn(shape[0], shape[1], shape[1], device="cuda", dtype=torch.bfloat16)

@@ -1,7 +1,7 @@
 """`design_schedule`: the best odd polynomials of a degree, by Remez exchange in 50 digits.
 
-Degrees 17, 33 and 65 are searched in double precision, among the chains of squares that take three,
-four and five small products: see `chains`.
+Degree 17 is searched in double precision, among the chains of squares that take three small
+products: see `chains`.
 
 On [l, u] the best odd p of degree 2k+1 has an error 1 - p(s) that alternates between +E and -E
 at k+2 points. Both ends belong to them and the other k are where p' vanishes, so one exchange
@@ -18,16 +18,15 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
-from .chains import chained_step
-from .schedules import Schedule
-from .squares import Chain, Step
+from ..schedule.named import Schedule
+from ..schedule.squares import Step
+from .search_chain import chained_step
 
 __all__ = ["design_schedule", "minimax_step"]
 
 _DIGITS = 50
 _EXCHANGES = 200
-_DEGREES = (3, 5, 7, 9, 17, 33, 65)
-_SQUARES = {17: 3, 33: 4, 65: 5}
+_DEGREES = (3, 5, 7, 9, 17)
 Row = list[Decimal]
 
 
@@ -141,7 +140,6 @@ def design_schedule(
     normalization: str = "frobenius",
     name: str = "designed",
     headroom: float | tuple[float, ...] = 1.0,
-    top: float | None = None,
 ) -> Schedule:
     r"""Design the composition of odd polynomials that is closest to one on ``[lower, 1]``.
 
@@ -149,9 +147,8 @@ def design_schedule(
               l_{t+1} = p_t(l_t / \text{safety}), \quad u_{t+1} = 2 - l_{t+1}
 
     Args:
-        degree: 3, 5, 7, 9, 17, 33 or 65, or one degree a step. Steps of degree 17, 33 and 65 are
-            the best chains of three, four and five squares, not the best polynomials; the last
-            two are found in ten seconds and more, with `safety=1` and no cushion.
+        degree: 3, 5, 7, 9 or 17, or one degree a step. Steps of degree 17 are the best chains of
+            three squares, not the best polynomials.
         steps: Number of steps, at least 1; may be left out where `degree` lists them.
         lower: Smallest singular value to reach, in (0, 1), after normalization.
         safety: At least 1 (default 1.02): divides the argument of every step but the last.
@@ -162,8 +159,6 @@ def design_schedule(
         headroom: h, at least 1 (default 1), one for all steps or one a step: what rounding may
             lift a step's largest input by. Where the inputs cannot be lifted that far, safety may
             be 1; per step it buys more reach than one safety factor.
-        top: The largest output, to which the last step is scaled; default None: outputs lie around
-            one.
 
     Returns:
         The schedule.
@@ -178,58 +173,43 @@ def design_schedule(
         >>> print([round(c, 4) for c in design_schedule(5, 2, safety=1.0).steps[0]])
         [8.4703, -25.1081, 18.6293]
     """
-    degrees = (degree,) * (1 if steps is None else steps) if isinstance(degree, int) else degree
-    if not degrees or any(d not in _DEGREES for d in degrees):
-        raise ValueError(f"degree must be one of {_DEGREES} for at least one step, got {degree}")
-    if steps is not None and steps != len(degrees):
-        raise ValueError(f"steps is {steps}, but degree lists {len(degrees)}")
+    degrees = _degrees(degree, steps)
+    rooms = headroom if isinstance(headroom, tuple) else (headroom,) * len(degrees)
     if not 0.0 < lower < 1.0:
         raise ValueError(f"lower must be in (0, 1), got {lower}")
     if not safety >= 1.0:
         raise ValueError(f"safety must be at least 1, got {safety}")
     if not 0.0 <= cushion < 1.0:
         raise ValueError(f"cushion must be in [0, 1), got {cushion}")
-    rooms = headroom if isinstance(headroom, tuple) else (headroom,) * len(degrees)
     if len(rooms) != len(degrees) or not all(room >= 1.0 for room in rooms):
         raise ValueError(f"headroom must be at least 1, one number or one a step, got {headroom}")
-    if any(d in (33, 65) for d in degrees) and (safety, cushion) != (1.0, 0.0):
-        raise ValueError(
-            f"degrees 33 and 65 take safety 1 and cushion 0, got {safety} and {cushion}"
-        )
-    if top is not None and not top > 0:
-        raise ValueError(f"top must be positive, got {top}")
-    found: list[Step | Chain] = []
+    found: list[Row] = []
     with localcontext() as context:
         context.prec = _DIGITS
         low, high = Decimal(repr(lower)), Decimal(1)
         s = Decimal(repr(safety))
         for t, (d, room) in enumerate(zip(degrees, rooms, strict=True)):
-            step = _step(d, low, high * Decimal(repr(room)), Decimal(repr(cushion)))
-            found.append(step if isinstance(step, Chain) else tuple(float(c) for c in step))
-            low = _mapped(step, low / s if t < len(degrees) - 1 else low)
+            found.append(_step(d, low, high * Decimal(repr(room)), Decimal(repr(cushion))))
+            low = _evaluate(found[-1], low / s if t < len(degrees) - 1 else low)
             high = 2 - low
-    if top is not None:
-        found[-1] = _scaled(found[-1], top / float(high))
-    source = "design_schedule"
-    return Schedule(name, tuple(found), safety, lower, normalization, source, headroom)
+    coefficients = tuple(tuple(float(c) for c in step) for step in found)
+    return Schedule(name, coefficients, safety, lower, normalization, "design_schedule", headroom)
 
 
-def _step(degree: int, low: Decimal, high: Decimal, cushion: Decimal) -> Row | Chain:
-    if degree > 17:
-        return chained_step(_SQUARES[degree], float(low), float(high))[0]
+def _degrees(degree: int | tuple[int, ...], steps: int | None) -> tuple[int, ...]:
+    """Return one degree a step."""
+    degrees = (degree,) * (1 if steps is None else steps) if isinstance(degree, int) else degree
+    if not degrees or any(d not in _DEGREES for d in degrees):
+        raise ValueError(f"degree must be one of {_DEGREES} for at least one step, got {degree}")
+    if steps is not None and steps != len(degrees):
+        raise ValueError(f"steps must be {len(degrees)}, as many as degree lists, got {steps}")
+    return degrees
+
+
+def _step(degree: int, low: Decimal, high: Decimal, cushion: Decimal) -> Row:
     step = _cushioned((degree - 1) // 2, low, high, cushion)
-    if degree == 17:
-        start = tuple(float(c) for c in step)
-        chain, _ = chained_step(_SQUARES[degree], float(low), float(high), start)
-        step = [Decimal(c) for c in chain.expanded()]
-    return step
-
-
-def _mapped(step: Row | Chain, s: Decimal) -> Decimal:
-    if isinstance(step, Chain):
-        return s * Decimal(float(step(float(s * s))))
-    return _evaluate(step, s)
-
-
-def _scaled(step: Step | Chain, factor: float) -> Step | Chain:
-    return step.scaled(factor) if isinstance(step, Chain) else tuple(factor * c for c in step)
+    if degree < 17:
+        return step
+    start: Step = tuple(float(c) for c in step)
+    chain, _ = chained_step(float(low), float(high), start)
+    return [Decimal(c) for c in chain.expanded()]

@@ -4,7 +4,7 @@ No driver and no GPU is needed: Triton ships ptxas and the disassemblers. The nu
 from the machine code itself (SASS or AMDGCN), so a spill, a missing tensor-core instruction or
 a tile that does not fit in shared memory is seen before anybody has the card.
 
-Run ``python -m torch_specgd.triton_kernels.aot`` to print the report of all shipped
+Run ``python -m torch_specgd.triton_kernels.workshop.aot`` to print the report of all shipped
 configurations, ``--check FILE`` to compare it with a committed one.
 """
 
@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .kernels.configuration import ARCHITECTURES, load_table
-from .machine_code import read_amd, read_nvidia
+from ..kernels.configuration import ARCHITECTURES, load_table
+from .disassemble import read_amd, read_nvidia
 
 __all__ = ["Resources", "Variant", "compile_variant", "report", "variants"]
 
@@ -120,7 +120,7 @@ def compile_variant(variant: Variant) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from .kernels import apply, elementwise, small, symmetric
+    from ..kernels import apply, elementwise, small, symmetric
 
     fn = {
         "symmetric": symmetric.symmetric_kernel,

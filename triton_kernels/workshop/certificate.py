@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .precision import full_float32
+from ..iterate.products import full_float32
 
 __all__ = ["Certificate", "certify"]
 

@@ -1,11 +1,10 @@
-"""The best chain of squares on an interval: a step of degree 17 for three small products, and on.
+"""The best chain of three squares on an interval: a step of degree 17 for three small products.
 
-A chain of j squares has 2j + 1 parameters, far fewer than a polynomial of its degree, and is not
-linear in them, so Remez's exchange does not find it. From many starts Gauss-Newton minimizes
-p-norms of the error for rising p, and Newton on its 2j + 2 largest extremes settles the last
-digits. There are several optima: the best is taken. The first start at degree 17 is the minimax
-polynomial without the two terms that no chain has; beyond, Chebyshev polynomials, which are chains
-of squares, and nearly do the same.
+The chain has seven parameters, two fewer than a polynomial of its degree, and is not linear in
+them, so Remez's exchange does not find it. From many starts Gauss-Newton minimizes p-norms of the
+error for rising p, and Newton on its eight largest extremes settles the last digits. There are
+several optima: the best is taken. The first start is the minimax polynomial without the two terms
+that no chain has.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .squares import Chain, Link, Step
+from ..schedule.squares import Chain, Step
 
 __all__ = ["chained_step"]
 
 _POINTS = 400
 _ROUNDS = 300
-_STARTS = {3: 15, 4: 24, 5: 12}
+_STARTS = 15
 _POWERS = (2, 4, 8, 16, 32, 64, 128, 256)
 Array = np.ndarray
 
@@ -28,32 +27,23 @@ Array = np.ndarray
 def _h(parameters: Array, r: Array) -> tuple[Array, Array]:
     """Evaluate a chain and its derivatives by its parameters.
 
-    ``s_1 = y^2 + b``, ``s_i = s_{i-1}^2 + f_i y + g_i``, last ``h = k s^2 + f y + g``, y = r - c.
+    ``s_1 = y^2 + b``, ``s_2 = s_1^2 + f_2 y + g_2``, ``h = k s_2^2 + f_3 y + g_3``, y = r - c.
 
     Args:
-        parameters: (c, b, f_2, g_2, ..., f_j, g_j, k).
+        parameters: (c, b, f_2, g_2, f_3, g_3, k).
         r: (points,).
 
     Returns:
-        h, (points,), and its derivatives, (points, 2 j + 1).
+        h, (points,), and its derivatives, (points, 7).
     """
-    c, b, *lines, k = parameters
-    y = r - c
-    s = y * y + b
-    slopes = np.zeros((len(parameters), *r.shape))
-    slopes[0], slopes[1] = -2 * y, 1.0
-    squares = len(lines) // 2 + 1
-    for i in range(squares - 1):
-        f, g = lines[2 * i : 2 * i + 2]
-        last = i == squares - 2
-        factor = k if last else 1.0
-        slopes *= 2 * factor * s
-        slopes[0] -= f
-        slopes[2 * i + 2], slopes[2 * i + 3] = y, 1.0
-        if last:
-            slopes[-1] = s * s
-        s = factor * s * s + f * y + g
-    return s, slopes.T
+    c, b, f2, g2, f3, g3, k = parameters
+    y, one = r - c, np.ones_like(r)
+    s1 = y * y + b
+    s2 = s1 * s1 + f2 * y + g2
+    inner = np.stack([-4 * s1 * y - f2, 2 * s1, y, one])
+    slopes = np.stack([*(2 * k * s2 * inner), y, one, s2 * s2])
+    slopes[0] -= f3
+    return k * s2 * s2 + f3 * y + g3, slopes.T
 
 
 def _projected(h: Array) -> Array:
@@ -65,19 +55,6 @@ def _projected(h: Array) -> Array:
     v0 = (g[4] - v2 * v2) / 2
     b = v2 / 2
     return np.array([c, b, v1, v0 - b * b, k * (g[1] - 2 * v0 * v1), k * (g[0] - v0 * v0), k])
-
-
-def _like_chebyshev(squares: int, upper: float, generator: np.random.Generator) -> Array:
-    """Return roughly a Chebyshev polynomial of r on [0, upper^2], as a chain."""
-    half = upper * upper / 2
-    scale = half * half / 2
-    found = [half * generator.uniform(0.8, 1.4), -scale * generator.uniform(0.6, 1.2)]
-    for _ in range(2, squares):
-        square = scale * scale
-        found += [generator.normal() * square / half, -square / 2 * generator.uniform(0.3, 1.2)]
-        scale = square / 2
-    last = [generator.normal(), generator.uniform(), generator.uniform(1, 4) / scale**2]
-    return np.array(found + last)
 
 
 def _grid(lower: float, upper: float, points: int) -> Array:
@@ -157,47 +134,32 @@ def _settled(parameters: Array, s: Array) -> Array:
     return parameters
 
 
-def _starts(squares: int, upper: float, polynomial: Step | None) -> Iterator[Array]:
+def _starts(polynomial: Step) -> Iterator[Array]:
     """Yield starts and variations of them: the best optimum may have other signs."""
     generator = np.random.default_rng(0)
-    first = None if polynomial is None else _projected(np.asarray(polynomial))
-    if first is not None:
-        yield first
-    for _ in range(_STARTS[squares]):
-        if first is None:
-            other = _like_chebyshev(squares, upper, generator)
-        else:
-            other = first * (1 + 0.4 * generator.normal(size=len(first)))
-        other[2:-3] *= generator.normal(scale=4.0, size=len(other) - 5)
+    first = _projected(np.asarray(polynomial))
+    yield first
+    for _ in range(_STARTS):
+        other = first * (1 + 0.4 * generator.normal(size=len(first)))
+        other[2:4] *= generator.normal(scale=4.0, size=2)
         yield other
 
 
 def _chain(parameters: Array) -> Chain:
     """Return the chain with one factor in every square, so that no link is extreme."""
-    c, b, *lines, k = (float(x) for x in parameters)
-    squares = len(lines) // 2 + 1
-    alpha = float(np.sign(k) * abs(k) ** (1 / (2**squares - 1)))
-    scale = alpha
-    links: list[Link] = [(alpha, 0.0, alpha * b)]
-    for i in range(squares - 1):
-        f, g = lines[2 * i : 2 * i + 2]
-        # The last line is not scaled: k stands before its square alone.
-        scale = 1.0 if i == squares - 2 else alpha * scale * scale
-        links.append((alpha, scale * f, scale * g))
-    return Chain(c, tuple(links))
+    c, b, f2, g2, f3, g3, k = (float(x) for x in parameters)
+    alpha = float(np.sign(k) * abs(k) ** (1 / 7))
+    scale = alpha**3
+    return Chain(c, ((alpha, 0.0, alpha * b), (alpha, scale * f2, scale * g2), (alpha, f3, g3)))
 
 
-def chained_step(
-    squares: int, lower: float, upper: float, polynomial: Step | None = None
-) -> tuple[Chain, float]:
-    """Return the chain of squares whose step is closest to one on an interval, and its error.
+def chained_step(lower: float, upper: float, polynomial: Step) -> tuple[Chain, float]:
+    """Return the chain of three squares whose step is closest to one on an interval, and its error.
 
     Args:
-        squares: 3, 4 or 5, for a step of degree 17, 33 or 65.
         lower: Left end, positive.
         upper: Right end.
-        polynomial: To start from at three squares: the minimax one on the interval, nine
-            coefficients.
+        polynomial: To start from: the minimax one on the interval, nine coefficients.
 
     Returns:
         The chain h, and ``max |1 - s h(s^2)|`` on the interval.
@@ -206,7 +168,7 @@ def chained_step(
     found: dict[float, Array] = {}
     # A start that leaves for infinity is no candidate, and no reason for a warning.
     with np.errstate(all="ignore"):
-        for first in _starts(squares, upper, polynomial):
+        for first in _starts(polynomial):
             near = _approached(first, grid)
             for parameters in (near, _settled(near, fine)):
                 error = float(np.abs(_errors(parameters, fine)).max())

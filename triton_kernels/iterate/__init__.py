@@ -1,0 +1,1 @@
+"""Running a plan: normalization, the iteration, and the products over which it is written."""

@@ -1,0 +1,159 @@
+"""Running a plan on a batch: which products multiply, and in which memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..kernels.configuration import Config, architecture, load_table, worth_tiles
+from ..planning.choose import SMALL
+from ..planning.plan import Plan
+from ..schedule.named import SCHEDULES, Schedule
+from .iteration import carried_polynomial, direct, gram
+from .kept_memory import KeptMemory
+from .normalize import begin, first_bound, in_range, normalize_gram, rescaled
+from .products import Products, TorchProducts, cpu_has_amx, scale_members
+
+__all__ = ["precise", "products_for", "run_plan", "run_together", "torch_muon"]
+
+_PRECISE_STEPS = 12
+_CHUNK = 2**21  # elements worked on at a time on a CPU
+_WORKSPACE = 2**26  # elements at most where every thread has its own matrix
+_RING = 4  # n x n results of the direct form that exist at one time, at most
+_KEPT = KeptMemory()  # the last call's buffers
+
+
+def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) -> None:
+    """Run a plan on (b, n, m), n <= m.
+
+    Args:
+        x: The batch.
+        chosen: The plan.
+        out: Where the result goes, (b, n, m) of any dtype and strides.
+        ops: The products, default those for x's device.
+    """
+    if chosen.one_launch:
+        from ..kernels.launch_small import orthogonalize_small
+
+        orthogonalize_small(x, chosen.schedule, out, chosen.configs().get("small"))
+        return
+    schedule, size, room = chosen.schedule, len(x), None
+    if x.device.type == "cpu":
+        size = min(size, _members_at_once(x, chosen.dtype))
+        room = _Room(x, size, chosen.dtype) if chosen.form == "direct" else None
+    if ops is None:
+        ops = products_for(x, chosen.dtype, chosen.configs(), room.ring if room else None)
+    for part, place in zip(x.split(size), out.split(size), strict=True):
+        spare = [buffer[: len(part)] for buffer in room.buffers] if room else []
+        start = begin(part, chosen.dtype, schedule.normalization, ops, spare[0] if spare else None)
+        fits = ops.casts or place.dtype == chosen.dtype
+        if chosen.form == "gram" or len(schedule) == 1:
+            # X is read when the result is written, which therefore must not lie over it.
+            fits = fits and (not start.looked or place.data_ptr() != start.x.data_ptr())
+        goal = place if fits else None
+        if chosen.form == "direct":
+            y = direct(start, schedule, ops, goal, spare)
+        else:
+            y = gram(start, schedule, ops, chosen.restarts, goal)
+        if y is not place:
+            place.copy_(y)
+    if room is not None:
+        _KEPT.give(room.memory)
+
+
+def products_for(
+    x: Tensor,
+    dtype: torch.dtype,
+    tiles: Mapping[str, Config] | None = None,
+    ring: Tensor | None = None,
+) -> Products:
+    """Return Triton's products where their tiles fill the GPU, PyTorch's everywhere else."""
+    if not x.is_cuda or dtype not in (torch.float16, torch.bfloat16):
+        return TorchProducts(ring)
+    if not worth_tiles(load_table(architecture(x.device)), x.shape[0], x.shape[-2]):
+        return TorchProducts()
+    from ..kernels.launch import TritonProducts
+
+    return TritonProducts(x.device, tiles)
+
+
+def _members_at_once(x: Tensor, dtype: torch.dtype) -> int:
+    """Return how many matrices a CPU works on at a time.
+
+    Small ones all at once: there the calls are what costs. Large ones a few at a time: their
+    products and the passes over them then stay in the cache.
+    """
+    _, n, m = x.shape
+    if n <= SMALL:
+        return len(x)
+    size = max(1, _CHUNK // (n * m))
+    if dtype == torch.bfloat16 and cpu_has_amx():
+        # A matrix for each thread: oneDNN runs two products of 768 rows on two threads in the
+        # time of one, since it splits a single one so small badly.
+        threads = min(torch.get_num_threads(), max(1, _WORKSPACE // (n * m)))
+        size = -(-size // threads) * threads
+    return size
+
+
+class _Room:
+    """Two buffers for `size` matrices like x's and a ring of n x n ones, in memory that is kept.
+
+    A tall X stays as it lies: a transposing copy would cost more than its slower Gram matrices.
+    """
+
+    def __init__(self, x: Tensor, size: int, dtype: torch.dtype) -> None:
+        n, m = x.shape[-2:]
+        tall = x.stride(-1) != 1
+        large, small = 2 * size * n * m, _RING * size * n * n
+        self.memory = _KEPT.take((large + small) * dtype.itemsize)
+        flat = self.memory[: (large + small) * dtype.itemsize].view(dtype)
+        buffers = flat[:large].view(2, size, *((m, n) if tall else (n, m))).unbind()
+        self.buffers = [b.mT for b in buffers] if tall else list(buffers)
+        self.ring = flat[large:].view(_RING, size, n, n)
+
+
+def run_together(pairs: Sequence[tuple[Tensor, Tensor]], schedule: Schedule) -> None:
+    """Run the Gram form on several batches with one iteration.
+
+    Args:
+        pairs: (b, m, n) in float32 on a CPU, and where its result goes, of one shorter side.
+        schedule: The steps, which need no restart.
+    """
+    wide = [tuple(t.mT if t.shape[1] > t.shape[2] else t for t in pair) for pair in pairs]
+    xs, outs = ([pair[i] for pair in wide] for i in range(2))
+    ops, counts, n = TorchProducts(), [len(x) for x in xs], xs[0].shape[1]
+    r = torch.empty(sum(counts), n, n, device="cpu", dtype=torch.float32)
+    parts = r.split(counts)
+    for x, part in zip(xs, parts, strict=True):
+        torch.bmm(x, x.mT, out=part)
+    bound = first_bound(r, schedule.normalization)
+    lost = ~in_range(bound)
+    if bool(lost.any()):
+        some = zip(xs, parts, lost.split(counts), strict=True)
+        xs = [rescaled(x, x, part, at, ops) if bool(at.any()) else x for x, part, at in some]
+        bound = first_bound(r, schedule.normalization)
+    u, factor = normalize_gram(r, bound, schedule.normalization, ops, look=True)
+    q = scale_members(carried_polynomial(r, schedule.coefficients, ops, u), factor)
+    for x, part, out in zip(xs, q.split(counts), outs, strict=True):
+        ops.apply(part, x, out)
+
+
+def precise(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the polar factor of (b, n, m) by twelve steps, in float32 or wider."""
+    # The tail of the table is Taylor's quintic, which converges to the last digit.
+    steps = SCHEDULES["polar_express_8"].steps
+    steps += (steps[-1],) * (_PRECISE_STEPS - len(steps))
+    schedule, ops = Schedule("precise", steps, 1.02, 1e-4), TorchProducts()
+    return direct(begin(x, dtype, schedule.normalization, ops), schedule, ops)
+
+
+def torch_muon(x: Tensor, schedule: Schedule, eps: float, dtype: torch.dtype) -> Tensor:
+    """Do what torch.optim.Muon does, batched: the norm in `dtype`, clamped at eps."""
+    x = x.to(dtype)
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for a, b, c in schedule.coefficients:
+        r = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(r, r, r, beta=b, alpha=c), x, beta=a)
+    return x

@@ -1,0 +1,1 @@
+"""Which schedule, form, precision and tiles an orthogonalization takes."""

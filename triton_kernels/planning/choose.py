@@ -1,0 +1,187 @@
+"""Which schedule, form and precision an orthogonalization takes, and what that costs.
+
+A plan is a pure function of the shape, the batch, the dtype, the device and the accuracy, so
+it is cached, can be printed before anything runs, and any part of it can be overridden.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from ..kernels.configuration import (
+    ENVIRONMENT,
+    Config,
+    architecture,
+    small_config,
+    tiles_of_plan,
+)
+from ..schedule.named import SCHEDULES, Schedule, ScheduleLike, resolve_schedule
+from .plan import Plan, Tiles
+
+__all__ = ["ACCURACIES", "Plan", "plan"]
+
+ACCURACIES = ("default", "fast", "high")
+FORMS = ("direct", "gram")
+
+# Short sides up to here run in float32 (LoRA factors keep their accuracy, 16 bits gain nothing)
+# and, on a GPU, in the one-launch kernel.
+SMALL = 64
+# Columns up to which one program takes a matrix from end to end; a longer one it would stream
+# alone, beside idle processors.
+STREAMED = 8192
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products (AVX512_BF16 or AMX)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def arithmetic_dtype(dtype: torch.dtype, short: int, device: str, direct: bool) -> torch.dtype:
+    """Return the dtype in which the iteration runs when the caller leaves it open.
+
+    float64 input stays float64. Short sides up to 64 run in float32. Above, a GPU takes
+    bfloat16 in the direct form and float16 in the Gram form, a CPU takes bfloat16 if it has
+    instructions for it, and float32 otherwise.
+
+    Args:
+        dtype: Of the input.
+        short: The shorter side.
+        device: "cpu" or "cuda".
+        direct: Whether the direct form runs.
+    """
+    if dtype == torch.float64:
+        return torch.float64
+    if short <= SMALL:
+        return torch.float32
+    if device == "cuda":
+        return torch.bfloat16 if direct else torch.float16
+    return torch.bfloat16 if device == "cpu" and cpu_multiplies_bf16() else torch.float32
+
+
+def _default_schedule(accuracy: str, short: int) -> Schedule:
+    if accuracy == "high":
+        return SCHEDULES["polar_express_8"]
+    return SCHEDULES["flat" if accuracy == "fast" and short > SMALL else "deep"]
+
+
+@lru_cache(maxsize=512)
+def _plan(
+    n: int,
+    m: int,
+    batch: int,
+    dtype: torch.dtype,
+    device: str,
+    accuracy: str,
+    schedule: Schedule | None,
+    form: str | None,
+    arithmetic: torch.dtype | None,
+    restarts: tuple[int, ...] | None,
+    arch: str | None,
+    wanted: Tiles,
+    table: str | None,
+) -> Plan:
+    steps = schedule or _default_schedule(accuracy, n)
+
+    def in_form(form: str) -> Plan:
+        own = arithmetic or arithmetic_dtype(dtype, n, device, form == "direct")
+        needed = steps.restarts(torch.finfo(own).eps / 2) if restarts is None else restarts
+        again = () if form == "direct" else needed
+        return Plan((n, m), batch, own, device, accuracy, steps, form, again)
+
+    chosen = min(map(in_form, FORMS if form is None else (form,)), key=Plan.work)
+    one_launch = (
+        device == "cuda" and n <= SMALL and m <= STREAMED and chosen.dtype == torch.float32
+        and steps.normalization != "schatten8" and all(len(step) != 4 for step in steps.steps)
+    )  # fmt: skip
+    found: dict[str, Config] = {}
+    if arch is not None and one_launch:
+        found = {"small": small_config(arch, n)}
+    elif arch is not None:
+        found = tiles_of_plan(arch, batch, n, m, chosen.dtype.itemsize)
+    return replace(chosen, one_launch=one_launch, arch=arch, tiles=_overridden(found, wanted))
+
+
+def _overridden(found: dict[str, Config], wanted: Tiles) -> Tiles:
+    for kind, changes in wanted:
+        known = found.get(kind, {})
+        if kind not in found or {key for key, _ in changes} - known.keys():
+            accepted = {k: sorted(config) for k, config in found.items()}
+            raise ValueError(f"tiles has {kind!r}: {dict(changes)}; this plan takes {accepted}")
+        found[kind] = known | dict(changes)
+    return _frozen(found)
+
+
+def _frozen(tiles: Mapping[str, Mapping[str, Any]]) -> Tiles:
+    return tuple((kind, tuple(config.items())) for kind, config in tiles.items())
+
+
+def plan(
+    shape: tuple[int, ...],
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    accuracy: str = "default",
+    *,
+    schedule: ScheduleLike = None,
+    form: str | None = None,
+    arithmetic: torch.dtype | None = None,
+    restarts: Sequence[int] | None = None,
+    arch: str | None = None,
+    tiles: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Plan:
+    """Choose schedule, form, precision and tiles by counted FLOPs and bytes.
+
+    Args:
+        shape: (..., rows, columns); leading dimensions multiply `batch`.
+        batch: Number of matrices, default 1.
+        dtype: Of the input, default float32.
+        device: "cpu", "cuda" or a device.
+        accuracy: "default" reaches at least as far as five Polar Express steps with a smaller
+            ripple; "fast" serves matrices whose singular values lie above a hundredth of the
+            Schatten-8 norm; "high" leaves the rounding of the dtype.
+        schedule: Instead of the accuracy's own: anything `resolve_schedule` takes.
+        form: "direct" or "gram" instead of the cheaper one.
+        arithmetic: Dtype of the iteration instead of the rule's.
+        restarts: Of the Gram form, instead of those that it needs (`Schedule.restarts`).
+        arch: Whose tiles, one of `kernels.configuration.ARCHITECTURES`; default that of the
+            GPU, if the plan is for one and there is one.
+        tiles: What to change in them, ``{"apply": {"BLOCK_M": 64}}``; print the plan to see them.
+
+    Returns:
+        The plan; `orthogonalize(x, plan=...)` runs it.
+
+    Raises:
+        ValueError: For an empty shape, a batch below 1, unknown names, or tiles of a kernel that
+            the plan does not run.
+
+    Example:
+        >>> plan((768, 3072), batch=12).schedule.name
+        'deep'
+    """
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"shape must have two positive sides or more, got {tuple(shape)}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    if accuracy not in ACCURACIES:
+        raise ValueError(f"accuracy must be one of {ACCURACIES}, got {accuracy!r}")
+    if form is not None and form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+    n, m = sorted(shape[-2:])
+    kind = torch.device(device).type
+    if kind != "cuda" and (arch or tiles):
+        raise ValueError(f"arch and tiles must be left out but for a GPU, got them for {kind!r}")
+    if kind == "cuda" and arch is None and torch.cuda.is_available():
+        arch = architecture(torch.device(device))
+    return _plan(
+        n, m, batch * math.prod(shape[:-2]), dtype, kind, accuracy,
+        None if schedule is None else resolve_schedule(schedule), form, arithmetic,
+        None if restarts is None else tuple(restarts), arch, _frozen(tiles) if tiles else (),
+        os.environ.get(ENVIRONMENT),  # part of the key, so that another table is read
+    )  # fmt: skip

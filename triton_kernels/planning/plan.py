@@ -1,0 +1,119 @@
+"""A plan as data: what will be run, printed and counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..kernels.configuration import Config
+from ..schedule.named import Schedule
+
+__all__ = ["Plan", "Tiles"]
+
+# FLOPs that good kernels reach while a byte is moved: 101 (A100) to 192 (H100). A CPU's products
+# are bound by arithmetic, and its passes over X are fused or in the cache.
+FLOPS_A_BYTE = {"cuda": 180}
+
+Tiles = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run for a batch of matrices; print it.
+
+    Attributes:
+        shape: (short side, long side).
+        batch: Number of matrices.
+        dtype: Of the arithmetic.
+        device: "cpu" or "cuda".
+        accuracy: One of `ACCURACIES`.
+        schedule: The steps.
+        form: "direct" or "gram".
+        restarts: Of the Gram form.
+        one_launch: Whether a single kernel does all of it.
+        arch: Whose tiles: one of `kernels.configuration.ARCHITECTURES`, or None on a CPU and
+            where no GPU was named.
+        tiles: Of the kernels "symmetric" and "apply", or "small", as pairs; none where the
+            vendor's library multiplies.
+    """
+
+    shape: tuple[int, int]
+    batch: int
+    dtype: torch.dtype
+    device: str
+    accuracy: str
+    schedule: Schedule
+    form: str
+    restarts: tuple[int, ...] = ()
+    one_launch: bool = False
+    arch: str | None = None
+    tiles: Tiles = ()
+
+    def configs(self) -> dict[str, Config]:
+        """Return the tiles by kernel, as its launch takes them."""
+        return {kind: dict(config) for kind, config in self.tiles}
+
+    def tiles_for(self, shape: Sequence[int], arch: str) -> dict[str, Config]:
+        """Return the tiles if they were chosen for such a batch, else none.
+
+        Another batch may run other kernels, or the vendor's library, and another GPU may be unable
+        to run these.
+
+        Args:
+            shape: (..., rows, columns).
+            arch: Whose tiles.
+        """
+        same = (tuple(sorted(shape[-2:])), math.prod(shape[:-2]), arch)
+        return self.configs() if same == (self.shape, self.batch, self.arch) else {}
+
+    def flops(self) -> int:
+        """Count the FLOPs of the batch, symmetric results counted half."""
+        n, m = self.shape
+        return self.batch * self.schedule.flops(n, m, form=self.form, restarts=self.restarts)
+
+    def traffic(self) -> tuple[int, int]:
+        """Count bytes moved by the products of the batch, and their launches."""
+        n, m = self.shape
+        if self.one_launch:
+            return self.batch * self.dtype.itemsize * 3 * n * m, 1
+        segments, small = self.schedule.products(self.form, self.restarts)
+        elements = segments * (3 * n * m + 2 * n * n) + small * 3 * n * n
+        return self.batch * self.dtype.itemsize * elements, 2 * segments + small
+
+    def work(self) -> int:
+        """Count FLOPs, and bytes as the FLOPs that could be done meanwhile."""
+        n, m = self.shape
+        moved, _ = self.traffic()
+        if self.dtype == torch.float16:
+            moved += self.batch * 6 * n * m  # two passes more, see `normalize.prescale`
+        return self.flops() + FLOPS_A_BYTE.get(self.device, 0) * moved
+
+    def __str__(self) -> str:
+        n, m = self.shape
+        moved, launches = self.traffic()
+        restarts = f", restart before {self.restarts}" if self.restarts else ""
+        lines = [
+            f"{self.batch} x ({n}, {m}) on {self.device}, {str(self.dtype)[6:]}, "
+            f"accuracy {self.accuracy}" + (", one launch" if self.one_launch else ""),
+            f"  {self.form}{restarts}, {self.flops() / 1e9:.3f} GFLOP, "
+            f"{moved / 1e6:.1f} MB, {launches} products\n    {self.schedule}",
+        ]
+        if self.arch:
+            lines += [f"  tiles on {self.arch}: {kind} {_written(c)}" for kind, c in self.tiles]
+        if self.arch and not self.tiles:
+            lines.append(
+                f"  tiles on {self.arch}: the vendor's library (float32, or too small for them)"
+            )
+        return "\n".join(lines)
+
+
+def _written(config: tuple[tuple[str, Any], ...]) -> str:
+    known = dict(config)
+    sides = [known[key] for key in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "N", "BLOCK") if key in known]
+    loads = ", descriptors" if known.get("DESCRIPTOR") else ""
+    warps, stages = known["num_warps"], known["num_stages"]
+    return f"{'x'.join(map(str, sides))}, {warps} warps, {stages} stages{loads}"

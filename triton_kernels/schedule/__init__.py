@@ -1,0 +1,1 @@
+"""Schedules: odd polynomials whose composition sends every singular value to one."""
