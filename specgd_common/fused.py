@@ -1,11 +1,10 @@
-"""Weights that hold several matrices: where the known ones are cut, and what a user may declare."""
+"""Weights that hold several matrices: where the known ones are cut."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-Split = int | Sequence[Any] | None
 CutAlong = tuple[int, tuple[int, ...]]
 
 # Concatenated q, k, v; gate and up. Interleaved layouts (GPT-NeoX's and BLOOM's query_key_value,
@@ -118,52 +117,3 @@ def stacked_transposed(owner: nn.Module, p: Tensor) -> bool:
 def _stacked_gate_up(owner: nn.Module, p: Tensor) -> CutAlong | None:
     dim = 2 if stacked_transposed(owner, p) else 1
     return None if p.shape[dim] % 2 else (dim, (p.shape[dim] // 2,) * 2)
-
-
-def normalize_split(split: Split, p: Tensor, name: str) -> CutAlong | None:
-    """Turns a user's declaration into (dim, sizes).
-
-    Args:
-        split: A number of equal parts along dimension 0, sizes along dimension 0, (dim, sizes),
-            or None.
-        p: The parameter.
-        name: Its name, for the error message.
-
-    Raises:
-        ValueError: If the sizes do not add up to the dimension's length.
-
-    Example:
-        >>> import torch
-        >>> normalize_split(3, torch.zeros(12, 4), "qkv")
-        (0, (4, 4, 4))
-    """
-    if split is None:
-        return None
-    if isinstance(split, int):
-        if split < 1 or p.shape[0] % split:
-            raise ValueError(f"{name} has {p.shape[0]} rows, which is no multiple of {split}")
-        return 0, (p.shape[0] // split,) * split
-    dim, sizes = 0, list(split)
-    if len(sizes) == 2 and not isinstance(sizes[1], int):
-        dim, sizes = sizes[0], list(sizes[1])
-    cut: CutAlong = (dim, tuple(sizes))
-    check_split(cut, f"the split of {name}")
-    if not -p.ndim <= cut[0] < p.ndim or sum(cut[1]) != p.shape[cut[0]]:
-        raise ValueError(
-            f"split {cut} does not fit {name} of shape {tuple(p.shape)}: "
-            "the sizes must add up to that dimension's length"
-        )
-    return cut
-
-
-def check_split(split: Any, name: str = "split") -> None:
-    """Raises unless a split is None or (dim, sizes), before any parameter is seen."""
-    if split is None:
-        return
-    try:
-        dim, sizes = split
-        ok = isinstance(dim, int) and len(sizes) > 0 and all(n > 0 for n in sizes)
-    except (TypeError, ValueError):
-        ok = False
-    if not ok:
-        raise ValueError(f"{name} must be None or (dim, (size, ...)), but is {split!r}")

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from .groups.lora import LoraPair, find_lora_pairs, lora_param_groups
 from .groups.param_groups import ParamGroups, param_groups
+from .groups.split import Interleaved
 from .muon import Muon
 from .qk_clip import qk_clip_
 from .schedules.momentum_warmup import MomentumWarmup
@@ -23,6 +24,7 @@ from .triton_kernels import orthogonalize
 __all__ = [
     "ConstantThenGeometric",
     "ConstantThenLinear",
+    "Interleaved",
     "LoraPair",
     "MomentumWarmup",
     "Muon",

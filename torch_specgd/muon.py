@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from specgd_common.fused import check_split
 from specgd_common.tensors import local
 
 from .distributed.layout import local_like, without_partial_sums
@@ -16,11 +15,10 @@ from .elementwise import fused_is_exact, in_blocks
 from .groups.matrix_view import (
     MATRIX_VIEWS,
     MatrixView,
-    as_cut,
-    describe,
     input_dims,
     uses_muon,
 )
+from .groups.split import check_fit, check_split, cut_of
 from .optimizer import SpectralOptimizer, check_non_negative
 from .step.muon import MAX_BATCH_BYTES, Coefficients, muon
 from .step.shape_scale import LR_SCALES, AdjustLr
@@ -48,7 +46,8 @@ class Muon(SpectralOptimizer):
         params: Parameters, named parameters, or dicts of groups. A group may override every
             argument below, and may hold ``use_muon`` (True, False, or None: by shape),
             ``matrix_view`` ("auto", "flatten" for Conv1d weights, "batch": leading dimensions,
-            "transposed": stored (in, out)) and ``split`` ((dim, sizes) of a fused weight).
+            "transposed": stored (in, out)) and ``split`` ((dim, sizes) of a fused weight, or
+            ``Interleaved(heads, sizes)``).
             ``param_groups(model)`` makes such groups from names and module types.
         lr: Learning rate, a float or one-element tensor (default 1e-3).
         weight_decay: Decoupled decay per unit of lr, of both parts (default 0.1).
@@ -215,13 +214,8 @@ class Muon(SpectralOptimizer):
             resolve_schedule(group["ns_coefficients"], steps=group["ns_steps"])
 
     def _check_parameter(self, p: Tensor, name: str | None, group: Mapping[str, Any]) -> None:
-        if uses_muon(p, group["use_muon"], name) and group["split"] is not None:
-            dim, sizes = group["split"]
-            if not -p.ndim <= dim < p.ndim or sum(sizes) != p.shape[dim]:
-                raise ValueError(
-                    f"split {group['split']!r} does not fit {describe(p, name)}: "
-                    f"the sizes must add up to that dimension's length"
-                )
+        if uses_muon(p, group["use_muon"], name):
+            check_fit(group["split"], p, name or "a parameter")
 
     def _update_group(self, group: dict[str, Any]) -> None:
         matrices: list[Tensor] = []
@@ -254,7 +248,7 @@ class Muon(SpectralOptimizer):
             eps=group["eps"],
             ns_steps=group["ns_steps"],
             adjust_lr_fn=group["adjust_lr_fn"],
-            views=[MatrixView(group["matrix_view"], as_cut(group["split"]))] * len(matrices),
+            views=[MatrixView(group["matrix_view"], cut_of(group["split"]))] * len(matrices),
             maximize=group["maximize"],
             cautious=group["cautious_weight_decay"],
             second_moments=(

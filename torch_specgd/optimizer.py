@@ -64,15 +64,12 @@ def orthogonalize_all(
     result = []
     for parts, v in zip(pieces, views, strict=True):
         outputs = [next(done) for _ in parts]
-        split = MatrixView.of(v).split
-        if split is None:
-            result.append(outputs[0])
-            continue
-        if scale is not None:
+        view = MatrixView.of(v)
+        if view.split is not None and scale is not None:
             outputs = [
                 o * scale(*matrix_shape(x.shape, v)) for o, x in zip(outputs, parts, strict=True)
             ]
-        result.append(torch.cat(outputs, split[0]))
+        result.append(view.joined(outputs))
     return result
 
 

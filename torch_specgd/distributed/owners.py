@@ -16,9 +16,7 @@ def cost(shape: Sequence[int], view: str | MatrixView) -> int:
     """
     view = MatrixView.of(view)
     if view.split is not None:
-        dim, sizes = view.split
-        dim %= len(shape)
-        return sum(cost((*shape[:dim], n, *shape[dim + 1 :]), view.kind) for n in sizes)
+        return sum(cost(part, view.kind) for part in view.parts(shape))
     m, *n = shape[batch_dims(len(shape), view) :]
     return prod(shape) * min(m, prod(n))
 

@@ -1,9 +1,12 @@
 """Which algorithm a parameter gets, and which matrices it consists of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Size, Tensor
+
+from .split import Cut, part_sizes, unpacked
 
 MATRIX_VIEWS = ("auto", "flatten", "batch", "transposed")
 
@@ -11,30 +14,59 @@ MATRIX_VIEWS = ("auto", "flatten", "batch", "transposed")
 class MatrixView(NamedTuple):
     """How a parameter is seen as matrices: a kind of ``MATRIX_VIEWS``, after an optional split.
 
-    ``split`` is (dim, sizes): a fused QKV weight of shape (3 E, E) is (0, (E, E, E)).
+    ``split`` is (dim, sizes) or (dim, sizes, repeats): a fused QKV weight of shape (3 E, E) is
+    (0, (E, E, E)), or (0, (d, d, d), heads) where q, k and v alternate head by head.
     """
 
     kind: str = "auto"
-    split: tuple[int, tuple[int, ...]] | None = None
+    split: Cut | None = None
 
     @staticmethod
     def of(view: "str | MatrixView") -> "MatrixView":
-        """Accepts a kind where no split is meant."""
+        """Accept a kind where no split is meant."""
         return MatrixView(view) if isinstance(view, str) else view
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The parts that are orthogonalized on their own: views of ``x``, in their order."""
-        return (x,) if self.split is None else x.split(list(self.split[1]), self.split[0])
+        """Return the parts that are orthogonalized on their own, in their order.
+
+        They are views of ``x``, but for a split with repeats, whose parts are gathered.
+        """
+        if self.split is None:
+            return (x,)
+        dim, sizes, repeats = unpacked(self.split)
+        if repeats == 1:
+            return x.split(list(sizes), dim)
+        dim %= x.ndim
+        runs = x.unflatten(dim, (repeats, -1)).split(list(sizes), dim + 1)
+        return tuple(run.flatten(dim, dim + 1) for run in runs)
+
+    def joined(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Return the whole of which these are the pieces: the inverse of ``pieces``."""
+        if self.split is None:
+            return pieces[0]
+        dim, _, repeats = unpacked(self.split)
+        if repeats == 1:
+            return torch.cat(list(pieces), dim)
+        dim %= pieces[0].ndim
+        runs = [x.unflatten(dim, (repeats, -1)) for x in pieces]
+        return torch.cat(runs, dim + 1).flatten(dim, dim + 1)
+
+    def parts(self, shape: Sequence[int]) -> list[Size]:
+        """Return the shapes of the pieces of a whole of this shape."""
+        if self.split is None:
+            return [Size(shape)]
+        dim = self.split[0] % len(shape)
+        return [Size((*shape[:dim], n, *shape[dim + 1 :])) for n in part_sizes(self.split)]
 
 
 def describe(param: Tensor, name: str | None = None) -> str:
-    """Names a parameter in an error message: its name where known, and its shape."""
+    """Name a parameter in an error message: its name where known, and its shape."""
     shape = tuple(param.shape)
     return f"parameter {name!r} of shape {shape}" if name else f"a parameter of shape {shape}"
 
 
 def uses_muon(param: Tensor, use_muon: bool | None, name: str | None = None) -> bool:
-    """Says whether Muon orthogonalizes this parameter; AdamW takes the others.
+    """Say whether Muon orthogonalizes this parameter; AdamW takes the others.
 
     Args:
         param: The parameter.
@@ -58,7 +90,7 @@ def uses_muon(param: Tensor, use_muon: bool | None, name: str | None = None) -> 
 
 
 def as_matrices(x: Tensor, view: str | MatrixView) -> Tensor:
-    """Views a tensor (one piece, where it is split) as the batch of matrices that it means.
+    """View a tensor (one piece, where it is split) as the batch of matrices that it means.
 
     Args:
         x: Tensor of two or more dimensions.
@@ -74,7 +106,7 @@ def as_matrices(x: Tensor, view: str | MatrixView) -> Tensor:
 
 
 def batch_shape(shape: Size, view: str | MatrixView) -> tuple[int, int, int]:
-    """(B, m, n) of a tensor's matrices, see ``as_matrices``."""
+    """Return (B, m, n) of a tensor's matrices, see ``as_matrices``."""
     if _is_flat(len(shape), MatrixView.of(view).kind):
         return 1, shape[0], shape[1:].numel()
     # Spelled out: a rank's piece may be empty, and then -1 could be anything.
@@ -82,13 +114,13 @@ def batch_shape(shape: Size, view: str | MatrixView) -> tuple[int, int, int]:
 
 
 def matrix_shape(shape: Size, view: str | MatrixView) -> tuple[int, int]:
-    """(outputs, inputs) of the logical matrix, which learning-rate scales are computed from."""
+    """Return (outputs, inputs) of the logical matrix, of which learning-rate scales are made."""
     _, m, n = batch_shape(shape, view)
     return (n, m) if MatrixView.of(view).kind == "transposed" else (m, n)
 
 
 def input_dims(x: Tensor, view: str | MatrixView) -> tuple[int, ...]:
-    """Dimensions over which one output neuron's inputs extend."""
+    """Return the dimensions over which one output neuron's inputs extend."""
     kind = MatrixView.of(view).kind
     if _is_flat(x.ndim, kind):
         return tuple(range(1, x.ndim))
@@ -96,7 +128,7 @@ def input_dims(x: Tensor, view: str | MatrixView) -> tuple[int, ...]:
 
 
 def batch_dims(ndim: int, view: str | MatrixView) -> int:
-    """Number of leading dimensions that count matrices, so that a slice of them is whole ones."""
+    """Return how many leading dimensions count matrices: a slice of them holds whole ones."""
     kind, split = MatrixView.of(view)
     if kind == "flatten" or (kind == "auto" and ndim != 3):
         return 0
@@ -104,29 +136,20 @@ def batch_dims(ndim: int, view: str | MatrixView) -> int:
 
 
 def piece_shapes(shape: Size, view: MatrixView) -> list[tuple[int, int]]:
-    """(m, n) of the matrices that a parameter of this full shape consists of, as stored.
+    """Return (m, n) of the matrices that a parameter of this full shape consists of, as stored.
 
     Example:
         >>> piece_shapes(Size((12, 4)), MatrixView(split=(0, (8, 4))))
         [(8, 4), (4, 4)]
     """
-    pieces = [shape]
-    if view.split is not None:
-        dim, sizes = view.split[0] % len(shape), view.split[1]
-        pieces = [Size((*shape[:dim], n, *shape[dim + 1 :])) for n in sizes]
-    return [batch_shape(piece, view)[1:] for piece in pieces]
+    return [batch_shape(piece, view)[1:] for piece in view.parts(shape)]
 
 
 def _is_flat(ndim: int, kind: str) -> bool:
     return kind == "flatten" or (kind == "auto" and ndim != 3)
 
 
-def as_cut(split: Any) -> tuple[int, tuple[int, ...]] | None:
-    """A split in tuples, as which it is a key: settings read from a file come in lists."""
-    return None if split is None else (split[0], tuple(split[1]))
-
-
 def names_of(group: Mapping[str, Any]) -> list[str | None]:
-    """Names of a group's parameters where the user passed named_parameters(), else Nones."""
+    """Return the names of a group's parameters, Nones where it was given none."""
     names = group.get("param_names")
     return list(names) if names is not None else [None] * len(group["params"])

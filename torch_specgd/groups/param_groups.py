@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from specgd_common.fused import Split, detect_split, normalize_split, stacked_transposed
+from specgd_common.fused import detect_split, stacked_transposed
+
+from .split import Split, normalize_split, unpacked
 
 HEAD_NAMES = r"(^|\.)(lm_head|head|heads|classifier|score|embed_out|output_projection|fc_out)$"
 POSITION_NAMES = (
@@ -73,7 +75,7 @@ def param_groups(
             False (AdamW), or a mapping of group settings such as ``{"use_muon": False,
             "weight_decay": 0.0}``. The last match wins.
         splits: By name pattern: a number of equal parts, sizes along dimension 0, or
-            (dim, sizes). None switches a detected split off.
+            (dim, sizes), or ``Interleaved(heads, sizes)``. None switches a detected split off.
         adamw: Settings of all AdamW groups, e.g. ``{"weight_decay": 0.0}``.
 
     Returns:
@@ -115,8 +117,9 @@ def param_groups(
                 settings["split"] = normalize_split(split, param, names[0])
                 reason = reason.split(", split")[0]
         if settings["use_muon"] and settings["split"]:
-            dim, sizes = settings["split"]
-            reason += f", split {' + '.join(map(str, sizes))} along {dim}"
+            dim, sizes, repeats = unpacked(settings["split"])
+            times = f"{repeats} times " if repeats > 1 else ""
+            reason += f", split {times}{' + '.join(map(str, sizes))} along {dim}"
         if not settings["use_muon"]:
             settings = {**(adamw or {}), **settings, "split": None}
         routes.append(Route(names[0], param, settings, reason + _suffix(names, param)))
