@@ -20,3 +20,8 @@ def is_dtensor(x: Tensor) -> "TypeGuard[DTensor]":
 def local(x: Tensor) -> Tensor:
     """Return this rank's piece of a DTensor, sharing its memory; any other tensor itself."""
     return x.to_local() if is_dtensor(x) else x
+
+
+def full(x: Tensor) -> Tensor:
+    """Return all of a DTensor, the same on every rank (a collective); any other tensor itself."""
+    return x.full_tensor() if is_dtensor(x) else x

@@ -3,24 +3,26 @@
 >>> from warmstart import dash_shrink
 """
 
-from .apply import apply_factors
-from .checkpoint import (
+from .direction.gradient_direction import GradientDirection
+from .files.state_dicts import (
     fire_state_dict,
     perturb_state_dict,
     shrink_state_dict,
     undo_state_dict,
     uniform_state_dict,
 )
-from .compare import Comparison, compare
-from .dash import dash_shrink
-from .diagnostics import Diagnostics
-from .direction import GradientDirection
-from .factors import shrink_factors, unit_cosine
-from .fire import fire_reinit
-from .peers import PRESETS, head_reset, shrink_and_perturb, uniform_shrink
-from .report import ShrinkReport
-from .targets import Target, find_targets
-from .training import l2_init_penalty, rewarm_advice
+from .judge.compare import Comparison, compare
+from .judge.diagnostics import Diagnostics
+from .methods.dash import dash_shrink
+from .methods.during_training import l2_init_penalty, rewarm_advice
+from .methods.fire import fire_reinit
+from .methods.head_reset import head_reset
+from .methods.perturb import PRESETS, shrink_and_perturb
+from .methods.uniform import uniform_shrink
+from .shrink.apply import apply_factors
+from .shrink.factors import shrink_factors, unit_cosine
+from .shrink.report import ShrinkReport
+from .targets.find import Target, find_targets
 
 __all__ = [
     "PRESETS",

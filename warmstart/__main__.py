@@ -11,20 +11,20 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from .checkpoint import (
+from .direction.undisturbed import GRAD_MODES
+from .files.formats import INDEX, atomic, index_dimensions, read, read_whole, transform
+from .files.state_dicts import (
     fire_state_dict,
     perturb_state_dict,
     shrink_state_dict,
-    state_targets,
     undo_state_dict,
     uniform_state_dict,
 )
-from .factory import shrink_with_model
-from .files import INDEX, atomic, index_dimensions, read, read_whole, transform
-from .peers import PRESETS
-from .quiet import GRAD_MODES
-from .report import FORMAT, ShrinkReport
-from .targets import check_patterns
+from .files.with_model import shrink_with_model
+from .methods.perturb import PRESETS
+from .shrink.report import FORMAT, ShrinkReport
+from .targets.find import check_patterns
+from .targets.state_targets import state_targets
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from warmstart import compare, l2_init_penalty, rewarm_advice
-from warmstart.compare import METHODS, Comparison, Run, verdict
+from warmstart.judge.compare import METHODS, Comparison, Run, verdict
 
 
 def make() -> nn.Sequential:

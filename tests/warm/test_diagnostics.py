@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from warmstart import Diagnostics, dash_shrink
-from warmstart.diagnostics import dormant_share, effective_rank, features, stable_rank
+from warmstart.judge.plasticity import dormant_share, effective_rank, features, stable_rank
 
 
 def net() -> nn.Sequential:

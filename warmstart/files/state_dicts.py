@@ -1,0 +1,264 @@
+"""State dict in, new state dict out: the same methods without a model.
+
+Nothing is edited in place (a state dict's tensors are the live weights). Key order, dtypes,
+devices, untouched entries and ``_metadata`` are kept; tensors that shared memory still share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specgd_common.fused import split_by_name
+
+from ..direction.gradient_direction import Direction, GradientDirection
+from ..methods.fire import isometry, stored_in_out
+from ..methods.perturb import check_strengths
+from ..methods.uniform import constant
+from ..shrink.apply import products
+from ..shrink.factors import check_floor, check_zero_gradient
+from ..shrink.per_parameter import add_value, factor_row, shrink_targets, whole
+from ..shrink.report import ShrinkReport, unpack
+from ..targets.find import Patterns, Skipped, Target
+from ..targets.state_targets import StateUnits, check_orientation, state_targets
+
+StateDict = dict[str, Any]
+
+
+def shrink_state_dict(
+    state_dict: Mapping[str, Any],
+    directions: Mapping[str, Any] | GradientDirection,
+    *,
+    floor: float = 0.3,
+    units: StateUnits = "kernel",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    bias: str = "vector",
+    transposed: Patterns = None,
+    zero_gradient: str = "floor",
+    strict: bool = True,
+    elsewhere: Mapping[str, int] | None = None,
+) -> tuple[StateDict, ShrinkReport]:
+    """``dash_shrink`` for a state dict and saved directions.
+
+    Args:
+        state_dict: A model's ``state_dict()``.
+        directions: Name -> moving average of negative gradients, or what
+            ``GradientDirection.state_dict()`` gave.
+        floor: Smallest factor, in (0, 1].
+        units: See ``state_targets``.
+        include: Default: exactly the tensors that have a direction.
+        exclude: Not these.
+        bias: ``"vector"`` or ``"skip"``.
+        transposed: See ``state_targets``.
+        zero_gradient: ``"floor"`` or ``"keep"``.
+        strict: See ``state_targets``.
+        elsewhere: See ``state_targets``.
+
+    Returns:
+        The new state dict and the report.
+
+    Raises:
+        KeyError: If a direction has no tensor, or an included tensor no direction.
+        ValueError: For values out of range and shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> from warmstart import shrink_state_dict
+        >>> new, report = shrink_state_dict(
+        ...     {"fc.weight": torch.ones(2, 2)},
+        ...     {"fc.weight": torch.tensor([[1.0, 1.0], [-1.0, -1.0]])},
+        ... )
+        >>> new["fc.weight"][:, 0]
+        tensor([1.0000, 0.3000])
+    """
+    check_floor(floor)
+    check_zero_gradient(zero_gradient)
+    direction, alpha = _saved(directions)
+    given = direction.average
+    unknown = [n for n in given if n not in state_dict]
+    if unknown:
+        raise KeyError(f"directions for {unknown[:5]} have no tensor in the state dict")
+    chosen = include if include is not None else (lambda name, x: name in given)
+    targets, skipped = state_targets(
+        state_dict,
+        units=units,
+        include=chosen,
+        exclude=exclude,
+        bias=bias,
+        transposed=transposed,
+        strict=strict,
+        elsewhere=elsewhere,
+    )
+    if not callable(units):
+        check_orientation(targets)
+    missing = [t.name for t in targets if t.name not in given]
+    if missing:
+        raise KeyError(f"no direction for {missing[:5]}")
+    for t in targets:
+        if given[t.name].shape != t.parameter.shape:
+            raise ValueError(f"direction of {t.name!r} is {tuple(given[t.name].shape)}")
+        if not bool(given[t.name].isfinite().all()):
+            raise ValueError(f"direction of {t.name!r} is not finite")
+    factors, rows = shrink_targets(targets, direction, floor, zero_gradient)
+    settings = {"alpha": alpha, "floor": floor, "bias": bias, "zero_gradient": zero_gradient}
+    batches = direction.num_batches
+    report = ShrinkReport("dash", settings, rows, skipped, num_batches=batches, factors=factors)
+    return _replaced(state_dict, targets, products(targets, factors)), report
+
+
+def uniform_state_dict(
+    state_dict: Mapping[str, Any], factor: float = 0.3, **selection: Any
+) -> tuple[StateDict, ShrinkReport]:
+    """``uniform_shrink`` for a state dict; ``selection`` as in ``state_targets``."""
+    check_floor(factor, "factor")
+    targets, skipped = state_targets(state_dict, **selection)
+    factors = {t.name: constant(t, factor) for t in targets}
+    rows = [factor_row(t, factors[t.name], factor) for t in targets]
+    report = ShrinkReport("uniform", {"factor": factor}, rows, skipped, factors=factors)
+    return _replaced(state_dict, targets, products(targets, factors)), report
+
+
+def perturb_state_dict(
+    state_dict: Mapping[str, Any],
+    preset: str = "dash",
+    *,
+    shrink: float | None = None,
+    perturb: float | None = None,
+    fresh: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    **selection: Any,
+) -> tuple[StateDict, ShrinkReport]:
+    """``shrink_and_perturb`` for a state dict.
+
+    The presets ``"ash"`` and ``"interpolate"`` need ``fresh``: the state dict of a newly built, or
+    of the initial, model. ``selection`` as in ``state_targets``.
+    """
+    shrink, perturb, p = check_strengths(preset, shrink, perturb)
+    if p.noise != "normal" and fresh is None:
+        raise ValueError(f"preset {preset!r} needs the values of a fresh or initial model")
+    if p.everything and selection.get("include") is None:
+        selection["include"] = lambda name, x: x.is_floating_point()
+    targets, skipped = state_targets(state_dict, **selection)
+    values: dict[str, Tensor] = {}
+    rows = []
+    for t in targets:
+        w = whole(t.parameter)
+        normal = p.noise == "normal"
+        noise = _noise(t.name, w.shape, seed) if normal else _matching(fresh or {}, t)
+        rows.append(add_value(t, w * shrink + noise.to(w) * perturb, values))
+    settings = {"preset": preset, "shrink": shrink, "perturb": perturb, "seed": seed}
+    report = ShrinkReport("perturb", settings, rows, skipped)
+    return _replaced(state_dict, targets, values), report
+
+
+def fire_state_dict(
+    state_dict: Mapping[str, Any], strength: float = 1.0, **selection: Any
+) -> tuple[StateDict, ShrinkReport]:
+    """``fire_reinit`` for a state dict; ``selection`` as in ``state_targets``.
+
+    A state dict does not tell embeddings from linear layers: exclude them by name. Nor does it tell
+    which weights are stored (in, out): name those of GPT-2 and of transposed convolutions in
+    ``transposed``.
+    """
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength must be in (0, 1], got {strength}")
+    targets, skipped = state_targets(state_dict, **{**selection, "bias": "skip"})
+    skipped += [Skipped(t.name, "not a matrix") for t in targets if t.parameter.ndim < 2]
+    targets = [t for t in targets if t.parameter.ndim >= 2]
+    check_orientation(targets)
+    values: dict[str, Tensor] = {}
+    rows = []
+    for t in targets:
+        w = whole(t.parameter)
+        flipped = stored_in_out(t.kind, w.ndim)
+        cut = split_by_name(t.name, w.shape, stored_in_out=flipped) if w.ndim == 2 else None
+        new = w.lerp(isometry(w, t.kind, cut[1] if cut else ()), strength)
+        rows.append(add_value(t, new, values))
+    report = ShrinkReport("fire", {"strength": strength}, rows, skipped)
+    return _replaced(state_dict, targets, values), report
+
+
+def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) -> StateDict:
+    """Divide by the factors of a report (``to_dict(factors=True)``): the old weights, rounded.
+
+    Raises:
+        ValueError: If the report has no factors (noise and reinitialization cannot be undone), or
+            they do not fit the tensors.
+        KeyError: If a tensor is missing.
+
+    Example:
+        >>> import torch
+        >>> from warmstart import undo_state_dict, uniform_state_dict
+        >>> small, report = uniform_state_dict({"fc.weight": torch.ones(2, 2)}, 0.3)
+        >>> undo_state_dict(small, report.to_dict(factors=True))["fc.weight"]
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+    packed = report.get("factors")
+    if not packed:
+        raise ValueError(f"a {report.get('method')} report has no factors; it cannot be undone")
+    missing = [n for n in packed if n not in state_dict]
+    if missing:
+        raise KeyError(f"no tensor named {missing[:5]} in the state dict")
+    inverse = {n: 1.0 / unpack(f) for n, f in packed.items()}
+    targets, _ = state_targets(state_dict, include=lambda name, x: name in inverse)
+    for t in targets:
+        f, shape = inverse[t.name], t.parameter.shape
+        if f.ndim == len(shape) + 1:  # filters of a grouped transposed convolution
+            f = f.expand(-1, shape[0] // f.shape[0], *f.shape[2:]).flatten(0, 1)
+            inverse[t.name] = f
+        fits = f.ndim == len(shape) and all(
+            a in (1, b) for a, b in zip(f.shape, shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"factors {tuple(f.shape)} do not fit {t.name!r} {tuple(shape)}")
+    return _replaced(state_dict, targets, products(targets, inverse))
+
+
+def _saved(given: Any) -> tuple[Direction, float | None]:
+    """Return the direction that ``GradientDirection.state_dict()`` or a plain mapping holds."""
+    if isinstance(given, GradientDirection):
+        given = given.state_dict()
+    if not isinstance(given.get("directions"), Mapping):
+        given = {"directions": given}
+    batches = int(given.get("num_batches", 0))
+    return Direction(given["directions"], given.get("odd_batches"), batches), given.get("alpha")
+
+
+def _noise(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """Normal noise that depends on the tensor's name, not on which tensors came before it.
+
+    Shards are edited one by one: one generator per call would give all of them the same noise.
+    """
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randn(shape, generator=generator)
+
+
+def _matching(fresh: Mapping[str, Tensor], t: Target) -> Tensor:
+    if t.name not in fresh:
+        raise ValueError(f"the fresh model has no tensor named {t.name!r}")
+    if fresh[t.name].shape != t.parameter.shape:
+        raise ValueError(f"fresh {t.name!r} is {tuple(fresh[t.name].shape)}")
+    return fresh[t.name]
+
+
+def _replaced(
+    state: Mapping[str, Any], targets: Sequence[Target], values: Mapping[str, Tensor]
+) -> StateDict:
+    """A new mapping of the same kind, with rounded values under every name of a target."""
+    new: dict[str, Tensor] = {}
+    for t in targets:
+        if not bool(values[t.name].isfinite().all()):
+            raise ValueError(f"new values of {t.name!r} are not finite")
+        value = values[t.name].to(t.parameter.dtype)
+        new.update(dict.fromkeys((t.name, *t.aliases), value))
+    out = type(state)((k, new.get(k, v)) for k, v in state.items())  # type: ignore[call-arg]
+    if hasattr(state, "_metadata"):
+        out._metadata = state._metadata  # type: ignore[attr-defined]
+    return out  # type: ignore[return-value]

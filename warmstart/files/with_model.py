@@ -1,0 +1,75 @@
+"""The command line with the user's model: a function builds it, a file fills and empties it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..direction.undisturbed import Loss
+from ..methods.dash import dash_shrink
+from ..shrink.report import ShrinkReport
+from ..targets.parameters import memory_key
+
+
+def build(entry: str) -> tuple[nn.Module, Iterable[Any], Loss]:
+    """Call ``module:function``, which returns a model, batches and (optionally) a loss function.
+
+    Raises:
+        ValueError: If the text names no function, or it returns something else.
+    """
+    module, _, name = entry.partition(":")
+    if not module or not name:
+        raise ValueError(f"--entry takes module:function, got {entry!r}")
+    function = getattr(importlib.import_module(module), name, None)
+    if not callable(function):
+        raise ValueError(f"{module} has no function {name!r}")
+    built = function()
+    if not isinstance(built, tuple) or len(built) not in (2, 3):
+        raise ValueError(
+            f"{entry} must return (model, batches) or (model, batches, loss_fn), "
+            f"got {type(built).__name__}"
+        )
+    model, batches, loss_fn = (*built, cross_entropy)[:3]
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{entry} returned a {type(model).__name__} where a model is expected")
+    return model, batches, loss_fn
+
+
+def shrink_with_model(
+    state: Mapping[str, Any], entry: str, **options: Any
+) -> tuple[dict[str, Tensor], ShrinkReport]:
+    """``dash_shrink`` of a checkpoint: the new values of the tensors that changed, and the report.
+
+    Args:
+        state: All tensors of the checkpoint; not changed.
+        entry: See ``build``.
+        **options: Of ``dash_shrink``.
+
+    Raises:
+        ValueError: If the checkpoint does not fit the model.
+    """
+    model, batches, loss_fn = build(entry)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not fit the model of {entry}: {error}") from error
+    report = dash_shrink(model, batches, loss_fn, **options)
+    # As the twin for saved directions calls it: --undo looks for this name.
+    report.method = "dash"
+    new: dict[str, Tensor] = {}
+    cast: dict[object, Tensor] = {}
+    values = model.state_dict()
+    for row in report.rows:
+        for name in (row.name, *row.aliases):
+            if name in state:
+                # Tied tensors stay tied, also where the file has another dtype than the model.
+                key = (memory_key(values[name]), state[name].dtype)
+                new[name] = cast.setdefault(key, values[name].to(state[name].dtype))
+                # A file may hold tied tensors twice; each of them must be found by --undo.
+                if report.factors is not None:
+                    report.factors[name] = report.factors[row.name]
+    return new, report

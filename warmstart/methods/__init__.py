@@ -1,0 +1,1 @@
+"""Fourth station: one file for each published way to start warm."""

@@ -1,0 +1,1 @@
+"""Third station: factors from weights and directions, and everything that changes with them."""
