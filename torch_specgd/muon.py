@@ -11,7 +11,6 @@ from torch.optim.optimizer import ParamsT
 from specgd_common.tensors import local
 
 from .distributed.layout import local_like, without_partial_sums
-from .elementwise import fused_is_exact, in_blocks
 from .groups.matrix_view import (
     MATRIX_VIEWS,
     MatrixView,
@@ -21,8 +20,9 @@ from .groups.matrix_view import (
 from .groups.split import check_fit, check_split, cut_of
 from .optimizer import SpectralOptimizer, check_non_negative
 from .step.muon import MAX_BATCH_BYTES, Coefficients, muon
-from .step.shape_scale import LR_SCALES, AdjustLr
+from .step.rules import LR_SCALES, AdjustLr
 from .triton_kernels import resolve_schedule
+from .triton_kernels.multi_tensor import ROUND_ONCE, in_blocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -222,6 +222,7 @@ class Muon(SpectralOptimizer):
         states: list[dict[str, Any]] = []
         others: list[Tensor] = []
         use_muon, normalized = group["use_muon"], group["neuron_beta"] is not None
+        split = None if group["split"] is None else cut_of(group["split"])
         for p in group["params"]:
             grad = p.grad
             if grad is None and not p.requires_grad:
@@ -248,7 +249,7 @@ class Muon(SpectralOptimizer):
             eps=group["eps"],
             ns_steps=group["ns_steps"],
             adjust_lr_fn=group["adjust_lr_fn"],
-            views=[MatrixView(group["matrix_view"], cut_of(group["split"]))] * len(matrices),
+            views=[MatrixView(group["matrix_view"], split)] * len(matrices),
             maximize=group["maximize"],
             cautious=group["cautious_weight_decay"],
             second_moments=(
@@ -257,7 +258,9 @@ class Muon(SpectralOptimizer):
                 else [s["neuron_second_moment"] for s in states]
             ),
             neuron_beta=group["neuron_beta"] or 0.0,
-            rounding=self._random_bits(group, matrices),
+            rounding=(
+                self._random_bits(group, matrices) if group["state_dtype"] == "bfloat16" else None
+            ),
             compute_dtype=DTYPES.get(group["compute_dtype"]),
             max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
             share_work=group["share_work"],
@@ -283,7 +286,7 @@ class Muon(SpectralOptimizer):
 
     def _random_bits(self, group: dict[str, Any], matrices: list[Tensor]) -> torch.Generator | None:
         """Bits that depend on the group's step alone: repeatable, resumable, alike on all ranks."""
-        if group["state_dtype"] != "bfloat16" or not matrices:
+        if not matrices:
             return None
         group["rounding_step"] += 1
         return torch.Generator(matrices[0].device).manual_seed(group["rounding_step"])
@@ -302,7 +305,7 @@ class Muon(SpectralOptimizer):
         foreach = group["foreach"]
         # On a CPU torch's fused form is the fastest of its three by far.
         fused = foreach is None and in_blocks(weights) and not group["capturable"]
-        fused = fused and all(fused_is_exact(w.dtype) for w in wide)
+        fused = fused and all(w.dtype in ROUND_ONCE for w in wide)
         # torch's AdamW refuses foreach=True with a tensor lr outside of capturable.
         choosy = isinstance(lr, Tensor) and not group["capturable"]
         adamw(

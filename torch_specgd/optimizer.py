@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .distributed.layout import check_layout
-from .groups.matrix_view import MatrixView, as_matrices, describe, matrix_shape, names_of
+from .groups.matrix_view import describe, names_of
 
 # Stands in a checkpoint where a setting was a function: code is not data.
 CALLABLE = "<callable>"
@@ -37,77 +37,6 @@ def check_non_negative(**values: Any) -> None:
             raise TypeError(f"{name} must be a number, but is a {type(value).__name__}: {value!r}")
         if not (float(value) >= 0.0 and math.isfinite(value)):
             raise ValueError(f"{name} must be finite and at least 0, but is {value}")
-
-
-def orthogonalize_all(
-    updates: Sequence[Tensor],
-    views: Sequence[str | MatrixView],
-    orthogonalize: Callable[[Tensor], Tensor],
-    scale: Callable[[int, int], float] | None = None,
-) -> list[Tensor]:
-    """Orthogonalizes tensors of any shapes, all matrices of one shape in one batch.
-
-    Args:
-        updates: Tensors of two or more dimensions.
-        views: How each is seen as matrices (see ``MatrixView``).
-        orthogonalize: Maps (B, m, n) to (B, m, n).
-        scale: Factor by (outputs, inputs) of a matrix, applied to the pieces of split tensors
-            only: their pieces differ in shape, where whole tensors have one factor each.
-
-    Returns:
-        A tensor of each update's shape and dtype, in the same order.
-    """
-    pieces = [MatrixView.of(v).pieces(u) for u, v in zip(updates, views, strict=True)]
-    flat = [x for parts in pieces for x in parts]
-    kinds = [v for parts, v in zip(pieces, views, strict=True) for _ in parts]
-    done = iter(_orthogonalize_whole(flat, kinds, orthogonalize))
-    result = []
-    for parts, v in zip(pieces, views, strict=True):
-        outputs = [next(done) for _ in parts]
-        view = MatrixView.of(v)
-        if view.split is not None and scale is not None:
-            outputs = [
-                o * scale(*matrix_shape(x.shape, v)) for o, x in zip(outputs, parts, strict=True)
-            ]
-        result.append(view.joined(outputs))
-    return result
-
-
-def _orthogonalize_whole(
-    updates: Sequence[Tensor],
-    views: Sequence[str | MatrixView],
-    orthogonalize: Callable[[Tensor], Tensor],
-) -> list[Tensor]:
-    batches: dict[tuple[Any, ...], list[int]] = {}
-    matrices = [as_matrices(u, view) for u, view in zip(updates, views, strict=True)]
-    for i, x in enumerate(matrices):
-        batches.setdefault((x.shape[-2:], x.dtype, x.device), []).append(i)
-    result: list[Tensor] = list(updates)
-    for members in batches.values():
-        parts = [matrices[i] for i in members]
-        # Tall results come transposed: one pass over all beats strided reads later.
-        done = orthogonalize(_joined(parts)).contiguous()
-        for i, o in zip(members, done.split([len(x) for x in parts]), strict=True):
-            result[i] = o.reshape(updates[i].shape)
-    return result
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """One batch of all parts; without a copy where they lie side by side in memory."""
-    if len(parts) == 1:
-        return parts[0]
-    if torch.compiler.is_compiling():  # addresses are not known while tracing
-        return torch.cat(parts)
-    first, end = parts[0], parts[0].storage_offset()
-    memory = first.untyped_storage().data_ptr()
-    for x in parts:
-        if not x.is_contiguous() or x.storage_offset() != end:
-            return torch.cat(parts)
-        if x.untyped_storage().data_ptr() != memory:
-            return torch.cat(parts)
-        end += x.numel()
-    total = sum(len(x) for x in parts)
-    return first.as_strided((total, *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 class SpectralOptimizer(Optimizer):

@@ -1,25 +1,23 @@
 """Spectral gradient descent: every step moves along the polar factor of the gradient."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from specgd_common.tensors import local
+from specgd_common.tensors import is_dtensor, local
 
 from .distributed.layout import Layout, local_like
 from .distributed.orthogonalize import orthogonalize_distributed
-from .elementwise import next_updates
 from .groups.matrix_view import MATRIX_VIEWS, matrix_shape
-from .optimizer import SpectralOptimizer, check_non_negative, orthogonalize_all
-from .step.shape_scale import LR_SCALES, AdjustLr, shape_scale
-from .triton_kernels import orthogonalize, resolve_schedule
-
-Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
-METHODS = ("svd", "newton_schulz", "precise", "smoothed")
+from .optimizer import SpectralOptimizer, check_non_negative
+from .step.batches import orthogonalize_all
+from .step.rules import LR_SCALES, AdjustLr, shape_scale
+from .triton_kernels import momentum_step, orthogonalize, resolve_schedule, weight_step
+from .triton_kernels.engine import METHODS
+from .triton_kernels.schedule.named import Coefficients
 
 
 def specgd(
@@ -56,7 +54,7 @@ def specgd(
         method: How the polar factor is computed.
         smoothing: Scale of the smoothed method.
         ns_coefficients: See :class:`SpecGD`.
-        adjust_lr_fn: Shape factor on ``lr``, see ``step.shape_scale``.
+        adjust_lr_fn: Shape factor on ``lr``, see ``step.rules.shape_scale``.
         views: How each parameter is seen as matrices, see ``as_matrices``; default "auto".
         maximize: Ascend instead of descend.
         share_work: See :class:`SpecGD`.
@@ -64,16 +62,16 @@ def specgd(
     if not params:
         return
     views = ["auto"] * len(params) if views is None else views
-    # A vector is a matrix of one column: its polar factor is the normalized vector.
-    layouts = [x if len(x.shape) >= 2 else x.as_column() for x in map(Layout.of, params)]
+    divided = any(map(is_dtensor, params))
+    layouts = list(map(Layout.of, params)) if divided or share_work else []
     shapes = [
         matrix_shape(p.shape, view) if p.ndim >= 2 else (p.numel(), 1)
         for p, view in zip(params, views, strict=True)
     ]
-    # All but the orthogonalization is elementwise: it runs on this rank's pieces.
-    grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
-    momentum_buffers = [local(b) for b in momentum_buffers]
-    params = [local(p) for p in params]
+    if divided:
+        # All but the orthogonalization is elementwise: it runs on this rank's pieces.
+        grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
+        momentum_buffers, params = list(map(local, momentum_buffers)), list(map(local, params))
     # Half-precision noise would become full-size directions: the polar factor knows no scale.
     g = [x.to(_wide(x.dtype)) for x in grads]
     if maximize:
@@ -82,28 +80,31 @@ def specgd(
         wide = [p.to(x.dtype) for p, x in zip(params, g, strict=True)]
         g = list(torch._foreach_add(g, wide, alpha=l2))
     if momentum:
-        g = next_updates(momentum_buffers, g, None, momentum, nesterov=nesterov)
+        ahead = [torch.empty_like(x) for x in g]
+        momentum_step(g, momentum_buffers, ahead, momentum, nesterov=nesterov)
+        g = ahead
+    # A vector is a matrix of one column: its polar factor is the normalized vector.
     columns = [x if x.ndim >= 2 else x.reshape(-1, 1) for x in g]
     options: dict[str, Any] = {"method": method, "smoothing": smoothing}
     if method == "newton_schulz" and ns_coefficients != "auto":
         options["schedule"] = ns_coefficients
 
     def polar(xs: list[Tensor], members: list[int]) -> list[Tensor]:
-        return orthogonalize_all(xs, [views[i] for i in members], partial(_polar, **options))
+        seen = [views[i] for i in members]
+        return orthogonalize_all(xs, seen, lambda x: orthogonalize(x, dtype=x.dtype, **options))
 
-    updates = orthogonalize_distributed(columns, layouts, views, polar, share_work=share_work)
-    if weight_decay:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-    for p, update, shape in zip(params, updates, shapes, strict=True):
-        p.sub_(lr * shape_scale(adjust_lr_fn, *shape) * update.reshape(p.shape))
+    if layouts:
+        spread = [x if len(x.shape) >= 2 else x.as_column() for x in layouts]
+        updates = orthogonalize_distributed(columns, spread, views, polar, share_work=share_work)
+    else:
+        updates = polar(columns, list(range(len(columns))))
+    directions = [o.reshape(p.shape) for o, p in zip(updates, params, strict=True)]
+    scales = [shape_scale(adjust_lr_fn, *shape) for shape in shapes]
+    weight_step(params, directions, scales, lr, weight_decay)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _polar(x: Tensor, **options: Any) -> Tensor:
-    return orthogonalize(x, dtype=x.dtype, **options)
 
 
 class SpecGD(SpectralOptimizer):
@@ -141,7 +142,7 @@ class SpecGD(SpectralOptimizer):
         ns_coefficients: The schedule of "newton_schulz": "auto" (the engine's own), a published
             one's name, a triple applied five times, or a sequence of tuples, one per step.
         adjust_lr_fn: Shape factor on lr: "none" (default), "original" (sqrt(max(1, m / n))),
-            or another of ``step.shape_scale``.
+            or another of ``step.rules.shape_scale``.
         maximize: Ascend instead of descend (default False).
         share_work: The parameters are replicated over the default process group, as under DDP:
             each matrix is orthogonalized by one rank and the results are shared, bit for bit

@@ -1,18 +1,30 @@
-"""The elementwise halves of an optimizer step over lists of tensors: fused where a GPU has it.
+"""The elementwise halves of a step over lists of tensors: momentum, and weights.
 
-One launch for all tensors on a GPU (kernels/elementwise.py), torch._foreach elsewhere, for
-tensors of mixed dtypes or devices, and under the compiler, which fuses by itself.
+One launch for all tensors on a GPU (kernels/elementwise.py). On a CPU all operations follow each
+other on one block, which stays in the cache. Else, for tensors of mixed dtypes or devices and under
+the compiler, which fuses by itself, `torch._foreach`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 __all__ = ["momentum_step", "weight_step"]
+
+# Elements of a block: three of float32 fit in the second-level cache of a core, and there are
+# still several blocks in one matrix for the threads that share it.
+BLOCK = 1 << 17
+# Weights that torch's fused steps on a CPU round only once. With 16 bits they round the last few
+# elements of a tensor after every operation, and those of a sharded tensor's pieces are others than
+# those of the whole.
+ROUND_ONCE = (torch.float32, torch.float64)
+# Scales by which the weight decay may be divided.
+_TINY = 1e-30
 
 
 def momentum_step(
@@ -22,18 +34,23 @@ def momentum_step(
     momentum: float | Tensor,
     *,
     nesterov: bool = True,
+    maximize: bool = False,
+    rounding: torch.Generator | None = None,
     fused: bool | None = None,
 ) -> None:
     """Move momentum buffers on and write the matrices to orthogonalize.
 
-    ``B <- B + (1 - momentum)(G - B)``; the operand is B, or ``G + momentum (B - G)``.
+    ``B <- B + (1 - momentum)(G - B)``; the operand is B, or ``G + momentum (B - G)``. The
+    arithmetic has the wider dtype of G and B.
 
     Args:
-        grads: G, any shapes and strides; never changed.
+        grads: G, any floating dtypes, shapes and strides; never changed.
         buffers: B of the same shapes, updated in place, rounded to nearest.
         outs: Where the operands go, in their own dtype; never G or B.
-        momentum: In [0, 1); a tensor is not read on the host.
+        momentum: In [0, 1); on a GPU a tensor is not read on the host.
         nesterov: Default True.
+        maximize: Takes -G for G (default False).
+        rounding: Source of random bits: buffers of bfloat16 are rounded stochastically.
         fused: Default whether `fusible` says so.
 
     Example:
@@ -44,43 +61,87 @@ def momentum_step(
     """
     if not grads:
         return
-    if fusible(grads, buffers, outs) if fused is None else fused:
+    by_blocks = in_blocks(buffers)
+    if fused is None:
+        fused = not by_blocks and rounding is None and fusible(grads, buffers, outs)
+    if fused:
         from .kernels import elementwise
 
         some = _not_empty(grads)
         if some:
-            g, b, out = (_matrices(x, some) for x in (grads, buffers, outs))
+            signed = torch._foreach_neg(list(grads)) if maximize else grads
+            g, b, out = (_matrices(x, some) for x in (signed, buffers, outs))
             elementwise.momentum(g, b, out, momentum, nesterov)
         return
-    like = [g.to(b.dtype) for g, b in zip(grads, buffers, strict=True)]
-    foreach_mean_(list(buffers), like, momentum)
-    ahead = foreach_look_ahead(like, list(buffers), momentum) if nesterov else list(buffers)
-    torch._foreach_copy_(list(outs), ahead)
+    parts: Iterable[tuple[Sequence[Tensor], ...]] = [(grads, buffers, outs)]
+    if by_blocks:
+        momentum, parts = float(momentum), blocks(grads, buffers, outs)
+    for gs, bs, us in parts:
+        _move(list(gs), list(bs), list(us), momentum, nesterov, maximize, rounding)
 
 
-def foreach_mean_(buffers: list[Tensor], grads: list[Tensor], momentum: float | Tensor) -> None:
-    """B <- B + (1 - momentum)(G - B) in place."""
-    if not buffers:
-        return
-    if not isinstance(momentum, Tensor):
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        return
-    # lerp wants a weight of the tensors' own dtype; a product takes one of any.
-    torch._foreach_mul_(buffers, momentum)
-    torch._foreach_add_(buffers, torch._foreach_mul(grads, 1 - momentum))
+def _move(
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    outs: list[Tensor],
+    momentum: float | Tensor,
+    nesterov: bool,
+    maximize: bool,
+    rounding: torch.Generator | None,
+) -> None:
+    if maximize:
+        grads = list(torch._foreach_neg(grads))
+    dtypes = [
+        torch.float32 if rounding is not None else torch.promote_types(g.dtype, b.dtype)
+        for g, b in zip(grads, buffers, strict=True)
+    ]
+    # A cast that changes nothing is a call as well.
+    grads = [g if g.dtype == d else g.to(d) for g, d in zip(grads, dtypes, strict=True)]
+    means = [b if b.dtype == d else b.to(d) for b, d in zip(buffers, dtypes, strict=True)]
+    if isinstance(momentum, Tensor):
+        # lerp wants a weight of the tensors' own dtype; a product takes one of any.
+        torch._foreach_mul_(means, momentum)
+        torch._foreach_add_(means, torch._foreach_mul(grads, 1 - momentum))
+    else:
+        torch._foreach_lerp_(means, grads, 1 - momentum)
+    for b, mean in zip(buffers, means, strict=True):
+        if b is not mean:
+            b.copy_(mean if rounding is None else stochastic_round(mean, rounding))
+    if not nesterov:
+        torch._foreach_copy_(outs, means)
+    elif isinstance(momentum, Tensor):
+        ahead = list(torch._foreach_mul(means, momentum))
+        torch._foreach_add_(ahead, torch._foreach_mul(grads, 1 - momentum))
+        torch._foreach_copy_(outs, ahead)
+    else:
+        for g, mean, u in zip(grads, means, outs, strict=True):
+            if u.dtype == mean.dtype:
+                torch.lerp(g, mean, momentum, out=u)
+            else:
+                u.copy_(torch.lerp(g, mean, momentum))
 
 
-def foreach_look_ahead(
-    grads: list[Tensor], buffers: list[Tensor], momentum: float | Tensor
-) -> list[Tensor]:
-    """Return G + momentum (B - G)."""
-    if not buffers:
-        return []
-    if not isinstance(momentum, Tensor):
-        return list(torch._foreach_lerp(grads, buffers, momentum))
-    ahead = torch._foreach_mul(buffers, momentum)
-    torch._foreach_add_(ahead, torch._foreach_mul(grads, 1 - momentum))
-    return list(ahead)
+def stochastic_round(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Round float32 to bfloat16, up or down with probabilities that make the mean exact.
+
+    A bfloat16 buffer loses every contribution below 2^-9 of its value to ordinary rounding; this
+    keeps them in the mean.
+
+    Args:
+        x: float32; infinities and NaNs stay what they are.
+        generator: Source of the 16 random bits per element, on x's device.
+
+    Returns:
+        bfloat16 of the same shape.
+
+    Source:
+        Gupta et al., arXiv 1502.02551.
+    """
+    noise = torch.randint(
+        0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator
+    )
+    bits = (x.view(torch.int32) + noise) & -(1 << 16)
+    return torch.where(x.isfinite(), bits.view(torch.float32), x).to(torch.bfloat16)
 
 
 def weight_step(
@@ -90,6 +151,7 @@ def weight_step(
     lr: float | Tensor,
     weight_decay: float = 0.0,
     *,
+    cautious: bool = False,
     fused: bool | None = None,
 ) -> None:
     """Set ``W <- (1 - lr weight_decay) W - lr s O`` for all weights.
@@ -98,8 +160,10 @@ def weight_step(
         weights: W, updated in place.
         directions: O of the same shapes, any floating dtype and strides.
         scales: s of each.
-        lr: Learning rate; a tensor is not read on the host.
+        lr: Learning rate; on a GPU a tensor is not read on the host.
         weight_decay: Decoupled, per unit of `lr`.
+        cautious: Decay only entries that the direction shrinks too (arXiv 2510.12402; default
+            False).
         fused: Default whether `fusible` says so.
 
     Example:
@@ -110,29 +174,125 @@ def weight_step(
     """
     if not weights:
         return
-    device = weights[0].device
-    if fusible(weights, directions) if fused is None else fused:
+    by_blocks = in_blocks(weights)
+    if fused is None:
+        fused = not by_blocks and not cautious and fusible(weights, directions)
+    if fused:
         from .kernels import elementwise
 
         some = _not_empty(weights)
         if some:
-            rate = _kept_scales(tuple(scales[i] for i in some), device) * lr
+            rate = _kept_scales(tuple(scales[i] for i in some), weights[0].device) * lr
             decay = torch.ones_like(rate) - lr * weight_decay
             elementwise.update(_matrices(weights, some), _matrices(directions, some), decay, rate)
         return
-    kept = list(weights)
+    if not by_blocks:
+        _descend(list(weights), list(directions), scales, lr, weight_decay, cautious)
+        return
+    lr = float(lr)
+    keys = [
+        (s, not cautious and s > _TINY and _one_pass(w, o))
+        for w, o, s in zip(weights, directions, scales, strict=True)
+    ]
+    start = 0
+    for (s, one_pass), run in groupby(keys):
+        some_of = slice(start, start := start + len(list(run)))
+        if one_pass:
+            _descend_in_one_pass(weights[some_of], directions[some_of], lr * s, weight_decay / s)
+            continue
+        for ws, os in blocks(weights[some_of], directions[some_of]):
+            _descend(ws, os, [s] * len(ws), lr, weight_decay, cautious)
+
+
+def _descend(
+    weights: list[Tensor],
+    directions: list[Tensor],
+    scales: Sequence[float],
+    lr: float | Tensor,
+    weight_decay: float,
+    cautious: bool,
+) -> None:
+    # A scale is not to be rounded to a narrower direction's dtype.
     wide = [
         o.to(w.dtype) if o.dtype.itemsize < w.dtype.itemsize else o
         for w, o in zip(weights, directions, strict=True)
     ]
-    if weight_decay:
-        torch._foreach_mul_(kept, 1 - lr * weight_decay)
+    decay = lr * weight_decay if weight_decay else 0.0
+    if cautious:
+        for w, o in zip(weights, wide, strict=True):
+            w.sub_(w * (o * w > 0) * decay)
+    elif weight_decay:
+        torch._foreach_mul_(weights, 1 - decay)
     if isinstance(lr, Tensor):
         # A multiplication by a tensor, where alpha= would read the tensor's value on the host.
-        torch._foreach_sub_(kept, torch._foreach_mul(torch._foreach_mul(wide, list(scales)), lr))
+        torch._foreach_sub_(weights, torch._foreach_mul(torch._foreach_mul(wide, list(scales)), lr))
         return
-    for w, o, scale in zip(kept, wide, scales, strict=True):
+    for w, o, scale in zip(weights, wide, scales, strict=True):
         w.add_(o, alpha=-lr * scale)
+
+
+def _one_pass(w: Tensor, o: Tensor) -> bool:
+    alike = w.dtype == o.dtype and w.dtype in ROUND_ONCE
+    return alike and w.is_contiguous() and o.is_contiguous()
+
+
+def _descend_in_one_pass(
+    weights: Sequence[Tensor], directions: Sequence[Tensor], rate: float, decay: float
+) -> None:
+    """W <- W - rate (O + decay W): a step of SGD, for which torch has one pass over memory.
+
+    By its inner name: of the outer one's checks and groups a step on small tensors feels each.
+    """
+    torch._fused_sgd_(
+        list(weights),
+        list(directions),
+        [],
+        weight_decay=decay,
+        momentum=0.0,
+        lr=rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
+
+
+def in_blocks(tensors: Sequence[Tensor]) -> bool:
+    """Whether a step goes through these tensors block by block: on a CPU, outside the compiler."""
+    return not torch.compiler.is_compiling() and all(x.is_cpu for x in tensors)
+
+
+def blocks(*lists: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Cut corresponding tensors into pieces, or take some together, up to `BLOCK` elements.
+
+    Small tensors go together because a call of torch's takes as long as the arithmetic of
+    thousands of elements. A large tensor that is not contiguous is one piece.
+
+    Args:
+        lists: Of one length; tensors of one position have one shape.
+
+    Yields:
+        A list of pieces, or of whole tensors, for each of `lists`.
+
+    Example:
+        >>> [[x.numel() for x in xs] for (xs,) in blocks([torch.zeros(2, BLOCK), *torch.zeros(3)])]
+        [[131072], [131072], [1, 1, 1]]
+    """
+    some: list[tuple[Tensor, ...]] = []
+    room = BLOCK
+    for tensors in zip(*lists, strict=True):
+        size = tensors[0].numel()
+        if size > room and some:
+            yield tuple(map(list, zip(*some, strict=True)))
+            some, room = [], BLOCK
+        if size > BLOCK and all(x.is_contiguous() for x in tensors):
+            for pieces in zip(*(x.view(-1).split(BLOCK) for x in tensors), strict=True):
+                yield tuple([x] for x in pieces)
+        else:
+            some.append(tensors)
+            room -= size
+    if some:
+        yield tuple(map(list, zip(*some, strict=True)))
 
 
 def fusible(*lists: Sequence[Tensor]) -> bool:
@@ -153,7 +313,7 @@ def fusible(*lists: Sequence[Tensor]) -> bool:
 
 
 def _not_empty(tensors: Sequence[Tensor]) -> list[int]:
-    """Positions of tensors with elements: a rank's piece of a sharded one may have none."""
+    """Return the positions of tensors with elements: a rank's piece may have none."""
     return [i for i, t in enumerate(tensors) if t.numel()]
 
 

@@ -17,8 +17,8 @@ from torch.distributed.tensor import (
 )
 
 from torch_specgd import Muon, SpecGD
-from torch_specgd.stacks import Stack
 from torch_specgd.step import muon as muon_step
+from torch_specgd.step.batches import Room
 
 # Uneven, fewer rows than ranks (empty pieces), single rows and columns, a convolution, an expert
 # stack, a vector, two of one shape that must share a batch, and one that is iterated in bfloat16
@@ -144,10 +144,10 @@ def matrices_seen(place: Callable[[Tensor], Tensor], **options: Any) -> list[int
     weights, gradients = weights_and_gradients(1)
     keep = [i for i, s in enumerate(SHAPES) if len(s) in (2, 4)]
     calls: list[list[Tensor]] = []
-    stacks: list[list[Stack]] = []
+    rooms: list[Room] = []
     with (
         counted(muon_step, "orthogonalize_all", calls),
-        counted(muon_step, "orthogonalize_stacks", stacks),
+        counted(Room, "orthogonalize", rooms),
     ):
         run(
             lambda p: Muon(p, **options),
@@ -155,7 +155,7 @@ def matrices_seen(place: Callable[[Tensor], Tensor], **options: Any) -> list[int
             [weights[i] for i in keep],
             [[g[i] for i in keep] for g in gradients],
         )
-    calls += [list(stack.places) for call in stacks for stack in call]
+    calls += [room.updates for room in rooms]
     shapes = [tuple(x.shape) for call in calls for x in call]
     assert set(shapes) <= set(SHAPES), "an orthogonalized tensor is no whole matrix"
     counts: list[Any] = [None] * dist.get_world_size()

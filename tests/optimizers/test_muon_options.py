@@ -11,8 +11,8 @@ from torch import nn
 from optimizers.divided import Divided
 from torch_specgd import Muon, qk_clip_
 from torch_specgd.step.muon import muon
-from torch_specgd.step.rules import neuron_normalize, stochastic_round
-from torch_specgd.step.shape_scale import LR_SCALES, shape_scale
+from torch_specgd.step.rules import LR_SCALES, neuron_normalize, shape_scale
+from torch_specgd.triton_kernels.multi_tensor import stochastic_round
 
 PLAIN = {"lr": 0.1, "weight_decay": 0.0, "nesterov": False}
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..groups.lora import LoraPair, as_pairs
-from ..step.shape_scale import shape_scale
+from ..step.rules import shape_scale
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """One Muon step on matrices as a function of tensors; the class ``Muon`` holds the state."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,21 +11,13 @@ from specgd_common.tensors import is_dtensor, local
 
 from ..distributed.layout import Layout, local_like, rewrapped
 from ..distributed.orthogonalize import orthogonalize_distributed
-from ..elementwise import apply_updates, next_updates
-from ..groups.matrix_view import MatrixView, input_dims, matrix_shape, piece_shapes
-from ..optimizer import orthogonalize_all
-from ..stacks import Stacks, keep_memory, orthogonalize_stacks, stack_updates
-from ..triton_kernels import orthogonalize, plan
-from ..triton_kernels.schedule.named import is_triple
-from .batches import Batch, Kind, alike, batches_of, chunks
-from .rules import neuron_normalize
-from .shape_scale import AdjustLr, shape_scale
+from ..groups.matrix_view import MatrixView, input_dims, piece_shapes
+from ..triton_kernels import momentum_step, orthogonalize, plan, weight_step
+from ..triton_kernels.schedule.named import Coefficients, is_triple
+from .batches import Batch, Room, arrange, orthogonalize_all, positions, rounds, views_of
+from .rules import AdjustLr, neuron_normalize, shape_scale
 
-Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
 MAX_BATCH_BYTES = 1 << 29
-# On a CPU the allocator gives large blocks back to the system, whose pages then are cleared and
-# mapped anew in the next step; this much fits in what a thread keeps.
-CPU_BATCH_BYTES = 1 << 26
 
 
 def muon(
@@ -65,7 +57,7 @@ def muon(
         ns_coefficients: See :class:`Muon`.
         eps: Lower bound on the norm that a matrix is divided by.
         ns_steps: How often a single coefficient triple is applied.
-        adjust_lr_fn: See :func:`torch_specgd.step.shape_scale`.
+        adjust_lr_fn: See :func:`torch_specgd.step.rules.shape_scale`.
         views: How each parameter is seen as matrices, see ``MatrixView``; default "auto".
         maximize: Ascend instead of descend.
         cautious: Decay only where the update shrinks the weight too.
@@ -82,123 +74,154 @@ def muon(
         # All but the orthogonalization is elementwise: it runs on this rank's pieces.
         grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
         momentum_buffers = [local(b) for b in momentum_buffers]
-    kinds = alike(params, momentum_buffers, views or ["auto"] * len(params))
-    options = _engine_options(ns_coefficients, ns_steps, eps, compute_dtype)
-    scale = partial(shape_scale, adjust_lr_fn)
-    traced = torch.compiler.is_compiling()  # the compiler plans memory by itself
+    named = isinstance(ns_coefficients, str)
+    schedule = ns_coefficients if named else _hashable(ns_coefficients)
+    traced = torch.compiler.is_compiling()
+    dtype_of = _own_dtype if traced else partial(update_dtype, schedule, compute_dtype)
+    batches = arrange(params, momentum_buffers, views or ["auto"] * len(params), dtype_of)
     # Nearly always: whole matrices that stay where they are.
-    whole = not (traced or share_work or divided or any(k.view.split for k in kinds))
-    dtypes = {
-        kind: kind.dtype if traced else update_dtype(ns_coefficients, compute_dtype, kind)
-        for kind in kinds
-    }
-    cut = partial(chunks, kinds, max_batch_bytes)
-    if whole and params and params[0].device.type == "cpu":
-        # The engine gives each thread a matrix. What stays in float32 has a place for its result.
-        cut = partial(
-            chunks,
-            kinds,
-            min(max_batch_bytes, CPU_BATCH_BYTES),
-            torch.get_num_threads(),
-            lambda kind: kind.nbytes * (1 if dtypes[kind] == torch.bfloat16 else 2),
+    whole = not (divided or share_work or traced or any(b.view.split for b in batches))
+    scale = partial(shape_scale, adjust_lr_fn)
+    options = engine_options(schedule, ns_steps, eps, compute_dtype)
+    # The engine gives each thread a matrix.
+    threads = torch.get_num_threads() if whole else 1
+    for some in rounds(batches, max_batch_bytes, threads):
+        members = positions(some)
+        weights, bs, gs = ([xs[i] for i in members] for xs in (params, momentum_buffers, grads))
+        room = Room.of(some) if whole else Scattered.of(some, weights, bs, scale, share_work)
+        momentum_step(
+            gs, bs, room.updates, momentum, nesterov=nesterov, maximize=maximize, rounding=rounding
         )
-    for chunk in cut():
-        batches = batches_of(chunk, dtypes)
-        members, seen, scales = _spread(batches, scale)
-        weights, b, g = ([xs[i] for i in members] for xs in (params, momentum_buffers, grads))
-        made = Stacks([]) if traced else stack_updates(b, batches, whole)
-        updates = next_updates(
-            b,
-            g,
-            None if traced else [place for stack in made.stacks for place in stack.places],
-            momentum,
-            nesterov=nesterov,
-            maximize=maximize,
-            rounding=rounding,
-        )
-        if whole:
-            updates = orthogonalize_stacks(made.stacks, **options)
-        else:
-            updates = orthogonalize_distributed(
-                updates,
-                [Layout.of(p) for p in weights],
-                seen,
-                partial(_orthogonalize_some, views=seen, options=options, scale=scale),
-                share_work=share_work,
-            )
+        updates = room.orthogonalize(**options)
         if second_moments is not None:
-            for k, (i, p, v) in enumerate(zip(members, weights, seen, strict=True)):
-                # Means over neurons and norms of matrices: DTensor knows what to sum over ranks.
-                o = rewrapped(updates[k].to(b[k].dtype), p)
-                o = neuron_normalize(o, second_moments[i], neuron_beta, input_dims(p, v))
-                updates[k] = local_like(o, p)
+            moments = [second_moments[i] for i in members]
+            updates = _normalize_neurons(updates, weights, moments, neuron_beta, some)
         pieces = [local(p) for p in weights] if divided else weights
-        apply_updates(pieces, updates, scales, lr, weight_decay, cautious)
-        if whole:
-            keep_memory(made)
+        weight_step(pieces, updates, _scales(some, scale), lr, weight_decay, cautious=cautious)
+        room.give_back()
 
 
-def _orthogonalize_some(
-    updates: list[Tensor],
-    members: Sequence[int],
-    *,
-    views: Sequence[MatrixView],
-    options: dict[str, Any],
-    scale: Callable[[int, int], float],
-) -> list[Tensor]:
-    engine = partial(orthogonalize, **options)
-    return orthogonalize_all(updates, [views[i] for i in members], engine, scale)
-
-
-def _spread(
-    batches: Sequence[Batch], scale: Callable[[int, int], float]
-) -> tuple[list[int], list[MatrixView], list[float]]:
-    """Position, view and factor of each parameter of the batches, in their order."""
-    members: list[int] = []
-    views: list[MatrixView] = []
-    scales: list[float] = []
+def _scales(batches: Sequence[Batch], scale: Callable[[int, int], float]) -> list[float]:
+    """Factor of each parameter; the pieces of a split one have factors of their own."""
+    factors: list[float] = []
     for batch in batches:
-        for kind, some in batch.kinds.items():
-            # The pieces of a split parameter have factors of their own.
-            factor = 1.0 if kind.view.split else scale(*matrix_shape(kind.shape, kind.view))
-            members += some
-            views += [kind.view] * len(some)
-            scales += [factor] * len(some)
-    return members, views, scales
+        count = sum(map(len, batch.members.values()))
+        factors += [1.0 if batch.view.split else scale(*batch.logical)] * count
+    return factors
 
 
+def _normalize_neurons(
+    updates: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    beta: float,
+    batches: Sequence[Batch],
+) -> list[Tensor]:
+    """Means over neurons and norms of matrices: DTensor knows what to sum over ranks."""
+    result = []
+    for o, p, v, view in zip(updates, weights, moments, views_of(batches), strict=True):
+        normalized = neuron_normalize(rewrapped(o, p), v, beta, input_dims(p, view))
+        result.append(local_like(normalized, p))
+    return result
+
+
+class Scattered(NamedTuple):
+    """Updates that are no batches in memory: of ranks' pieces, of split parameters, compiled.
+
+    Attributes:
+        updates: Of each parameter of a round, of a DTensor this rank's piece.
+        layouts: How each is spread.
+        views: How each is seen as matrices.
+        scale: Shape factor of the pieces of split parameters.
+        share_work: See :class:`Muon`.
+    """
+
+    updates: list[Tensor]
+    layouts: list[Layout]
+    views: list[MatrixView]
+    scale: Callable[[int, int], float]
+    share_work: bool
+
+    @staticmethod
+    def of(
+        batches: Sequence[Batch],
+        weights: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        scale: Callable[[int, int], float],
+        share_work: bool,
+    ) -> "Scattered":
+        """Make room for the updates of a round."""
+        dtypes = [b.dtype for b in batches for _ in positions([b])]
+        updates = [
+            torch.empty(b.shape, dtype=dtype, device=b.device)
+            for b, dtype in zip(buffers, dtypes, strict=True)
+        ]
+        layouts = [Layout.of(p) for p in weights]
+        return Scattered(updates, layouts, views_of(batches), scale, share_work)
+
+    def orthogonalize(self, **options: Any) -> list[Tensor]:
+        """Return the polar factor of each update.
+
+        Args:
+            **options: Of the engine's ``orthogonalize``.
+        """
+
+        def polar(xs: list[Tensor], members: list[int]) -> list[Tensor]:
+            views = [self.views[i] for i in members]
+            return orthogonalize_all(xs, views, partial(orthogonalize, **options), self.scale)
+
+        return orthogonalize_distributed(
+            self.updates, self.layouts, self.views, polar, share_work=self.share_work
+        )
+
+    def give_back(self) -> None:
+        """Keep nothing: no step finds this memory again."""
+
+
+def _hashable(steps: Sequence[Any]) -> Any:
+    return tuple(steps) if is_triple(steps) else tuple(tuple(step) for step in steps)
+
+
+def engine_options(
+    schedule: Any, steps: int, eps: float, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """Say to the engine what Muon's arguments mean."""
+    eps = max(eps, torch.finfo(torch.float32).tiny)  # torch.optim.Muon takes zero, the engine not
+    if schedule == "auto":
+        return {"method": "auto", "eps": eps, "dtype": dtype}
+    # A named schedule and a list of steps have a length of their own.
+    repeat = steps if is_triple(schedule) else None
+    method = {"method": "newton_schulz", "schedule": schedule, "steps": repeat}
+    return {**method, "eps": eps, "dtype": dtype}
+
+
+def _own_dtype(
+    shape: torch.Size, view: MatrixView, dtype: torch.dtype, device: torch.device
+) -> torch.dtype:
+    return dtype
+
+
+@lru_cache(maxsize=4096)
 def update_dtype(
-    coefficients: Coefficients, compute_dtype: torch.dtype | None, kind: Kind
+    schedule: Any,
+    compute_dtype: torch.dtype | None,
+    shape: torch.Size,
+    view: MatrixView,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> torch.dtype:
     """bfloat16 for float32 updates that the engine would round to it first thing; else their own.
 
     The results are the same bits, and two passes over the memory less. A GPU's engine divides by
     the norm before it rounds, so there the updates stay as they are.
     """
-    shape, dtype, device, view = kind
     if device.type != "cpu" or dtype != torch.float32:
         return dtype
-    if compute_dtype is None and is_triple(coefficients):
+    if compute_dtype is None and is_triple(schedule):
         compute_dtype = torch.bfloat16
     if compute_dtype is not None:
         return torch.bfloat16 if compute_dtype == torch.bfloat16 else dtype
-    auto = isinstance(coefficients, str) and coefficients == "auto"
-    options: dict[str, Any] = {} if auto else {"schedule": coefficients, "form": "direct"}
-    rounded = {
-        plan(piece, 1, dtype, device, **options).dtype == torch.bfloat16
-        for piece in piece_shapes(shape, view)
-        if 0 not in piece
-    }
-    return torch.bfloat16 if rounded == {True} else dtype
-
-
-def _engine_options(
-    coefficients: Coefficients, steps: int, eps: float, dtype: torch.dtype | None
-) -> dict[str, Any]:
-    eps = max(eps, torch.finfo(torch.float32).tiny)  # torch.optim.Muon takes zero, the engine not
-    if isinstance(coefficients, str) and coefficients == "auto":
-        return {"method": "auto", "eps": eps, "dtype": dtype}
-    # A named schedule and a list of steps have a length of their own.
-    repeat = steps if is_triple(coefficients) else None
-    method = {"method": "newton_schulz", "schedule": coefficients, "steps": repeat}
-    return {**method, "eps": eps, "dtype": dtype}
+    options: dict[str, Any] = {} if schedule == "auto" else {"schedule": schedule, "form": "direct"}
+    pieces = [piece for piece in piece_shapes(shape, view) if 0 not in piece]
+    taken = {plan(piece, 1, dtype, device, **options).dtype for piece in pieces}
+    return torch.bfloat16 if taken == {torch.bfloat16} else dtype

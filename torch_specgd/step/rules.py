@@ -1,15 +1,60 @@
-"""What may happen to an orthogonalized update on its way into a weight; each rule by itself."""
+"""What scales an orthogonalized update on its way into a weight: its shape, its neurons."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..distributed.layout import placed_like
 
+AdjustLr = str | Callable[[int, int], float] | None
+
+LR_SCALES = ("none", "original", "match_rms_adamw", "spectral", "spectral_unclamped")
+
+
+def shape_scale(adjust_lr_fn: AdjustLr, m: int, n: int) -> float:
+    """Factor on the learning rate of an m x n matrix (m outputs, n inputs).
+
+    | name | factor | meaning |
+    |---|---|---|
+    | "none" | 1 | lr is the update's spectral norm, whatever the shape |
+    | "original" (None) | sqrt(max(1, m / n)) | spectral norm lr if wide, more if tall |
+    | "match_rms_adamw" | 0.2 sqrt(max(m, n)) | the update's RMS is that of AdamW: keep its lr |
+    | "spectral" | sqrt(m / n) | RMS-to-RMS operator norm lr: one lr for every width |
+    | "spectral_unclamped" | sqrt(m / n) | the same, by the name that torch 2.15 gives it |
+
+    Args:
+        adjust_lr_fn: One of the names above, or a function of (m, n).
+        m: Rows of the logical matrix: after flattening a convolution, without batch dimensions.
+        n: Columns.
+
+    Returns:
+        The factor.
+
+    Source:
+        torch.optim.Muon; Jordan 2024 (original); Moonlight, arXiv 2502.16982 (match_rms_adamw);
+        Yang et al., arXiv 2310.17813 (spectral).
+
+    Example:
+        >>> shape_scale("original", 64, 16)
+        2.0
+        >>> shape_scale("match_rms_adamw", 100, 25)
+        2.0
+    """
+    if callable(adjust_lr_fn):
+        return float(adjust_lr_fn(m, n))
+    if adjust_lr_fn == "none":
+        return 1.0
+    if adjust_lr_fn == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(m, n))
+    if adjust_lr_fn in ("spectral", "spectral_unclamped"):
+        return math.sqrt(m / n)
+    return math.sqrt(max(1.0, m / n))
+
 
 def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> Tensor:
-    """NorMuon: divides every output neuron's update by its running root mean square.
+    """NorMuon: divide every output neuron's update by its running root mean square.
 
         v <- beta v + (1 - beta) mean(O * O)   over a neuron's inputs
         O' = O / sqrt(v),   rescaled to O's Frobenius norm
@@ -23,7 +68,7 @@ def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> 
         dims: Dimensions of a neuron's inputs.
 
     Returns:
-        A tensor of ``o``'s shape and dtype. Neurons that never had an update stay zero.
+        A tensor of ``o``'s shape and ``v``'s dtype. Neurons that never had an update stay zero.
 
     Source:
         NorMuon, arXiv 2510.05491, without its Adam-matching constant: ``adjust_lr_fn`` sets that.
@@ -36,36 +81,4 @@ def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> 
     tiny = torch.finfo(v.dtype).tiny
     normed = wide / v.clamp(min=tiny).sqrt()
     size = torch.linalg.vector_norm(normed).clamp(min=tiny)
-    return (normed * (torch.linalg.vector_norm(wide) / size)).to(o.dtype)
-
-
-def cautious_decay_(p: Tensor, o: Tensor, rate: float | Tensor) -> None:
-    """Weight decay only where the update shrinks the weight too: p <- p - rate p [o p > 0].
-
-    Source:
-        Cautious weight decay, arXiv 2510.12402.
-    """
-    p.sub_(p * (o * p > 0) * rate)
-
-
-def stochastic_round(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Rounds float32 to bfloat16, up or down with probabilities that make the mean exact.
-
-    A bfloat16 momentum buffer loses every contribution below 2^-9 of its value to ordinary
-    rounding; this keeps them in the mean.
-
-    Args:
-        x: float32; infinities and NaNs stay what they are.
-        generator: Source of the 16 random bits per element, on ``x``'s device.
-
-    Returns:
-        bfloat16 of the same shape.
-
-    Source:
-        Gupta et al., arXiv 1502.02551.
-    """
-    noise = torch.randint(
-        0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator
-    )
-    bits = (x.view(torch.int32) + noise) & -(1 << 16)
-    return torch.where(x.isfinite(), bits.view(torch.float32), x).to(torch.bfloat16)
+    return normed * (torch.linalg.vector_norm(wide) / size)
