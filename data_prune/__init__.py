@@ -1,22 +1,20 @@
 """Dataset pruning from the first epochs of training.
 
-Data flows through the files in this order: ``observe`` and ``arrivals`` (logits to probabilities),
-``tracker``, ``store``, ``sums`` and ``ring`` (rows and running sums, by the functions of
-``scores``), ``summary`` and ``table``, ``plan``, ``selection``, ``topk`` and ``draw`` (scores to
-kept examples), ``order``, ``indexed``, ``loader`` and ``sampler``, ``report`` and ``evaluate``.
-``streaming``, ``ray_data`` and ``hub`` carry the same selection to Parquet, Ray and ``datasets``.
+Data flows through the folders in this order: ``record`` (forward passes to sums), ``score`` (sums
+to a table), ``select`` (a table and a ratio to the kept examples), ``load`` (kept examples to
+batches). ``report`` explains a selection, ``scale`` carries it to Parquet, Ray and ``datasets``.
 """
 
-from data_prune.beta import beta_parameters
-from data_prune.evaluate import Comparison, beats_random
-from data_prune.hub import prune_dataset
-from data_prune.indexed import IndexedDataset, index_batches
-from data_prune.keyed import KeyedTracker
-from data_prune.loader import ScoredLoader
-from data_prune.sampler import DualScoreSampler
-from data_prune.streaming import select_parquet
-from data_prune.table import ScoreTable
-from data_prune.tracker import DualTracker
+from .load.indexed import IndexedDataset, index_batches
+from .load.loader import ScoredLoader
+from .load.sampler import DualScoreSampler
+from .record.keyed import KeyedTracker
+from .record.tracker import DualTracker
+from .report.evaluate import Comparison, beats_random
+from .scale.hub import prune_dataset
+from .scale.streaming import select_parquet
+from .score.table import ScoreTable
+from .select.beta import beta_parameters
 
 __all__ = [
     "Comparison",

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prune.plan import METHODS
-from data_prune.report import build_report
-from data_prune.streaming import select_parquet
-from data_prune.table import ScoreTable
+from .report.page import build_report
+from .scale.streaming import select_parquet
+from .score.table import ScoreTable
+from .select.plan import METHODS
 
 
 def _c_d(text: str) -> float | str:
@@ -22,7 +22,7 @@ def _c_d(text: str) -> float | str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Both commands and the options of a selection, which they share."""
+    """Return both commands and the options of a selection, which they share."""
     selection = argparse.ArgumentParser(add_help=False)
     selection.add_argument("scores", type=Path, help="Parquet file written by ScoreTable")
     selection.add_argument("-o", "--output", type=Path, required=True, help="file to write")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 if all went well, 2 for bad input."""
+    """Run the command line; return 0 if all went well, 2 for bad input."""
     args = build_parser().parse_args(argv)
     try:
         settings = run(args)

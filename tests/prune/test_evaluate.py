@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from data_prune import ScoreTable, beats_random
-from data_prune.evaluate import compare, split_holdout, student_quantile
+from data_prune.report.evaluate import compare, split_holdout, student_quantile
 
 
 def make_table(n=400):

@@ -1,6 +1,5 @@
 """The three lines in a user's loop credit the right examples, whatever the loader looks like."""
 
-import pickle
 import warnings
 
 import numpy as np
@@ -9,8 +8,6 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
-    IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -20,68 +17,8 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from data_prune import DualScoreSampler, ScoreTable, index_batches
+from prune.loops import C, Items, N, custom_collate, logits_of, run, true_history
 from reference import dual as naive
-
-N, C = 23, 4
-
-
-class Items(Dataset):
-    """Example i is the number i with label i % C; at module level so that workers can load it."""
-
-    def __init__(self, n=N, as_dict=False, batched=False):
-        self.n, self.as_dict = n, as_dict
-        self.batched_reads = 0
-        if batched:
-            self.__getitems__ = self._many
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, i):
-        x, y = torch.tensor([float(i)]), i % C
-        return {"x": x, "y": y} if self.as_dict else (x, y)
-
-    def _many(self, indices):
-        self.batched_reads += 1
-        return [self[i] for i in indices]
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(range(4))
-
-
-def custom_collate(examples):
-    return {"x": torch.stack([x for x, _ in examples]), "y": torch.tensor([y for _, y in examples])}
-
-
-def logits_of(x, y, epoch):
-    """Each example's logits encode its own number and the epoch, so that a mix-up shows."""
-    z = torch.zeros(len(x), C)
-    z[torch.arange(len(x)), y] = torch.sin(x.squeeze(-1) * 3 + epoch) * 2
-    return z
-
-
-def true_history(epochs, n=N):
-    i = np.arange(n)
-    z = np.sin(np.float32(i * 3)[None] + np.arange(epochs)[:, None]) * 2
-    return np.exp(z) / (np.exp(z) + C - 1)
-
-
-def run(loader, epochs):
-    """A user's loop; returns the examples seen in each epoch."""
-    seen = []
-    for epoch in range(epochs):
-        seen.append([])
-        steps = 0
-        for batch in loader:
-            steps += 1
-            x, y = (batch["x"], batch["y"]) if isinstance(batch, dict) else batch
-            loader.record(logits_of(x, y, epoch), y)
-            seen[-1] += x.squeeze(-1).long().tolist()
-        assert steps == -(-len(seen[-1]) // 5) or loader.drop_last
-    return seen
-
 
 LOADERS = {
     "plain": lambda: DataLoader(Items(), batch_size=5, shuffle=True),
@@ -253,87 +190,6 @@ def test_distributed_sampler_hands_its_ranks_over():
     assert set(union) == set(range(N))
 
 
-def test_len_belongs_to_the_pass_that_is_going_on():
-    """Progress bars ask before a pass, schedulers within it; both must get that pass's length."""
-    inner = DataLoader(Items(), batch_size=5, shuffle=True, num_workers=1)
-    loader = DualScoreSampler.wrap(inner, 0.5, score_epochs=2, window=2)
-    lengths = []
-    for epoch in range(3):
-        lengths.append(len(loader))
-        for x, y in loader:
-            loader.record(logits_of(x, y, epoch), y)
-            assert len(loader) == lengths[-1]
-    assert lengths == [5, 5, 3]
-    assert [loader.sampler.steps_per_epoch(e, 5) for e in range(4)] == [5, 5, 3, 3]
-
-
-def test_record_refuses_what_it_cannot_credit():
-    """A batch-size check alone is not enough: a batch recorded twice is refused as well."""
-    inner = DataLoader(Items(), batch_size=5, shuffle=True)
-    loader = DualScoreSampler.wrap(inner, 0.5, score_epochs=2, window=2)
-    with pytest.raises(RuntimeError, match="no batch to credit"):
-        loader.record(torch.zeros(5, C), torch.zeros(5, dtype=torch.int64))
-    x, y = next(iter(loader))
-    with pytest.raises(ValueError, match=r"got 4 examples, the batch handed out last has 5"):
-        loader.record(torch.zeros(4, C), y[:4])
-    with pytest.raises(ValueError, match=r"labels must be in \[0, 2\)"):
-        loader.record(torch.zeros(5, 2), torch.full((5,), 3))
-    loader.record(logits_of(x, y, 0), y)
-    with pytest.raises(RuntimeError, match="recorded before"):
-        loader.record(logits_of(x, y, 0), y)
-
-
-def test_forgotten_record_is_said_aloud_and_counts_nothing():
-    """Without record() the loader would train on everything for ever, silently."""
-    loader = DualScoreSampler.wrap(
-        DataLoader(Items(), batch_size=5, shuffle=True), 0.5, score_epochs=2, window=2
-    )
-    with pytest.warns(UserWarning, match=r"without one record\(logits, target\)"):
-        assert len(list(loader)) == 5
-    seen = run(loader, 3)
-    assert [len(e) for e in seen] == [23, 23, 12]
-    with pytest.raises(RuntimeError, match="0 of 2 scoring epochs"):
-        _ = DualScoreSampler.wrap(
-            DataLoader(Items()), 0.5, shuffle=True, score_epochs=2, window=2
-        ).table
-
-
-def test_a_pass_left_early_counts_and_a_peek_does_not():
-    """Limits on batches, and next(iter(loader)) to look at the data, are everyday."""
-    loader = DualScoreSampler.wrap(
-        DataLoader(Items(), batch_size=5, shuffle=True), 0.5, score_epochs=3, window=2
-    )
-    for epoch in range(3):
-        for step, (x, y) in enumerate(loader):
-            if epoch == 0 and step == 3:
-                break
-            loader.record(logits_of(x, y, epoch), y)
-    assert loader.coverage()["missing_per_epoch"] == [8, 0, 0]
-    fresh = DualScoreSampler.wrap(
-        DataLoader(Items(), batch_size=5, shuffle=True), 0.5, score_epochs=3, window=2
-    )
-    next(iter(fresh))
-    next(iter(fresh))
-    assert fresh.sampler.epoch == 0
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: DataLoader(Stream()), TypeError, "Stream is an iterable-style.*KeyedTracker"),
-        (lambda: DataLoader(Items(0), batch_size=5), ValueError, "has no examples"),
-        (lambda: DataLoader(Items(3), batch_size=5, drop_last=True), ValueError, "drop_last=True"),
-        (lambda: DataLoader(Items(), batch_size=None), ValueError, "batch_size=None"),
-        (lambda: [1, 2, 3], TypeError, "must be a torch DataLoader, got list"),
-        (lambda: index_batches(DataLoader(Items())), TypeError, "already carries indices"),
-    ],
-)
-def test_loaders_that_cannot_be_wrapped_are_refused(make, error, message):
-    """The message says what to do instead."""
-    with pytest.raises(error, match=message):
-        DualScoreSampler.wrap(make(), 0.5)
-
-
 def test_a_fresh_run_on_the_kept_part():
     """The paper's protocol: train from scratch on what an earlier run has chosen."""
     loader = DualScoreSampler.wrap(
@@ -360,39 +216,6 @@ def test_indexed_batches_carry_the_index_where_the_batch_goes():
     assert y.tolist() == [0, 1, 2, 3]
 
 
-def test_loader_state_resumes_in_the_middle_of_a_pass():
-    """A killed run loses nothing: same remaining batches, same scores, same subset."""
-
-    def fresh():
-        inner = DataLoader(Items(), batch_size=5, shuffle=True)
-        return DualScoreSampler.wrap(inner, 0.5, score_epochs=3, window=2)
-
-    whole = fresh()
-    expected = run(whole, 5)
-    for stop_epoch, stop_step in ((0, 2), (1, 5), (2, 1), (4, 2)):
-        loader, state = fresh(), None
-        for epoch in range(stop_epoch + 1):
-            for step, (x, y) in enumerate(loader):
-                loader.record(logits_of(x, y, epoch), y)
-                if (epoch, step + 1) == (stop_epoch, stop_step):
-                    state = pickle.loads(pickle.dumps(loader.state_dict()))
-                    break
-        resumed = fresh()
-        resumed.load_state_dict(state)
-        rest = []
-        for x, y in resumed:
-            rest += x.squeeze(-1).long().tolist()
-            resumed.record(logits_of(x, y, stop_epoch), y)
-        assert rest == expected[stop_epoch][stop_step * 5 :]
-        for epoch in range(stop_epoch + 1, 5):
-            seen = []
-            for x, y in resumed:
-                seen += x.squeeze(-1).long().tolist()
-                resumed.record(logits_of(x, y, epoch), y)
-            assert seen == expected[epoch]
-        assert resumed.table.digest() == whole.table.digest()
-
-
 def test_sequential_sampler_type_is_recognized():
     """Evaluation-style order stays in order after pruning."""
     table = ScoreTable(
@@ -402,25 +225,6 @@ def test_sequential_sampler_type_is_recognized():
     loader = DualScoreSampler.wrap(inner, 0.5, table=table)
     order = [int(i) for x, _ in loader for i in x]
     assert order == sorted(order)
-
-
-def test_workers_receive_the_data_set_and_not_the_tracker():
-    """Spawned workers get a pickle of the data set: a tracker in it would be copied into each."""
-    loader = DualScoreSampler.wrap(DataLoader(Items(), batch_size=5, shuffle=True), 0.5)
-    pickled = pickle.dumps((loader.loader.dataset, loader.loader.collate_fn))
-    assert b"DualTracker" not in pickled
-    assert pickle.loads(pickled)[0][3][0] == 3
-
-
-def test_attributes_of_the_wrapped_loader_stay_visible():
-    """Code that asks for loader.batch_size or loader.dataset goes on working."""
-    data = Items()
-    loader = DualScoreSampler.wrap(DataLoader(data, batch_size=5, shuffle=True), 0.5)
-    assert loader.dataset is data
-    assert loader.batch_size == 5
-    assert loader.num_workers == 0
-    with pytest.raises(AttributeError, match="no_such_thing"):
-        _ = loader.no_such_thing
 
 
 def test_samples_without_a_tuple_and_concatenated_data():

@@ -9,7 +9,7 @@ import pytest
 
 from data_prune import ScoreTable
 from data_prune.__main__ import main
-from data_prune.report import build_report, describe_selection
+from data_prune.report.page import build_report, describe_selection
 
 
 def make_table(n=2000, **changes):

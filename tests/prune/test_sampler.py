@@ -183,12 +183,12 @@ def test_state_of_another_run_is_refused():
     sampler = pruned()
     list(sampler)
     state = sampler.state_dict()
-    with pytest.raises(ValueError, match="state has seed = 0, this sampler 1"):
+    with pytest.raises(ValueError, match="state has seed = 0, this sampler has 1"):
         pruned(seed=1).load_state_dict(state)
     other = DualScoreSampler(range(N), 0.5, table=table(seed=9))
     with pytest.raises(ValueError, match="other scores"):
         other.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"prune_ratio = 0\.5, this sampler 0.7"):
+    with pytest.raises(ValueError, match=r"prune_ratio = 0\.5, this sampler has 0.7"):
         DualScoreSampler(range(N), 0.7, table=table()).load_state_dict(state)
 
 

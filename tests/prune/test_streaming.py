@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_prune import ScoreTable, prune_dataset, select_parquet, topk
-from data_prune import streaming as streaming_module
+from data_prune import ScoreTable, prune_dataset, select_parquet
+from data_prune.scale import streaming as streaming_module
+from data_prune.select import topk
 
 
 def make_table(n=3000, seed=0, keys=None):

@@ -1,0 +1,156 @@
+"""A user's DataLoader -> the same loader with the index of every example inside its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
+
+
+class IndexedDataset(Dataset):
+    """Give (index, example) instead of the example; batched reads stay batched.
+
+    Example:
+        >>> IndexedDataset(["a", "b"])[1]
+        (1, 'b')
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.dataset[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Any]]:
+        # The loader prefers this method, so it must exist and must not lose the data set's own.
+        if callable(getattr(self.dataset, "__getitems__", None)):
+            examples = self.dataset.__getitems__(indices)
+        else:
+            examples = [self.dataset[i] for i in indices]
+        return list(zip(indices, examples, strict=True))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # not there yet while a worker unpickles
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class _IndexedCollate:
+    """Collate the examples as before and put the indices where ``place`` says."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], place: str | None) -> None:
+        self.collate, self.place = collate, place
+
+    def __call__(self, pairs: Sequence[tuple[int, Any]]) -> Any:
+        index = torch.tensor([i for i, _ in pairs], dtype=torch.int64)
+        batch = self.collate([example for _, example in pairs])
+        if self.place is None:
+            return index, batch
+        if isinstance(batch, dict) or hasattr(batch, "keys"):
+            batch[self.place] = index
+            return batch
+        if isinstance(batch, (tuple, list)):
+            return (*batch, index)
+        return batch, index
+
+
+def index_batches(
+    loader: DataLoader, sampler: Sampler[int] | None = None, *, name: str = "index"
+) -> DataLoader:
+    """Return an ordinary DataLoader whose batches carry the positions of their examples.
+
+    For frameworks that take the loader into their own hands and read ahead (Accelerate,
+    Lightning, the Hugging Face Trainer): the index goes wherever the batch goes, and
+    ``sampler.update(index, logits, target)`` credits the right examples.
+
+    Args:
+        loader: A DataLoader over a map-style data set.
+        sampler: A ``DualScoreSampler``; takes the place of the loader's own.
+        name: Key of the indices in dict batches. A tuple or list batch gets them as its last
+            entry; any other batch becomes ``(batch, index)``.
+
+    Returns:
+        A loader of the same class and settings.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> loader = DataLoader(TensorDataset(torch.zeros(3, 1)), batch_size=3)
+        >>> [batch[-1].tolist() for batch in index_batches(loader)]
+        [[0, 1, 2]]
+    """
+    check_loader(loader)
+    return rebuild(loader, name, sampler=sampler)
+
+
+def rebuild(
+    loader: DataLoader,
+    place: str | None,
+    *,
+    sampler: Sampler[int] | None = None,
+    batch_sampler: Any = None,
+) -> DataLoader:
+    """Return the same loader over indexed examples, in the order of a sampler if one is given."""
+    # Without workers these two must not be passed at all.
+    options: dict[str, Any] = {
+        "num_workers": loader.num_workers,
+        "pin_memory": loader.pin_memory,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "generator": loader.generator,
+        "persistent_workers": loader.persistent_workers,
+    }
+    if loader.num_workers > 0:
+        options["prefetch_factor"] = loader.prefetch_factor
+    for extra in ("snapshot_every_n_steps", "in_order"):
+        if hasattr(loader, extra):
+            options[extra] = getattr(loader, extra)
+    collate = loader.collate_fn if loader.collate_fn is not None else default_collate
+    if sampler is not None or (batch_sampler is None and loader.batch_size is not None):
+        options |= {
+            "sampler": loader.sampler if sampler is None else sampler,
+            "batch_size": loader.batch_size or _batch_size(loader.batch_sampler),
+            "drop_last": loader.drop_last,
+        }
+    else:
+        options["batch_sampler"] = batch_sampler or loader.batch_sampler
+    return type(loader)(
+        IndexedDataset(loader.dataset), collate_fn=_IndexedCollate(collate, place), **options
+    )
+
+
+def _batch_size(batch_sampler: Any) -> int:
+    size = getattr(batch_sampler, "batch_size", None)
+    if not isinstance(size, int):
+        raise ValueError(f"{type(batch_sampler).__name__} has no integer batch_size")
+    return size
+
+
+def check_loader(loader: Any) -> None:
+    """Refuse what cannot be indexed, and say what can be done instead."""
+    if not isinstance(loader, DataLoader):
+        raise TypeError(f"loader must be a torch DataLoader, got {type(loader).__name__}")
+    if isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            f"{type(loader.dataset).__name__} is an iterable-style data set: its examples have no "
+            "positions. Give them keys and record with KeyedTracker(epochs=..., window=...)"
+        )
+    if isinstance(loader.dataset, IndexedDataset):
+        raise TypeError("this loader already carries indices: wrap the original one")
+    if loader.batch_sampler is None:
+        raise ValueError(
+            "a loader with batch_size=None gives no batches of its own: the data set must be "
+            "indexed by example"
+        )
+    if len(loader.dataset) == 0:  # type: ignore[arg-type]
+        raise ValueError("the loader is empty: its data set has no examples")
+    if len(loader) == 0:
+        raise ValueError(
+            f"the loader is empty: {len(loader.dataset)} examples, batch size "  # type: ignore[arg-type]
+            f"{loader.batch_size}, drop_last={loader.drop_last}"
+        )

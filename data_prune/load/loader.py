@@ -1,0 +1,273 @@
+"""Batches with their indices, and a sampler -> batches as before, ``record``, and pruning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from ..record.state import check_keys, check_whole
+from ..score.table import ScoreTable
+from .indexed import check_loader, rebuild
+
+
+class _FilteredBatches:
+    """Give a batch sampler's own order without the pruned examples, in as large batches."""
+
+    def __init__(self, batches: Any, sampler: Any) -> None:
+        self.batches, self.sampler = batches, sampler
+        self._plan: tuple[int, list[list[int]]] | None = None
+
+    def _kept_batches(self) -> list[list[int]]:
+        """Return one epoch's batches, drawn once and handed out once, so that ``len`` is exact."""
+        if self._plan is None or self._plan[0] != self.sampler.epoch:
+            mask = np.zeros(self.sampler.num_examples, dtype=bool)
+            mask[self.sampler.kept] = True
+            original = [list(batch) for batch in self.batches]
+            size = max(len(batch) for batch in original)
+            stream = [i for batch in original for i in batch if mask[i]]
+            drop = bool(getattr(self.batches, "drop_last", False))
+            end = len(stream) - len(stream) % size if drop else len(stream)
+            chunks = [stream[i : i + size] for i in range(0, end, size)]
+            self._plan = (self.sampler.epoch, chunks)
+        return self._plan[1]
+
+    def __len__(self) -> int:
+        return len(self.batches) if self.sampler.scoring else len(self._kept_batches())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.sampler.scoring:
+            for batch in self.batches:
+                yield list(batch)
+        else:
+            yield from self._kept_batches()
+        self.sampler.set_epoch(self.sampler.epoch + 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        parts: tuple[Any, ...] = (self.batches, getattr(self.batches, "sampler", None))
+        for part in parts:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+
+
+class ScoredLoader:
+    """What ``DualScoreSampler.wrap`` returns: iterate, ``record``, and it prunes itself.
+
+    A pass over the loader in which nothing was recorded does not count as a scoring epoch.
+    Between two passes ``len()`` is the number of batches of the next one.
+
+    Args:
+        loader: The user's own.
+        make_sampler: Makes the ``DualScoreSampler`` from the data set and ``options``.
+        **options: Of the sampler; those that the loader's own sampler implies are added.
+
+    Attributes:
+        sampler: The ``DualScoreSampler`` behind it.
+        loader: The DataLoader that carries the indices.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        make_sampler: Callable[..., Any],
+        **options: Any,
+    ) -> None:
+        check_loader(loader)
+        own, options = _own_sampler(loader, options)
+        self.sampler = make_sampler(loader.dataset, **options)
+        self._batches = None if own else _FilteredBatches(loader.batch_sampler, self.sampler)
+        order: dict[str, Any] = (
+            {"sampler": self.sampler} if own else {"batch_sampler": self._batches}
+        )
+        self.loader = rebuild(loader, None, **order)
+        self._handed_out: Tensor | None = None
+        self._recorded = 0  # batches credited in this pass
+        self._pass: object | None = None  # the iteration that is going on
+        self._pass_epoch = self._pass_length = self._pass_examples = 0
+        self._warned = False
+
+    def __len__(self) -> int:
+        if self._pass is not None:
+            # Workers read ahead, so that the sampler may already be an epoch further.
+            return self._pass_length
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._settle()
+        if self._batches is not None:
+            self._batches.set_epoch(self.sampler.epoch)
+        mine = object()
+        self._pass_examples = self.sampler.resume
+        self._pass_epoch, self._pass_length, self._pass = self.sampler.epoch, len(self.loader), mine
+        for index, batch in self.loader:
+            self._handed_out = index
+            self._pass_examples += len(index)
+            yield batch
+            if self._pass is not mine:
+                raise RuntimeError("the loader was iterated anew: this iteration has ended")
+        self._settle(complete=True)
+
+    def _settle(self, complete: bool = False) -> None:
+        """End the pass that is going on; one left early (break, a limit on batches) counts too."""
+        if self._pass is None:
+            return
+        self._pass = self._handed_out = None
+        recorded, self._recorded = self._recorded, 0
+        if self._pass_epoch < self.sampler.score_epochs and not recorded:
+            self.sampler.set_epoch(self._pass_epoch)
+            if complete and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "a pass over the loader ended without one record(logits, target): it does not "
+                    "count as a scoring epoch, and nothing will be pruned before "
+                    f"{self.sampler.score_epochs} passes are recorded",
+                    stacklevel=3,
+                )
+            return
+        self.sampler.set_epoch(self._pass_epoch + 1)
+        self.sampler.close_epoch()
+
+    def record(self, logits: Tensor, target: Tensor) -> None:
+        """Credit the batch that was handed out last; see ``DualTracker.update``.
+
+        Once scoring is over this returns at once.
+
+        Args:
+            logits: (B, C) what the model said to the batch.
+            target: (B,) the labels used in the loss.
+
+        Raises:
+            RuntimeError: If no batch is waiting: none was handed out, or it was recorded before.
+            ValueError: If the batch has another size, a label is out of range, and so on.
+        """
+        tracker = self.sampler.tracker
+        if tracker is None or tracker.done:
+            return
+        if self._handed_out is None:
+            raise RuntimeError(
+                "record() has no batch to credit: it was recorded before, or none was handed out"
+            )
+        if isinstance(logits, Tensor) and len(logits) != len(self._handed_out):
+            raise ValueError(
+                f"record() got {len(logits)} examples, the batch handed out last has "
+                f"{len(self._handed_out)}"
+            )
+        tracker.update(self._handed_out, logits, target)
+        self._handed_out = None
+        self._recorded += 1
+
+    @property
+    def index(self) -> Tensor:
+        """Return the positions of the batch that was handed out last and not recorded yet."""
+        if self._handed_out is None:
+            raise RuntimeError("no batch is waiting to be recorded")
+        return self._handed_out
+
+    @property
+    def table(self) -> ScoreTable:
+        """Return the scores, once all scoring epochs are recorded."""
+        self._settle()
+        return self.sampler.table
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Return the positions of the examples that stay, once the scores are known."""
+        self._settle()
+        return self.sampler.kept
+
+    @property
+    def scoring(self) -> bool:
+        """Say whether the present pass, or between two the next one, is recorded."""
+        return self.sampler.scoring
+
+    def coverage(self) -> dict[str, Any]:
+        """See ``DualTracker.coverage``."""
+        if self.sampler.tracker is None:
+            raise RuntimeError("this loader was given a table: nothing is recorded")
+        return self.sampler.tracker.coverage()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` the next pass."""
+        self._settle()
+        self.sampler.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a killed run needs: position in the pass, recordings, scores.
+
+        Raises:
+            RuntimeError: In the middle of a pass whose order belongs to a custom sampler.
+        """
+        sampler = self.sampler.state_dict()
+        if self._pass is not None:
+            if self._batches is not None:
+                raise RuntimeError(
+                    "the order of a custom sampler cannot be resumed within a pass: "
+                    "take the state between two passes"
+                )
+            sampler |= {"epoch": self._pass_epoch, "yielded": self._pass_examples}
+        tracker = self.sampler.tracker
+        return {
+            "sampler": sampler,
+            "tracker": None if tracker is None else tracker.state_dict(),
+            "recorded": self._recorded,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken, after the batch handed out last.
+
+        Raises:
+            TypeError: If an entry has the wrong kind.
+            ValueError: If an entry is missing, unknown or outside its range, or it belongs to
+                another data set length, seed, ratio or other settings. Nothing has been changed.
+        """
+        check_keys(state_dict, ("sampler", "tracker", "recorded"), "the loader")
+        tracker = self.sampler.tracker
+        if (tracker is None) != (state_dict["tracker"] is None):
+            raise ValueError("one of state and loader records scores, the other was given a table")
+        recorded = check_whole("recorded", state_dict["recorded"], 0)
+        takes = [self.sampler._checked(state_dict["sampler"], scores_follow=tracker is not None)]
+        if tracker is not None:
+            takes.append(tracker._checked(state_dict["tracker"]))
+        for take in takes:
+            take()
+        self._pass = self._handed_out = None
+        self._recorded = recorded
+
+    def __getattr__(self, name: str) -> Any:
+        # batch_size, dataset, num_workers, ...: as on the loader that was wrapped.
+        if name in ("loader", "sampler"):
+            raise AttributeError(name)
+        holder: Any = self.loader.dataset if name == "dataset" else self.loader
+        return getattr(holder, name)
+
+
+def _own_sampler(loader: DataLoader, options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Say whether DualScoreSampler can take the loader's order over, and with which settings."""
+    sampler = loader.sampler
+    if loader.batch_size is None or type(loader.batch_sampler).__name__ != BatchSampler.__name__:
+        return False, options
+    if isinstance(sampler, DistributedSampler):
+        ranks = {
+            "num_replicas": sampler.num_replicas,
+            "rank": sampler.rank,
+            "drop_last": sampler.drop_last,
+            "shuffle": sampler.shuffle,
+        }
+        return True, {**ranks, **options}
+    if type(sampler).__name__ == SequentialSampler.__name__:
+        return True, {"shuffle": False, **options}
+    if type(sampler).__name__ == RandomSampler.__name__:
+        plain = not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[attr-defined,arg-type]
+        return plain, options
+    return False, options

@@ -1,0 +1,343 @@
+"""Epoch number -> the order of examples: all of them while scoring, the kept part afterwards."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sized
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from ..record.state import check_keys, check_same, check_version, check_whole
+from ..record.tracker import DualTracker
+from ..score.table import ScoreTable
+from ..select.noise import shuffled, uniform
+from ..select.plan import METHODS
+from ..select.planner import keep_count
+from .loader import ScoredLoader
+from .order import Handout, share, share_length
+
+STATE_VERSION = 1
+STATE = ("version", "epoch", "yielded", "seed", "num_examples", "prune_ratio", "digest")
+
+
+class DualScoreSampler(Sampler[int]):
+    """Yields every example for ``score_epochs`` epochs, then only the part worth keeping.
+
+    The order is a pure function of (seed, epoch, scores): the same on every rank, for any batch
+    size, and without touching a global generator. Frameworks that shard a sampler (Accelerate,
+    Lightning, the Hugging Face Trainer) can shard this one; a hand-written DDP loop passes
+    ``num_replicas`` and ``rank``.
+
+    The epoch advances by itself when an iteration has come to its end; ``set_epoch`` overrides
+    it. ``len()`` belongs to the epoch that is going on, or between two to the next one.
+
+    Args:
+        data_source: The data set, or anything with its length.
+        prune_ratio: Fraction REMOVED after the scoring epochs, in [0, 1).
+        score_epochs: T, epochs in which everything is seen and recorded.
+        window: J, epochs in a window, 2 <= J <= T.
+        c_d: See ``ScoreTable.select``.
+        seed: Of the draw and of the order.
+        method: See ``ScoreTable.select``.
+        shuffle: Whether each epoch has a new random order.
+        table: Scores of an earlier run; then every epoch yields the kept part only. This is the
+            paper's protocol: train from scratch on what an earlier run has chosen.
+        redraw: Draw another subset with the same weights at every epoch. All kept sets together
+            are larger than one: compare with random subsets redrawn as often.
+        num_replicas: Number of ranks; None leaves sharding to others.
+        rank: This rank's number.
+        drop_last: With ``num_replicas``, drop the examples that do not fill a round; otherwise
+            the first ones are repeated.
+        select_options: Further arguments of ``ScoreTable.select``.
+        tracker_options: Further arguments of ``DualTracker``.
+
+    Raises:
+        TypeError: If an argument has the wrong kind.
+        ValueError: If an argument is outside its range, the data set is empty, or ``table``
+            has another length.
+
+    Source:
+        Cho et al., ICML 2025.
+
+    Example:
+        >>> sampler = DualScoreSampler(range(10), 0.5, score_epochs=2, window=2)
+        >>> len(sampler), sorted(sampler) == list(range(10))
+        (10, True)
+    """
+
+    def __init__(
+        self,
+        data_source: Sized,
+        prune_ratio: float,
+        *,
+        score_epochs: int = 30,
+        window: int = 10,
+        c_d: float | str = 4.0,
+        seed: int = 0,
+        method: str = "beta",
+        shuffle: bool = True,
+        table: ScoreTable | None = None,
+        redraw: bool = False,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
+        select_options: dict[str, Any] | None = None,
+        tracker_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.num_examples = _length(data_source)
+        self.num_kept = keep_count(self.num_examples, prune_ratio)
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        if (num_replicas is None) != (rank is None):
+            raise ValueError(f"give both or neither: num_replicas {num_replicas}, rank {rank}")
+        if num_replicas is not None and rank is not None and not 0 <= rank < num_replicas:
+            raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
+        if table is not None and len(table) != self.num_examples:
+            raise ValueError(
+                f"table scores {len(table)} examples, the data set has {self.num_examples}"
+            )
+        if table is None and not shuffle:
+            warnings.warn(
+                "with shuffle=False the examples at the end of an epoch are always measured on a "
+                "better model than those at its start, which biases their scores",
+                stacklevel=2,
+            )
+        self.data_source, self.prune_ratio, self.seed = data_source, float(prune_ratio), int(seed)
+        self.shuffle, self.redraw = shuffle, redraw
+        self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
+        self.select_options = {"method": method, "c_d": c_d, **(select_options or {})}
+        self.score_epochs = 0 if table is not None else score_epochs
+        self.tracker = (
+            DualTracker(
+                self.num_examples, epochs=score_epochs, window=window, **(tracker_options or {})
+            )
+            if table is None
+            else None
+        )
+        self.epoch = 0
+        self._table = table
+        self._kept: NDArray[np.int64] | None = None
+        self._digest: str | None = None
+        self.resume = 0  # indices of this epoch that an earlier run has already handed out
+        self._handout: Handout | None = None
+
+    # -- recording --------------------------------------------------------------------------
+
+    @property
+    def scoring(self) -> bool:
+        """Say whether the present epoch is one of the recorded ones."""
+        return self.epoch < self.score_epochs
+
+    def update(self, index: Any, logits: Tensor, target: Tensor) -> None:
+        """Credit one batch; see ``DualTracker.update``. Does nothing once scoring is over."""
+        if self.tracker is not None:
+            self.tracker.update(index, logits, target)
+
+    def close_epoch(self) -> None:
+        """Close the tracker's open epoch if something was recorded in it.
+
+        Called when the next epoch begins; needed by hand only after the very last one.
+        """
+        if self.tracker is not None and self.tracker.recording and not self.tracker.done:
+            self.tracker.end_epoch()
+
+    @property
+    def table(self) -> ScoreTable:
+        """Return the scores.
+
+        Raises:
+            RuntimeError: Before all scoring epochs are recorded.
+        """
+        if self._table is None:
+            assert self.tracker is not None
+            if self.tracker.epoch == self.tracker.epochs - 1:
+                self.close_epoch()
+            if not self.tracker.done:
+                raise RuntimeError(
+                    f"{self.tracker.epoch} of {self.tracker.epochs} scoring epochs are recorded: "
+                    "the scores are not known yet (is update() or record() called for every batch?)"
+                )
+            self._table = self.tracker.table()
+        return self._table
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """Return the positions that stay, ascending; with ``redraw`` those of the present epoch.
+
+        Raises:
+            RuntimeError: Before all scoring epochs are recorded.
+        """
+        if self.redraw:
+            draw = int(uniform(self.seed, np.array([self.epoch], np.uint64))[0] * 2**52)
+            return self.table.select(self.prune_ratio, seed=draw, **self.select_options)
+        if self._kept is None:
+            self._kept = self.table.select(self.prune_ratio, seed=self.seed, **self.select_options)
+        return self._kept
+
+    # -- order ------------------------------------------------------------------------------
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` the next one to be iterated."""
+        if epoch < 0:
+            raise ValueError(f"epoch must not be negative, got {epoch}")
+        if epoch != self.epoch:
+            self.epoch, self.resume = epoch, 0
+
+    def order(self) -> NDArray[np.int64]:
+        """Return the present epoch's indices in order, before they are divided among ranks."""
+        everything = np.arange(self.num_examples, dtype=np.int64)
+        indices = everything if self.epoch < self.score_epochs else self.kept
+        return shuffled(indices, self.seed, self.epoch) if self.shuffle else indices
+
+    def length(self, epoch: int) -> int:
+        """Return how many indices this rank yields in ``epoch``, known before the scores are."""
+        total = self.num_examples if epoch < self.score_epochs else self.num_kept
+        if self.num_replicas is None:
+            return total
+        return share_length(total, self.num_replicas, self.drop_last)
+
+    def steps_per_epoch(self, epoch: int, batch_size: int, drop_last: bool = False) -> int:
+        """Return the number of batches in ``epoch``: what a learning-rate schedule needs to know.
+
+        Example:
+            >>> sampler = DualScoreSampler(range(100), 0.5, score_epochs=3, window=2)
+            >>> [sampler.steps_per_epoch(e, batch_size=20) for e in range(5)]
+            [5, 5, 5, 3, 3]
+        """
+        length = self.length(epoch)
+        return length // batch_size if drop_last else -(-length // batch_size)
+
+    def __len__(self) -> int:
+        return self.length(self.epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        if self.tracker is not None and self.epoch > self.tracker.epoch:
+            # All batches of the last epoch are in: loaders ask for an epoch's indices only when
+            # it begins, however far ahead they read within it.
+            self.close_epoch()
+        start, self.resume = self.resume, 0
+        indices = self.order()
+        if self.num_replicas is not None and self.rank is not None:
+            indices = share(indices, self.num_replicas, self.rank, self.drop_last)
+        self._handout = Handout(self, indices, start)
+        return chain.from_iterable(self._handout.chunks())
+
+    # -- resuming ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the iteration is, and a digest of what it depends on.
+
+        Small, so that a loader may take it at every batch. The scores are apart, in
+        ``tracker.state_dict()`` or ``table``.
+        """
+        yielded = self.resume
+        if self._handout is not None and self._handout.epoch == self.epoch:
+            yielded = self._handout.yielded
+        return {
+            "version": STATE_VERSION,
+            "epoch": self.epoch,
+            "yielded": yielded,
+            "seed": self.seed,
+            "num_examples": self.num_examples,
+            "prune_ratio": self.prune_ratio,
+            "digest": None if self._kept is None else self._table_digest(),
+        }
+
+    def _table_digest(self) -> str:
+        """Return the digest of the scores, taken once: a loader may ask at every batch."""
+        if self._digest is None:
+            self._digest = self.table.digest()
+        return self._digest
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue after the index at which ``state_dict`` was taken, once.
+
+        Raises:
+            TypeError: If an entry has the wrong kind.
+            ValueError: If an entry is missing, unknown or outside its range, or it belongs to
+                another seed, data set length, ratio or scores. Nothing has been changed then.
+        """
+        self._checked(state_dict)()
+
+    def _checked(self, state_dict: Any, *, scores_follow: bool = False) -> Callable[[], None]:
+        """Check a whole state, and return what takes it over.
+
+        Args:
+            state_dict: What ``state_dict`` gave.
+            scores_follow: The tracker's state is loaded as well, with other scores than now.
+        """
+        check_keys(state_dict, STATE, "the sampler")
+        check_version(state_dict["version"], STATE_VERSION)
+        for name in ("seed", "num_examples", "prune_ratio"):
+            check_same(name, state_dict[name], getattr(self, name), "sampler")
+        epoch = check_whole("epoch", state_dict["epoch"], 0)
+        yielded = check_whole("yielded", state_dict["yielded"], 0, self.length(epoch))
+        digest = state_dict["digest"]
+        if not (digest is None or isinstance(digest, str)):
+            raise TypeError(f"digest of the state must be text or None, got {digest!r}")
+        if (
+            None not in (digest, self._table)
+            and not scores_follow
+            and digest != self._table_digest()
+        ):
+            raise ValueError("state belongs to other scores than this sampler has")
+
+        def take() -> None:
+            self.epoch, self.resume, self._handout = epoch, yielded, None
+            if scores_follow:
+                self._table = self._kept = self._digest = None
+
+        return take
+
+    @classmethod
+    def wrap(cls, loader: DataLoader, prune_ratio: float, **options: Any) -> ScoredLoader:
+        """Return the same loader, scored and then pruned: three lines in your own loop.
+
+        ``loader.record(logits, target)`` after each forward pass is all that is left to do.
+        Batches look exactly as before: each example's index travels inside the batch and is
+        taken off again. Order and length then follow this sampler; a sampler other than
+        torch's sequential, random or distributed one keeps its order and is filtered.
+
+        Args:
+            loader: A DataLoader over a map-style data set.
+            prune_ratio: Fraction REMOVED after the scoring epochs, in [0, 1).
+            **options: The other arguments of ``DualScoreSampler``.
+
+        Returns:
+            A loader that can be iterated again and again, with ``record``, ``table``,
+            ``sampler`` and ``len()``.
+
+        Raises:
+            TypeError: For an iterable-style data set or something that is no DataLoader.
+            ValueError: For an empty loader or one without batches.
+
+        Example:
+            >>> import torch
+            >>> from torch.utils.data import TensorDataset
+            >>> data = TensorDataset(torch.randn(8, 3), torch.arange(8) % 2)
+            >>> loader = DataLoader(data, batch_size=4, shuffle=True)
+            >>> model = torch.nn.Linear(3, 2)
+            >>> loader = DualScoreSampler.wrap(loader, prune_ratio=0.5, score_epochs=2, window=2)
+            >>> for epoch in range(3):
+            ...     for x, y in loader:
+            ...         loader.record(model(x), y)
+            >>> len(loader.table), len(loader)
+            (8, 1)
+        """
+        return ScoredLoader(loader, cls, prune_ratio=prune_ratio, **options)
+
+
+def _length(data_source: Sized) -> int:
+    if not hasattr(data_source, "__len__"):
+        raise TypeError(
+            f"data_source must have a length, got {type(data_source).__name__}; for streams see "
+            "KeyedTracker"
+        )
+    if len(data_source) == 0:
+        raise ValueError("data_source is empty")
+    return len(data_source)

@@ -1,0 +1,1 @@
+"""The user's forward passes -> what is known of each example."""

@@ -1,0 +1,1 @@
+"""A table and a selection -> a page that explains both, and whether random does as well."""

@@ -1,0 +1,1 @@
+"""The same selection where the table is larger than memory: Parquet, Ray Data, ``datasets``."""

@@ -1,0 +1,106 @@
+"""The passes of ``streaming`` on Ray Data: workers summarize and filter blocks of rows.
+
+The Parquet is read twice. The first time the selection's columns become blocks of Ray's object
+store (some 30 bytes a row over all machines; Ray spills to disk what does not fit); the passes
+that find the threshold go over these blocks. Such a pass sends home one summary for each block (at
+most 8 MB of counts), and the driver merges them as they arrive and holds no other.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from specgd_common.optional import needed
+
+from ..score.parquet import batch_arrays, batch_columns
+
+
+@contextmanager
+def ray_engine(files: list[Path], names: list[str], batch: int) -> Iterator[RayEngine]:
+    """Give an engine on the Ray that is running, or on one that lives as long as the block.
+
+    The latter uses the cores of this machine and neither a dashboard nor Ray's usage statistics.
+
+    Args:
+        files: Parquet files, by names that all workers can open.
+        names: The columns that a selection looks at.
+        batch: Rows that are looked at together.
+
+    Raises:
+        ImportError: If Ray is not installed.
+    """
+    ray = needed("ray", "ray")
+    needed("ray.data", "ray")
+    mine = not ray.is_initialized()
+    if mine:
+        before = os.environ.get("RAY_USAGE_STATS_ENABLED")
+        os.environ["RAY_USAGE_STATS_ENABLED"] = before or "0"
+        try:
+            ray.init(include_dashboard=False)
+        finally:
+            if before is None:
+                del os.environ["RAY_USAGE_STATS_ENABLED"]
+    try:
+        yield RayEngine([str(file.resolve()) for file in files], names, batch)
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+class RayEngine:
+    """See ``streaming.Engine``."""
+
+    def __init__(self, files: list[str], names: list[str], batch: int) -> None:
+        self.files, self.names, self.batch = files, names, batch
+        self._narrow: Any = None
+
+    def _dataset(self) -> Any:
+        import ray.data
+
+        # Names of folders such as "epoch=3" must not become columns.
+        return ray.data.read_parquet(self.files, partitioning=None)
+
+    def _blocks(self) -> Any:
+        """Return the selection's columns, read once and held in the object store."""
+        if self._narrow is None:
+
+            def take_out(block: Any) -> Any:
+                import pyarrow as pa
+
+                return pa.table(batch_columns(block))
+
+            rows = self._dataset().select_columns(self.names)
+            narrow = rows.map_batches(take_out, batch_size=None, batch_format="pyarrow")
+            self._narrow = narrow.materialize()
+        return self._narrow
+
+    def fold(self, f: Callable[[Any], Any], merge: Callable[[Any, Any], Any]) -> Any:
+        """Return ``f`` of every batch of the columns, merged for each block where it lies."""
+        batch = self.batch
+
+        def summarize(block: Any) -> Any:
+            import pyarrow as pa
+
+            parts = (block.slice(i, batch) for i in range(0, block.num_rows, batch))
+            merged = (
+                reduce(merge, (f(batch_arrays(part)) for part in parts)) if block.num_rows else None
+            )
+            summary = [pickle.dumps(merged)] if block.num_rows else []
+            return pa.table({"summary": pa.array(summary, pa.large_binary())})
+
+        summaries = self._blocks().map_batches(summarize, batch_size=None, batch_format="pyarrow")
+        return reduce(merge, (pickle.loads(row["summary"]) for row in summaries.iter_rows()))
+
+    def write(self, kept: Callable[[Any], Any], destination: Path) -> int:
+        """Write the kept rows of all blocks into a folder; return their number."""
+        import pyarrow.parquet as pq
+
+        rows = self._dataset().map_batches(kept, batch_size=self.batch, batch_format="pyarrow")
+        rows.write_parquet(str(destination.resolve()), compression="zstd")
+        return sum(pq.read_metadata(file).num_rows for file in destination.rglob("*.parquet"))

@@ -1,0 +1,1 @@
+"""Recorded values -> scores, the table that holds them, and its file."""

@@ -1,0 +1,296 @@
+"""Scores of all examples, with everything needed to prune by them at any ratio later."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..select.noise import example_ids
+from ..select.plan import Columns, Plan, parts
+from ..select.planner import Options, make_plan
+from ..select.quotas import class_index, class_quotas
+from .parquet import COLUMNS, Digest, read_columns, write_columns
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """One row per example; arrays of equal length N.
+
+    Attributes:
+        key: Identity of the example: its position (int64), or a string or uint64 key.
+        label: The label used in the loss; -1 where there is none.
+        score: DUAL score; NaN for an example without one complete window.
+        mean_prob: Mean probability of the label over the epochs in which it was seen.
+        observed: Number of those epochs.
+        peers: Other scores by name.
+        meta: How the table was recorded.
+
+    Example:
+        >>> table = ScoreTable(key=np.arange(4), label=np.zeros(4, int),
+        ...     score=np.array([0.1, 0.3, 0.2, 0.0]), mean_prob=np.full(4, 0.5),
+        ...     observed=np.full(4, 30))
+        >>> table.select(0.5, method="top").tolist()
+        [1, 2]
+    """
+
+    key: NDArray
+    label: NDArray
+    score: NDArray
+    mean_prob: NDArray
+    observed: NDArray
+    peers: dict[str, NDArray] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = {name: np.shape(values) for name, values in self.arrays().items()}
+        sizes |= {name: np.shape(values) for name, values in self.peers.items()}
+        if len(set(sizes.values())) != 1 or len(np.shape(self.score)) != 1:
+            raise ValueError(f"columns must be one-dimensional and of one length, got {sizes}")
+        if len(self.score) == 0:
+            raise ValueError("a score table needs at least one example")
+        probs = self.mean_prob[~np.isnan(self.mean_prob)]
+        if len(probs) and not 0.0 <= probs.min() <= probs.max() <= 1.0 + 1e-6:
+            raise ValueError(
+                f"mean_prob must be in [0, 1], got {probs.min()} to {probs.max()}: "
+                "has it been swapped with a score or with positions?"
+            )
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def arrays(self) -> dict[str, NDArray]:
+        """Return the five columns that every table has, by name."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+    def columns(self, part: slice | NDArray = slice(None)) -> Columns:
+        """Return the columns that a selection reads, for a range of rows."""
+        columns = {name: getattr(self, name)[part] for name in ("label", "score", "mean_prob")}
+        columns["id"] = example_ids(self.key[part])
+        columns |= {name: values[part] for name, values in self.peers.items()}
+        return columns
+
+    def select(
+        self,
+        prune_ratio: float,
+        *,
+        method: str = "beta",
+        by: str | None = None,
+        c_d: float | str = 4.0,
+        C: float = 15.0,
+        beta_sum: float | None = None,
+        anchor: int = 10,
+        anchor_statistic: str = "mean",
+        seed: int = 0,
+        per_class: bool = False,
+        cutoff: float | None = None,
+        strata: int = 50,
+        within: NDArray | Sequence[int] | None = None,
+        ignore_nonfinite: bool = False,
+    ) -> NDArray[np.int64]:
+        r"""Return the positions of the examples that stay, ascending.
+
+        Exactly ``N (1 - r)`` examples, rounded half to even. Method "beta" draws without
+        replacement with weights BetaPDF(mean_prob; alpha_r, beta_r) * score. If fewer examples
+        have a positive weight than are wanted, those with score 0 or none follow, drawn by the
+        Beta density alone. Ties go to the lower key. The draw depends on (seed, key) only.
+
+        Args:
+            prune_ratio: r, the fraction REMOVED, in [0, 1).
+            method: "beta" (the paper); "weighted" (weights = score, no Beta); "top" (the highest
+                scores); "ccs" (coverage-centric: cut the hardest, then equal budgets over
+                strata); "random".
+            by: Column that ranks or weighs the examples; default "score", for "ccs" "aum". For
+                "aum" and "mean_prob" low values are the hard ones.
+            c_d: How late easy examples are favoured, > 0; "cifar10" (5.5), "cifar100" (4) or
+                "imagenet" (11), the papers' values; or "auto", our own rule: the value that
+                keeps examples half as hard as the score alone would (see ``select.auto_c_d``).
+            C: Constant of the Beta parameters.
+            beta_sum: alpha + beta; None takes C (the paper), C + 1 is the authors' code.
+            anchor: Number of highest scores whose mean probabilities give mu_D.
+            anchor_statistic: Their "mean" (the paper), or their "median", which some wrong
+                labels among them do not move.
+            seed: Of the draw; one seed uses the same noise at every ratio. "top", "weighted"
+                and "random" are therefore nested across ratios, with ``per_class`` up to the
+                rounding of the quotas. "beta" is not: its weights change with the ratio.
+            per_class: Give every class its share of N.
+            cutoff: Fraction of hardest examples removed first ("ccs"); None interpolates the
+                values published for CIFAR-10.
+            strata: Number of strata ("ccs").
+            within: Choose among these positions only, all numbers still those of the whole
+                table. A sweep over rising ratios is nested when each step chooses within the
+                last, whatever the method ("ccs" excepted, which does not take it).
+            ignore_nonfinite: Accept a table whose recording met NaN or infinite logits.
+
+        Returns:
+            (k,) int64.
+
+        Raises:
+            ValueError: If an argument is outside its range, a column is missing, or the
+                recording met NaN or infinite logits.
+
+        Source:
+            Cho et al., ICML 2025, Beta sampling; Gumbel top-k for the draw.
+        """
+        plan = self.plan(
+            prune_ratio,
+            method=method,
+            by=by,
+            c_d=c_d,
+            C=C,
+            beta_sum=beta_sum,
+            anchor=anchor,
+            anchor_statistic=anchor_statistic,
+            seed=seed,
+            per_class=per_class,
+            cutoff=cutoff,
+            strata=strata,
+        )
+        if self.meta.get("nonfinite", 0) and not ignore_nonfinite:
+            raise diverged(self.meta)
+        unscored = int(np.isnan(self.score).sum())
+        if unscored and plan.by == "score" and plan.method != "random":
+            warnings.warn(
+                f"{unscored} of {len(self)} examples have no complete window of epochs and rank "
+                "after all others (see coverage())",
+                stacklevel=2,
+            )
+        if within is None:
+            return plan.draw(self.columns, example_ids(self.key))
+        rows, plan = self._pool(within, plan)
+        return rows[plan.draw(lambda part: self.columns(rows[part]), example_ids(self.key[rows]))]
+
+    def take(self, rows: NDArray | Sequence[int]) -> ScoreTable:
+        """Return the table of some of the examples, with their own keys.
+
+        Args:
+            rows: Positions.
+        """
+        rows = np.asarray(rows)
+        columns = {name: values[rows] for name, values in self.arrays().items()}
+        peers = {name: values[rows] for name, values in self.peers.items()}
+        return ScoreTable(**columns, peers=peers, meta={**self.meta, "examples": len(rows)})
+
+    def plan(self, prune_ratio: float, **options: Any) -> Plan:
+        """Return the selection before it is carried out: its ``settings`` say what would be done.
+
+        Takes the options of ``select``.
+        """
+        how = Options(**options, columns=[*COLUMNS, *self.peers])
+        return make_plan(
+            lambda f, merge: reduce(merge, map(f, map(self.columns, parts(len(self.score))))),
+            prune_ratio,
+            how,
+        )
+
+    def _pool(self, within: NDArray | Sequence[int], plan: Plan) -> tuple[NDArray[np.int64], Plan]:
+        """Return the positions to choose among, and the plan with the quotas they can meet."""
+        rows = np.unique(np.asarray(within, dtype=np.int64))
+        kept = int(plan.quotas.sum())
+        if plan.strata is not None:
+            raise ValueError("within does not combine with method 'ccs'")
+        if len(rows) < kept or rows[0] < 0 or rows[-1] >= len(self):
+            raise ValueError(
+                f"within must hold at least {kept} positions in [0, {len(self)}), got {len(rows)}"
+            )
+        if plan.classes is not None:
+            # Quotas by largest remainder may grow by one while the total shrinks.
+            there = np.bincount(
+                class_index(plan.classes, self.label[rows]), minlength=len(plan.classes)
+            )
+            sizes = np.bincount(class_index(plan.classes, self.label), minlength=len(there))
+            plan = dataclasses.replace(plan, quotas=class_quotas(sizes, kept, there))
+        return rows, dataclasses.replace(plan, total=len(rows))
+
+    def digest(self) -> str:
+        """Return a hash of keys, labels and scores: two tables with the same digest prune alike.
+
+        Example:
+            >>> one = np.zeros(1)
+            >>> ScoreTable(one.astype(int), one.astype(int), one, one, one).digest()[:6]
+            'd3f6d3'
+        """
+        digest = Digest()
+        digest.add(self.arrays())
+        return digest.hex()
+
+    @classmethod
+    def average(cls, tables: Sequence[ScoreTable]) -> ScoreTable:
+        """Average the scores of several runs over the same examples (EL2N's ten seeds).
+
+        Args:
+            tables: Two or more, with equal keys and labels.
+
+        Raises:
+            ValueError: If keys, labels or peers differ.
+        """
+        first = tables[0]
+        for other in tables[1:]:
+            if not (
+                np.array_equal(first.key, other.key)
+                and np.array_equal(first.label, other.label)
+                and first.peers.keys() == other.peers.keys()
+            ):
+                raise ValueError("tables to average must have equal keys, labels and peers")
+
+        def mean(of: Callable[[ScoreTable], NDArray]) -> NDArray:
+            return np.mean([of(table) for table in tables], axis=0)
+
+        def of_peer(name: str) -> Callable[[ScoreTable], NDArray]:
+            return lambda table: table.peers[name]
+
+        return cls(
+            key=first.key,
+            label=first.label,
+            score=mean(lambda t: t.score),
+            mean_prob=mean(lambda t: t.mean_prob),
+            observed=np.sum([t.observed for t in tables], axis=0),
+            peers={name: mean(of_peer(name)) for name in first.peers},
+            meta={
+                **first.meta,
+                "runs": len(tables),
+                "nonfinite": sum(t.meta.get("nonfinite", 0) for t in tables),
+            },
+        )
+
+    def to_parquet(self, path: str | os.PathLike) -> None:
+        """Write one Parquet file: a column for each array, ``meta`` and the digest as metadata."""
+        write_columns([(self.arrays(), self.peers, self.meta)], path)
+
+    @classmethod
+    def from_parquet(
+        cls, path: str | os.PathLike, *, num_examples: int | None = None
+    ) -> ScoreTable:
+        """Read what ``to_parquet`` wrote.
+
+        Args:
+            path: The file.
+            num_examples: Length of the data set that is to be pruned; another length is refused.
+
+        Raises:
+            ValueError: If a column is missing, the content does not have the digest it was
+                written with, or the length differs.
+        """
+        columns, peers, meta = read_columns(path)
+        result = cls(**columns, peers=peers, meta=meta)
+        if num_examples is not None and len(result) != num_examples:
+            raise ValueError(
+                f"{path} scores {len(result)} examples, the data set has {num_examples}"
+            )
+        return result
+
+
+def diverged(meta: dict[str, Any]) -> ValueError:
+    """Return the error for a recording that met NaN or infinite logits."""
+    return ValueError(
+        f"{meta['nonfinite']} observations had NaN or infinite logits (first examples: "
+        f"{meta.get('nonfinite_examples', [])}): the scoring run has diverged. Score again, or "
+        "pass ignore_nonfinite=True to count them as not seen"
+    )

@@ -1,0 +1,1 @@
+"""Scores and a prune ratio -> the examples that stay."""

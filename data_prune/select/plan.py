@@ -1,0 +1,164 @@
+"""A selection before it is carried out: the method and the few numbers it takes from the table.
+
+A row's priority depends on nothing but the row, the seed and these numbers, so that a table in
+memory, a folder of Parquet files and a cluster rank the same examples the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .beta import log_beta_density
+from .noise import gumbel
+from .quotas import class_index
+from .topk import Chunk, Search, find_threshold, sortable
+
+METHODS = ("beta", "weighted", "top", "ccs", "random")
+# Scores of which a LOW value means a difficult example.
+LOW_IS_HARD = ("aum", "mean_prob")
+# Rows whose priorities are computed at once: their temporaries stay in the caches.
+ROWS = 1 << 16
+# Rows whose priorities are counted at once: more than the cells of a table of counts.
+COUNTED_ROWS = 1 << 20
+
+Columns = dict[str, NDArray]  # id, label, score, mean_prob and the peers, each (n,)
+
+
+def parts(count: int, size: int = ROWS) -> Iterator[slice]:
+    """Yield ranges that cover ``count`` rows.
+
+    Example:
+        >>> list(parts(5, 3))
+        [slice(0, 3, None), slice(3, 5, None)]
+    """
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+
+def importance(columns: Columns, by: str) -> NDArray[np.float64]:
+    """Return the column that ranks the examples, turned so that larger is harder."""
+    value = columns[by].astype(np.float64)
+    return -value if by in LOW_IS_HARD else value
+
+
+def hardness(columns: Columns, by: str) -> Chunk:
+    """Return the rows in the order of their difficulty, those without a score last."""
+    value = importance(columns, by)
+    known = ~np.isnan(value)
+    return sortable(np.where(known, value, 0.0), known.astype(np.uint64)), columns["id"], None
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Ranges of equal width in the ranking column (method "ccs").
+
+    Attributes:
+        low: Where the first begins.
+        width: Of each.
+        count: Their number. Group ``count`` holds rows without a score, the next one those cut.
+        cut: Finds the hardest rows, which are left out; None leaves out none.
+    """
+
+    low: float
+    width: float
+    count: int
+    cut: Search | None
+
+    def of(self, columns: Columns, by: str) -> NDArray:
+        """Return the stratum of each row."""
+        value = importance(columns, by)
+        group = np.clip((value - self.low) / self.width, 0, self.count - 1)
+        group = np.where(np.isnan(value), self.count, group)
+        group = group.astype(np.min_scalar_type(self.count + 1))
+        if self.cut is not None:
+            group[self.cut.keep(hardness(columns, by))] = self.count + 1
+        return group
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A selection: what ranks a row, and how many rows of each group stay.
+
+    Attributes:
+        method: One of ``METHODS``.
+        by: Column that ranks the examples.
+        seed: Of the draw.
+        total: Number of rows to choose among.
+        quotas: (groups,) examples to keep of each group.
+        alpha: First parameter of the Beta distribution.
+        beta: Second parameter of the Beta distribution.
+        settings: Everything a report needs to say how the selection was made.
+        classes: (groups,) label of each group where groups are classes.
+        strata: The groups where they are strata.
+    """
+
+    method: str
+    by: str
+    seed: int
+    total: int
+    quotas: NDArray[np.int64]
+    alpha: float = 1.0
+    beta: float = 1.0
+    settings: dict[str, Any] = field(default_factory=dict)
+    classes: NDArray | None = None
+    strata: Strata | None = None
+
+    def chunk(self, columns: Columns) -> Chunk:
+        """Return priority, id and group of each row."""
+        ids, value = columns["id"], importance(columns, self.by)
+        noise, tier = gumbel(self.seed, ids), (~np.isnan(value)).astype(np.uint64)
+        priority = noise
+        if self.method == "top":
+            priority = np.where(np.isnan(value), noise, value)
+        elif self.method in ("beta", "weighted"):
+            tier = (value > 0).astype(np.uint64)  # rows without weight come last
+            with np.errstate(divide="ignore", invalid="ignore"):
+                weight = np.where(value > 0, np.log(value), 0.0)
+            if self.method == "beta":
+                density = log_beta_density(columns["mean_prob"], self.alpha, self.beta)
+                weight = np.where(np.isnan(density), 0.0, density) + weight
+            priority = weight + noise
+        group = None
+        if self.classes is not None:
+            group = class_index(self.classes, columns["label"])
+        elif self.strata is not None:
+            group = self.strata.of(columns, self.by)
+        return sortable(priority, tier), ids, group
+
+    def draw(
+        self, columns: Callable[[slice], Columns], ids: NDArray[np.uint64]
+    ) -> NDArray[np.int64]:
+        """Carry the plan out on rows in memory, with 8 to 12 bytes a row besides the result.
+
+        Args:
+            columns: A range of rows -> what the plan reads of them.
+            ids: (total,) of all rows.
+
+        Returns:
+            (k,) positions, ascending.
+        """
+        priority, group = np.empty(len(ids), dtype=np.uint64), None
+        for part in parts(len(ids)):
+            priority[part], _, of_part = self.chunk(columns(part))
+            if of_part is not None:
+                group = np.empty(len(ids), dtype=of_part.dtype) if group is None else group
+                group[part] = of_part
+        counted: list[Chunk] = [
+            (priority[part], ids[part], None if group is None else group[part])
+            for part in parts(len(ids), COUNTED_ROWS)
+        ]
+        found = find_threshold(
+            lambda f, merge: reduce(merge, map(f, counted)), self.quotas, self.total
+        )
+        kept, filled = np.empty(int(self.quotas.sum()), dtype=np.int64), 0
+        for part in parts(len(ids)):
+            of_part = None if group is None else group[part]
+            rows = np.flatnonzero(found.keep((priority[part], ids[part], of_part)))
+            np.add(rows, part.start, out=kept[filled : filled + len(rows)])
+            filled += len(rows)
+        return kept[:filled]
