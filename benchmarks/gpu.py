@@ -32,7 +32,6 @@ from torch_specgd.triton_kernels import (
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 PRODUCTS = ((1, 1024, 1024), (8, 1024, 4096), (1, 4096, 4096), (1, 8192, 8192))
-GROUPED = ((12, 768, 768), (12, 768, 3072), (32, 1024, 1024))
 UPDATES = ((12, 768, 3072), (192, 16, 1024))
 WHOLE = ((12, 768, 768), (12, 768, 3072), (8, 4096, 4096), (2, 4096, 14336), (192, 16, 1024))
 
@@ -62,40 +61,11 @@ def products(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
 
     x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     q = launch.symmetric(x, x)
-    one = torch.ones(2, device="cuda")
     return {
         "gram torch": lambda: torch.bmm(x, x.mT),
         "gram triton": lambda: launch.symmetric(x, x),
         "apply torch": lambda: torch.bmm(q, x),
-        "apply triton": lambda: launch.apply(q, x, one),
-    }
-
-
-def grouped(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
-    """Matrices that lie apart: the Gram product, and the product whose epilogue is the update."""
-    from torch_specgd.triton_kernels.kernels import launch
-    from torch_specgd.triton_kernels.kernels.addresses import address_table
-
-    count, *rest = shape
-    x, w = ([torch.randn(rest, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-            for _ in range(2))  # fmt: skip
-    matrices, weights = address_table(x), address_table(w)
-    q = launch.gram_of_table(matrices) / shape[2]
-    stacked, step = torch.stack(x), torch.tensor([-1e-3, 1.0 - 1e-4], device="cuda")
-
-    def stack_and_multiply() -> Tensor:
-        y = torch.stack(x)
-        return torch.bmm(y, y.mT)
-
-    def multiply_and_update() -> None:
-        torch._foreach_mul_(w, 1.0 - 1e-4)
-        torch._foreach_add_(w, list(torch.bmm(q, stacked)), alpha=-1e-3)
-
-    return {
-        "gram, stack and torch": stack_and_multiply,
-        "gram, table": lambda: launch.gram_of_table(matrices),
-        "update, torch": multiply_and_update,
-        "update, table": lambda: launch.apply(q, stacked, step, out=weights),
+        "apply triton": lambda: launch.apply(q, x),
     }
 
 
@@ -146,7 +116,6 @@ def updates(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
 
 KINDS = (
     ("products", PRODUCTS, products),
-    ("grouped", GROUPED, grouped),
     ("whole", WHOLE, whole),
     ("updates", UPDATES, updates),
 )

@@ -5,9 +5,11 @@ The documentation calls this part the engine; on disk it is `triton_kernels`.
 
 from .engine import orthogonalize, orthogonalize_together
 from .multi_tensor import momentum_step, weight_step
-from .planning.choose import Plan, plan
-from .schedule.named import SCHEDULES, Schedule, resolve_schedule
+from .planning.choose import plan
+from .planning.plan import Plan
+from .schedule.named import SCHEDULES, resolve_schedule
 from .schedule.named import Coefficients as Coefficients
+from .schedule.schedule import Schedule
 from .workshop.certificate import Certificate, certify
 from .workshop.cost import Cost, cost_on_paper
 from .workshop.design import design_schedule

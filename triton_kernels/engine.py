@@ -13,13 +13,11 @@ from torch import Tensor
 from .iterate.products import full_float32
 from .iterate.run import run_together
 from .kernels.configuration import architecture
-from .operator import Request, flatten, orthogonalize_op, run
+from .operator import PLANNED, Request, flatten, orthogonalize_op, run
 from .planning.choose import ACCURACIES, SMALL
 from .planning.choose import plan as choose_plan
 from .planning.plan import Plan
 from .schedule.named import Schedule, ScheduleLike, is_triple, resolve_schedule
-
-__all__ = ["METHODS", "check_out", "orthogonalize", "orthogonalize_together"]
 
 METHODS = ("auto", "newton_schulz", "gram", "precise", "svd", "smoothed")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -60,7 +58,7 @@ def check_out(out: Tensor, x: Tensor) -> None:
         raise ValueError("out must be row-major, on a CPU, and outside torch.compile")
     if x is out or not x.numel():
         return
-    # Not by addresses, which tensors without data do not have.
+    # Compared by offsets in one storage: tensors without data have no addresses.
     (first, last), (start, end) = _span(x), _span(out)
     aliases: bool = torch._C._is_alias_of(x, out)  # type: ignore[attr-defined]  # not in its stubs
     if aliases and first < end and start < last:
@@ -137,7 +135,7 @@ def orthogonalize(
         method = "gram" if plan.form == "gram" else "newton_schulz"
         steps_of, dtype, restarts = plan.schedule, plan.dtype, list(plan.restarts)
         if plan.tiles and x.is_cuda:
-            # One text for the operator, which takes no mappings.
+            # As text, because an operator takes no mappings.
             tiles = json.dumps(plan.tiles_for(x.shape, architecture(x.device)))
     elif schedule is not None or steps is not None or method in ("newton_schulz", "gram"):
         steps_of = resolve_schedule(schedule, steps)
@@ -145,14 +143,13 @@ def orthogonalize(
             method = "newton_schulz"
         if method != "gram" and is_triple(schedule):
             method = "torch_muon"
-    request = Request(
-        method, *flatten(steps_of), accuracy, eps, dtype, smoothing, tolerance, restarts, tiles
-    )
+    own = PLANNED if steps_of is None else flatten(steps_of)
+    request = Request(method, *own, accuracy, eps, dtype, smoothing, tolerance, restarts, tiles)
     if out is None:
         return orthogonalize_op(x.detach(), *request)
     check_out(out, x)
     if type(x.detach()) is not Tensor:
-        # Tensors without data, and other subclasses, know the operator, but not its inside.
+        # Subclasses, such as tensors without data, implement the operator, and not what it does.
         return out.copy_(orthogonalize_op(x.detach(), *request))
     run(x.detach(), out.detach(), request)
     return out
@@ -200,12 +197,12 @@ def _shared_schedule(x: Tensor, out: Tensor, options: dict[str, Any]) -> Schedul
         return None
     if not options.get("eps", 1.0) > 0:
         return None
-    # Subclasses, such as tensors without data, know the operator, but not its inside.
+    # Subclasses, such as tensors without data, implement the operator, and not what it does.
     plain = type(x) is type(out) is Tensor and x.device.type == "cpu" and x.ndim == 3
     if not plain or x.dtype != torch.float32 or not 0 < min(x.shape) <= min(x.shape[-2:]) <= SMALL:
         return None
     check_out(out, x)
     if out.data_ptr() == x.data_ptr():
-        return None  # X is what the Gram form reads last
+        return None  # the Gram form reads X when it writes the result
     chosen = choose_plan(tuple(x.shape[-2:]), len(x), accuracy=options.get("accuracy", "default"))
     return chosen.schedule if chosen.form == "gram" and not chosen.restarts else None

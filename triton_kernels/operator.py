@@ -19,8 +19,6 @@ from .iterate.run import precise, run_plan, torch_muon
 from .planning.choose import arithmetic_dtype, plan
 from .schedule.named import Schedule
 
-__all__ = ["Request", "orthogonalize_op", "run"]
-
 _FORMS = {"newton_schulz": "direct", "gram": "gram"}
 
 
@@ -56,10 +54,12 @@ class Request(NamedTuple):
     tiles: str = ""
 
 
-def flatten(schedule: Schedule | None) -> tuple[list[float], list[int], float, str]:
+PLANNED: tuple[list[float], list[int], float, str] = ([], [], 1.0, "frobenius")
+"""A request's arguments where the plan chooses the schedule."""
+
+
+def flatten(schedule: Schedule) -> tuple[list[float], list[int], float, str]:
     """Return a schedule as the plain arguments of a `Request`."""
-    if schedule is None:
-        return [], [], 1.0, "frobenius"
     steps = schedule.steps
     numbers = [c for step in steps for c in step]
     return numbers, [len(step) for step in steps], schedule.safety, schedule.normalization

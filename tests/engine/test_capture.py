@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from torch_specgd.triton_kernels import SCHEDULES, momentum_step, multi_tensor, plan, weight_step
 from torch_specgd.triton_kernels.kernels import (
@@ -24,16 +25,15 @@ from torch_specgd.triton_kernels.kernels import (
     launch,
     launch_small,
 )
-from torch_specgd.triton_kernels.operator import _new, flatten
+from torch_specgd.triton_kernels.operator import PLANNED, _new, flatten
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 KERNELS = {
     launch: ("symmetric_kernel", "apply_kernel"),
-    launch_small: ("small_kernel", "small_scratch_kernel"),
+    launch_small: ("small_kernel",),
     elementwise: ("momentum_kernel", "update_kernel"),
 }
 CACHES = (
-    launch_small._steps_table,
     addresses.kept_table,
     elementwise._kept_work,
     multi_tensor._kept_scales,
@@ -69,7 +69,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         class Kernel:
             def __getitem__(self, grid: tuple) -> Callable:
                 def run(*args: Any, **options: Any) -> None:
-                    plain = tuple(a for a in args if not isinstance(a, torch.Tensor))
+                    plain = tuple(
+                        str(a.block_shape) if isinstance(a, TensorDescriptor) else a
+                        for a in args
+                        if not isinstance(a, torch.Tensor)
+                    )
                     launches.append((name, grid, (*plain, *sorted(options.items()))))
 
                 return run
@@ -106,7 +110,8 @@ def _capture(gpu: SimpleNamespace, step: Callable[[], object]) -> list:
 
 
 def _arguments(method: str, schedule: Any, form: str, accuracy: str) -> tuple:
-    return (form or method, *flatten(schedule), accuracy, 1e-7, None, 1e-2, None)
+    own = PLANNED if schedule is None else flatten(schedule)
+    return (form or method, *own, accuracy, 1e-7, None, 1e-2, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -117,7 +122,7 @@ def _arguments(method: str, schedule: Any, form: str, accuracy: str) -> tuple:
         ((12, 3072, 768), {"symmetric_kernel", "apply_kernel"}),
         ((4, 1024, 1024), {"symmetric_kernel", "apply_kernel"}),
         ((192, 16, 1024), {"small_kernel"}),
-        ((192, 1024, 60), {"small_scratch_kernel"}),
+        ((192, 1024, 60), {"small_kernel"}),
         ((1, 100, 300), set()),
     ],
 )
@@ -130,7 +135,10 @@ def test_default_never_waits(
     assert {name for name, _, _ in found} == kernels
     if len(kernels) == 2:
         assert len(found) == plan(shape, dtype=dtype, device="cuda").traffic()[1]
-        options = [dict(entry for entry in rest if isinstance(entry, tuple)) for *_, rest in found]
+        options = [
+            dict(entry for entry in rest if isinstance(entry, tuple) and len(entry) == 2)
+            for *_, rest in found
+        ]
         assert all(one["DESCRIPTOR"] for one in options)
 
 

@@ -6,12 +6,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_specgd.triton_kernels import SCHEDULES, cost_on_paper, orthogonalize, plan
 from torch_specgd.triton_kernels.iterate import products, run
-from torch_specgd.triton_kernels.operator import flatten, orthogonalize_op
+from torch_specgd.triton_kernels.operator import PLANNED, flatten, orthogonalize_op
 
 
 def _arguments(x: torch.Tensor, method: str = "auto", schedule: str | None = None) -> tuple:
-    own = None if schedule is None else SCHEDULES[schedule]
-    return (x, method, *flatten(own), "default", 1e-7, None, 1e-2, None)
+    own = PLANNED if schedule is None else flatten(SCHEDULES[schedule])
+    return (x, method, *own, "default", 1e-7, None, 1e-2, None)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_chains_are_the_polynomials(name: str) -> None:
         for k, (alpha, beta, gamma) in enumerate(chain.links):
             before = r - chain.centre if k == 0 else around_centre
             around_centre = alpha * before**2 + beta * (r - chain.centre) + gamma
-        for alpha, beta, gamma in chain.around_zero():
+        for alpha, beta, gamma in chain.around_zero:
             around_zero = alpha * around_zero**2 + beta * r + gamma
         scale = np.abs(h).max()
         assert np.abs(around_centre - h).max() < 1e-8 * scale

@@ -54,7 +54,7 @@ def test_products(cases: Cases, dtype: str, size: tuple[int, int], layout: str) 
     truth = {
         "gram": x @ x.mT,
         "d": 0.5 * x @ x.mT + 0.25 * c + 3.0 * eye,
-        "y": 0.5 * q @ x + 2.0 * x,
+        "y": q @ x,
     }
     for name, expected in truth.items():
         limit = _rounding(case["x"].dtype, expected.abs().max().item() + 1.0)
@@ -63,32 +63,14 @@ def test_products(cases: Cases, dtype: str, size: tuple[int, int], layout: str) 
         assert torch.equal(case[name], case[name].mT), f"{name} is not symmetric bit by bit"
 
 
-@pytest.mark.parametrize("size", [(24, 40), *SIZES])
-def test_address_tables(cases: Cases, size: tuple[int, int]) -> None:
-    """Grouped launches would read or update another layer's weight."""
-    case = {k: v.double() for k, v in cases[f"table-{size[0]}x{size[1]}"].items()}
-    assert (case["gram"] - case["before"] @ case["before"].mT).abs().max() < 1e-4
-    truth = 0.99 * case["before"] - 0.1 * case["q"] @ case["x"]
-    assert (case["after"] - truth).abs().max() < 1e-4
-
-
-def test_small_ranks_of_a_table(cases: Cases) -> None:
-    """LoRA factors that lie apart would need a copy before their one launch."""
-    case = cases["table-small"]
-    truth = orthogonalize(case["x"].double(), method="newton_schulz", schedule="deep")
-    assert (case["y"].double() - truth).abs().max() < 5e-5
-
-
-def test_a_table_takes_like_matrices_only() -> None:
-    """The kernel would read one layer with another one's strides."""
-    from torch_specgd.triton_kernels.kernels.addresses import address_table
-
-    x = torch.randn(4, 6)
-    assert address_table([x, x]).alignment == 16
-    odd = torch.randn(25)[1:].view(4, 6)
-    assert address_table([x, odd]).alignment == 4
-    with pytest.raises(ValueError, match=r"\(6, 4\)"):
-        address_table([x, x.mT])
+@pytest.mark.parametrize("size", ["40x136", "136x40", "64x64"])
+def test_products_through_descriptors(cases: Cases, size: str) -> None:
+    """A tile at the edge of a matrix would take in what lies beside it."""
+    case = {k: v.double() for k, v in cases[f"descriptor-{size}"].items()}
+    x, q = case["x"][::2], case["q"][::2]
+    assert case["gram"][1].isnan().all()
+    assert (case["gram"][::2] - x @ x.mT).abs().max() < 2**-10 * (x @ x.mT).abs().max()
+    assert (case["y"][::2] - q @ x).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("schedule", ["degree9_3", "polar_express"])
@@ -110,13 +92,6 @@ def test_small_rank_kernel_keeps_nan_apart(cases: Cases) -> None:
     y = cases["small-broken-degree9_3"]["y"]
     assert y[1].isnan().any()
     assert y[[0, 2]].isfinite().all()
-
-
-def test_small_rank_kernel_of_128_rows(cases: Cases) -> None:
-    """Where a table offers 128 rows, nobody would have seen what comes out."""
-    case = cases["small-128"]
-    truth = orthogonalize(case["x"].double(), method="newton_schulz", schedule="deep")
-    assert (case["y"].double() - truth).abs().max() < 5e-5
 
 
 WHOLE = [
@@ -186,7 +161,6 @@ def test_momentum(cases: Cases, kind: str, nesterov: bool, tensor: int) -> None:
     out = case["g"].lerp(new, 0.9) if nesterov else new
     assert torch.allclose(case["new"], new, atol=1e-6)
     assert torch.allclose(case["out"].float(), out, atol=4e-3)
-    assert torch.allclose(case["square"], out.square().sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("tensor", range(5))

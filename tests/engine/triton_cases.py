@@ -4,10 +4,8 @@ A program of its own, because TRITON_INTERPRET must be set before the kernels ar
 and a process in which they are interpreted cannot compile them.
 """
 
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,34 +28,23 @@ def products() -> Iterator[Case]:
                 d = launch.symmetric(x, x, c, (0.5, 0.25, 3.0))
                 gram = launch.symmetric(x, x)
                 q = (gram / gram.float().norm()).to(dtype)
-                y = launch.apply(q, x, torch.tensor([0.5, 2.0]), c=x)
+                y = launch.apply(q, x)
                 name = f"product-{dtype}-{n}x{k}-{layout}".replace("torch.", "")
                 yield name, dict(x=x, c=c, d=d, gram=gram, q=q, y=y)
 
 
-def tables() -> Iterator[Case]:
-    """Unstacked matrices through tables of addresses: Gram matrices, updates, small ranks."""
-    from torch_specgd.triton_kernels import SCHEDULES
+def descriptors() -> Iterator[Case]:
+    """Both products through tensor descriptors, ragged, a batch of several, results of float32."""
     from torch_specgd.triton_kernels.kernels import launch
-    from torch_specgd.triton_kernels.kernels.addresses import address_table
-    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small_table
 
-    scalars = torch.tensor([-0.1, 0.99])
-    for n, m in ((24, 40), *SIZES):
-        weights = [torch.randn(m, n).T for _ in range(3)]
-        before = torch.stack(weights)
-        table = address_table(weights)
-        gram = launch.gram_of_table(table)
-        q, x = torch.randn(3, n, n), torch.randn(3, n, m)
-        launch.apply(q, x, scalars, out=table)
-        case = dict(before=before, gram=gram, q=q, x=x, after=torch.stack(weights))
-        yield f"table-{n}x{m}", case
-    # Every other address is no multiple of 16 bytes.
-    memory = torch.randn(4, 20 * 50 + 1)
-    x = [one[i % 2 :][:1000].view(20, 50) for i, one in enumerate(memory)]
-    y = [torch.empty_like(one) for one in x]
-    orthogonalize_small_table(address_table(x), SCHEDULES["deep"], address_table(y))
-    yield "table-small", dict(x=torch.stack(x), y=torch.stack(y))
+    tile = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "DESCRIPTOR": True, "num_warps": 4}
+    for n, m in ((40, 136), (136, 40), (64, 64)):
+        x = torch.randn(3, n, m).half()
+        x[1] = torch.nan  # a tile that reaches over the edge reads zeros, not the next matrix
+        gram = launch.symmetric(x, x, config=tile | {"STRIPS": 1})
+        q = torch.randn(3, n, n).half()
+        y = launch.apply(q, x, torch.empty(3, n, m), tile)
+        yield f"descriptor-{n}x{m}", dict(x=x, gram=gram, q=q, y=y)
 
 
 def small() -> Iterator[Case]:
@@ -87,20 +74,6 @@ def small() -> Iterator[Case]:
     yield "small-broken-degree9_3", dict(x=broken, y=y)
 
 
-def at_128_rows() -> Iterator[Case]:
-    """The one-launch kernel with the table of an architecture that offers 128 rows."""
-    from torch_specgd.triton_kernels import SCHEDULES
-    from torch_specgd.triton_kernels.kernels import configuration
-    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
-
-    path = Path(configuration.__file__).parent / "configs" / "sm_100.json"
-    os.environ[configuration.ENVIRONMENT] = str(path)
-    x = torch.randn(2, 100, 130)
-    y = orthogonalize_small(x, SCHEDULES["deep"])
-    del os.environ[configuration.ENVIRONMENT]
-    yield "small-128", dict(x=x, y=y)
-
-
 def whole() -> Iterator[Case]:
     """Plans over the Triton products: both forms, ragged, broken and tall batches, cast results."""
     from torch_specgd.triton_kernels import plan
@@ -119,7 +92,7 @@ def whole() -> Iterator[Case]:
         "tiny": 1e-30 * plain,
         "strided": torch.randn(130, 2, 66).permute(1, 2, 0)[:, ::2],
     }
-    ops = TritonProducts(plain.device)
+    ops = TritonProducts()
     for dtype in (torch.float32, torch.float16):
         for form in ("direct", "gram"):
             for name in ("deep", "flat", "jordan"):
@@ -159,7 +132,7 @@ def tiles() -> Iterator[Case]:
                 (n, 2 * n), batch=batch, device="cuda", arch="sm_80", form=form, tiles=both,
                 arithmetic=torch.float16, restarts=(1, 2),
             )  # fmt: skip
-            ops = TritonProducts(x.device, chosen.configs())
+            ops = TritonProducts(chosen.configs())
         else:
             # One stage differs from every table's choice.
             change = {"small": {"num_stages": 5}}
@@ -182,7 +155,7 @@ def offsets() -> Iterator[Case]:
     x.copy_(torch.randn(x.shape))
     gram = launch.symmetric(x, x)
     q = (gram / 64).contiguous()
-    launch.apply(q, x, torch.ones(2), out=y)
+    launch.apply(q, x, y)
     orthogonalize_small(x, SCHEDULES["deep"], z)
     w.copy_(x)
     rows = w[:, 0]  # (3, 32), rows 2^30 apart
@@ -200,7 +173,7 @@ SHAPES = {
 
 
 def fused() -> Iterator[Case]:
-    """Momentum, Nesterov, cast and norms; decay and update: many tensors in one launch."""
+    """Momentum, Nesterov and cast; decay and update: many tensors in one launch."""
     from torch_specgd.triton_kernels.kernels import elementwise
 
     for kind, shapes in SHAPES.items():
@@ -215,9 +188,9 @@ def fused() -> Iterator[Case]:
             buffers = [torch.randn(s) for s in shapes]
             outs = [torch.empty(s, dtype=torch.float16) for s in shapes]
             old = [b.clone() for b in buffers]
-            squares = elementwise.momentum(grads, buffers, outs, 0.9, nesterov)
+            elementwise.momentum(grads, buffers, outs, 0.9, nesterov)
             for i in range(len(shapes)):
-                case = dict(g=grads[i], old=old[i], new=buffers[i], out=outs[i], square=squares[i])
+                case = dict(g=grads[i], old=old[i], new=buffers[i], out=outs[i])
                 yield f"momentum-{kind}-{nesterov}-{i}", case
         weights = some()
         before = [w.clone() for w in weights]
@@ -268,7 +241,7 @@ def main() -> None:
     """Run all cases and save them to the file named on the command line."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    parts = (products, tables, small, at_128_rows, whole, tiles, offsets, fused, steps)
+    parts = (products, descriptors, small, whole, tiles, offsets, fused, steps)
     torch.save({name: case for part in parts for name, case in part()}, sys.argv[1])
 
 

@@ -9,7 +9,7 @@ from torch_specgd.triton_kernels.kernels import launch, launch_small
 
 Launches = list[tuple[str, dict[str, Any]]]
 # What a launch is told beside the tiles.
-_OTHERS = {"HAS_C", "TABLE", "PRECISION", "GROUP", "SCHATTEN4", "enable_fp_fusion"}
+_OTHERS = {"HAS_C", "PRECISION", "GROUP", "STEPS", "LINKS", "SCHATTEN4", "enable_fp_fusion"}
 
 
 def _told(options: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,6 @@ def recorded() -> Iterator[Launches]:
         (launch, "symmetric_kernel", "symmetric"),
         (launch, "apply_kernel", "apply"),
         (launch_small, "small_kernel", "small"),
-        (launch_small, "small_scratch_kernel", "small"),
     )
     old = [mock.patch.object(m, n, _Recording(k, getattr(m, n), seen)) for m, n, k in places]
     for patch in old:

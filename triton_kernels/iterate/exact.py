@@ -7,8 +7,6 @@ from torch import Tensor
 
 from .normalize import largest_entry
 
-__all__ = ["smoothed_polar", "svd_polar"]
-
 
 def svd_polar(x: Tensor, tolerance: float | None = None) -> Tensor:
     """Return the compact polar factor ``U_r V_r^T`` from the singular value decomposition.
@@ -27,7 +25,7 @@ def svd_polar(x: Tensor, tolerance: float | None = None) -> Tensor:
         tolerance = max(x.shape[-2:]) * torch.finfo(x.dtype).eps
     x = x / largest_entry(x)
     finite = x.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-    # LAPACK refuses a batch with a NaN in it; that member alone must pay.
+    # LAPACK refuses a whole batch for a NaN in one member, which is decomposed as zeros here.
     u, s, vh = torch.linalg.svd(torch.where(finite, x, 0.0), full_matrices=False)
     keep = (s > tolerance * s[..., :1]).to(x.dtype)
     return torch.where(finite, (u * keep[..., None, :]) @ vh, torch.nan)

@@ -22,8 +22,6 @@ from ..schedule.squares import Step, chain_of_squares
 from .normalize import Start
 from .products import Products, plus_identity, scale_members, scaled_sum
 
-__all__ = ["carried_polynomial", "direct", "gram", "step_polynomial"]
-
 
 def step_polynomial(
     r: Tensor,
@@ -47,9 +45,9 @@ def step_polynomial(
         v = ops.symmetric(r, r, r, alpha=step[3], beta=step[2], gamma=step[1])
         return ops.symmetric(r, v, gamma=step[0])
     chain = chain_of_squares(step)
-    (alpha, beta, gamma), *links = chain.links if centre else chain.around_zero()
+    (alpha, beta, gamma), *links = chain.links if centre else chain.around_zero
     if links and (centre or u is not None):
-        # The next square takes alpha along: without a factor this one is a plain product, or sum.
+        # The next link takes over alpha, so that this one is a product or sum without a factor.
         links[0] = (links[0][0] * alpha * alpha, *links[0][1:])
         alpha, beta, gamma = 1.0, beta / alpha, gamma / alpha
     if alpha == 0.0:
@@ -88,13 +86,13 @@ def direct(
         (b, n, m), `out`, one of `spare`, or fresh.
     """
     steps, x = schedule.coefficients, start.x
-    # R^2 is rounded by itself before it meets R: once more than in a step's own product, for which
-    # only schedules with that normalization have room.
+    # The start's R^2 has been rounded once more than the square that a step computes by itself.
+    # Only schedules with the Schatten-8 normalization have room for that.
     u = start.u if schedule.normalization == "schatten8" else None
     for k, step in enumerate(steps):
         centre = _centre(step)
         if k == 0:
-            # A CPU shifts R's diagonal in a pass over it; a GPU's kernel adds R for nothing.
+            # A CPU shifts R's diagonal, which is one short pass; a GPU's kernel adds R at no cost.
             centre = centre if u is None and start.looked else 0.0
             r = plus_identity(start.r, -centre) if centre else start.r
             w = step_polynomial(r, step, ops, u, centre, spare=True)
@@ -133,7 +131,7 @@ def gram(
     for first, end in pairwise(ends):
         q = carried_polynomial(r, steps[first:end], ops, u)
         if first == 0:
-            # The factor of the normalization rides on the first Q, never on R.
+            # The first Q takes the factor by which X is normalized; R has it already.
             q = scale_members(q, factor)
         if end == len(steps):
             break
@@ -156,8 +154,8 @@ def carried_polynomial(
     q: Tensor | None = None
     for k, step in enumerate(steps):
         w = step_polynomial(r, step, ops, u)
-        # The general product: W and Q commute only up to rounding, and half of their product,
-        # mirrored, would be off by what is missing, which a few dimensions amplify without end.
+        # W and Q commute only up to rounding, so their product is computed whole: with one half
+        # mirrored, matrices of a few dimensions would diverge.
         q = w if q is None else ops.apply(w, q)
         if k < len(steps) - 1:
             r, u = ops.symmetric(w, ops.symmetric(r, w)), None

@@ -11,8 +11,6 @@ import threading
 import torch
 from torch import Tensor
 
-__all__ = ["KeptMemory"]
-
 _LIMIT = 1 << 26  # bytes; where more is needed, products take far longer than page faults
 
 
@@ -29,7 +27,7 @@ class KeptMemory(threading.local):
     """
 
     def __init__(self) -> None:
-        # A storage, not a tensor: one that was made in inference mode could not be written after.
+        # Kept as a storage: a tensor made in inference mode could not be written outside of it.
         self._room: torch.UntypedStorage | None = None
 
     def take(self, nbytes: int) -> Tensor:
@@ -38,10 +36,10 @@ class KeptMemory(threading.local):
         Args:
             nbytes: How many.
         """
-        # Named: the caller's default device may be another.
+        # The device is named because the caller's default may be another.
         memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         if type(memory) is not Tensor:
-            # A mode without data (FakeTensorMode) takes part; it has nothing to do with ours.
+            # Under FakeTensorMode new tensors have no data; the kept memory stays for others.
             return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         room, self._room = self._room, None
         if room is None or room.nbytes() < nbytes:
@@ -58,7 +56,7 @@ class KeptMemory(threading.local):
             Whether it is kept.
         """
         storage = memory.untyped_storage()
-        # A fake tensor says that it is on a CPU; its storage has no data.
+        # The storage of a fake tensor is on "meta", whatever device the tensor names.
         kept = storage.device.type == "cpu" and storage.nbytes() <= _LIMIT
         if kept:
             self._room = storage

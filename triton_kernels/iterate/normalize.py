@@ -16,11 +16,6 @@ from torch import Tensor
 
 from .products import Products, scale_members
 
-__all__ = [
-    "Start", "begin", "first_bound", "in_range", "largest_entry",
-    "normalize_gram", "prescale", "rescaled",
-]  # fmt: skip
-
 # Between these, neither the entries of R nor the squares inside its norm leave float32.
 _LOW, _HIGH = 1e-14, 1e18
 
@@ -46,15 +41,15 @@ def prescale(x: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         A new row-major tensor; zero matrices stay zero, a NaN stays in its own matrix.
     """
-    # Row-major, also where a tall matrix comes in transposed: so tensor descriptors can read it.
+    # Row-major, so that tensor descriptors can read it; a tall matrix comes in transposed.
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    # The largest entry first: the square of 1e30 does not fit in float32. In a wide dtype, or the
-    # quotient of 16-bit numbers is rounded to theirs before it is to y's.
+    # Division by the largest entry comes first, because the square of 1e30 does not fit in float32.
+    # The divisor is wide: a quotient of two 16-bit numbers would be rounded to their dtype first.
     wide = torch.promote_types(x.dtype, torch.float32)
     torch.div(x, largest_entry(x).to(wide), out=y)
     if dtype == torch.float16:
         norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True, dtype=torch.float32)
-        # A power of two rounds nothing.
+        # Multiplication by a power of two rounds nothing.
         y.mul_(torch.exp2(7 - torch.frexp(norm).exponent))
     return y
 
@@ -69,9 +64,9 @@ def _bound(r: Tensor, normalization: str) -> Tensor:
     if normalization == "frobenius":
         return _trace(r)
     if r.dtype == torch.bfloat16 and r.device.type == "cpu":
-        # A CPU copies a matrix to sum it in float32, five times the cost; norms of rows that
-        # are rounded to bfloat16 (summed in float32 as well) leave 2^-8 at most, which the
-        # matrix and its factor share.
+        # A CPU copies the whole matrix to sum it in float32, which takes five times as long as
+        # norms of rows. Their rounding to bfloat16 puts the bound off by at most 2^-8, and the
+        # matrix and its factor are divided by the same bound.
         rows = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
         return torch.linalg.vector_norm(rows, dim=-2, keepdim=True, dtype=torch.float32)
     wide = torch.promote_types(r.dtype, torch.float32)
@@ -163,8 +158,8 @@ def first_bound(r: Tensor, normalization: str) -> Tensor:
         r: (b, n, n) Gram matrices.
         normalization: See `begin`.
     """
-    # The trace is enough to begin with where R^2 gives the bound, and costs no pass; but only
-    # float16 can lose R^2 of a large flat spectrum that was divided by it.
+    # Where R^2 gives the bound, R is divided by its trace first, which costs no pass. In float16
+    # R^2 of a large flat spectrum would vanish then.
     loose = normalization == "schatten8" and r.dtype != torch.float16
     return _bound(r, "frobenius" if loose else normalization)
 
@@ -185,40 +180,41 @@ def normalize_gram(
         R^2 or None, and the factor by which X is normalized.
     """
     tight = normalization == "schatten8"
-    # A first scale that is a power of two rounds nothing, so that the second one alone does. A GPU
-    # saves the launches, and has room for both.
+    # On a CPU the first of two scales is a power of two, which rounds nothing. That takes more
+    # launches on a GPU, and the first step has room for both roundings.
     exact = tight and look
-    scale = _power_of_two(bound) if exact else _applicable(_reciprocal(bound), r, look)
+    scale = _power_of_two(bound) if exact else _scale(bound, r, look)
     scale_members(r, scale)
     u = None
     if tight:
-        # R is divided by its trace or Frobenius norm already; that of U = R^2 bounds it tighter.
+        # R is divided by its trace or Frobenius norm already; the norm of U = R^2 is tighter.
         u = ops.symmetric(r, r)
-        tighter = _applicable(_reciprocal(_bound(u, "schatten4").sqrt()), r, look)
+        tighter = _scale(_bound(u, "schatten4").sqrt(), r, look)
         scale_members(r, tighter)
-        # The square in full precision: U that is 2^-9 off R^2 as a whole, not entry by entry,
-        # shifts the near-cancelling factor of a degree-9 step and sends sigma = 1 beyond 1.02.
+        # The square stays in full precision: if all of U is 2^-9 off R^2, a step of degree 9, whose
+        # terms nearly cancel, sends a singular value of one beyond 1.02.
         scale_members(u, tighter.square())
         scale = scale * tighter
     factor = scale.sqrt()
     if look and r.dtype == torch.bfloat16:
-        # Off by a rounding, which leaves singular values in the first step's room, it is one pass.
+        # In bfloat16 X is multiplied in one pass. The factor is then off by 2^-9, and the largest
+        # singular value with it, for which the first step has room.
         factor = factor.to(r.dtype).to(factor.dtype)
     return u, factor
 
 
-def _applicable(scale: Tensor, r: Tensor, look: bool) -> Tensor:
-    """Return the next smaller factor by which a CPU can multiply all members in one pass."""
+def _scale(bound: Tensor, r: Tensor, look: bool) -> Tensor:
+    """Return what the members of R are multiplied by: one over a bound, or a little less.
+
+    A CPU multiplies all members of a bfloat16 batch in one pass if the factors are bfloat16 numbers
+    themselves: the upper halves of float32 numbers, which the lower halves only make larger.
+    """
+    scale = (bound + (bound == 0)).reciprocal()
     if r.dtype != torch.bfloat16 or not look:
         return scale
-    # A bfloat16 is the upper half of a float32; a smaller factor is still a bound.
     return (scale.view(torch.int32) & -(1 << 16)).view(torch.float32)
 
 
 def _power_of_two(bound: Tensor) -> Tensor:
     """Return the power of two by which a bound comes to lie in [1/2, 1)."""
     return torch.exp2(-torch.frexp(bound + (bound == 0)).exponent.to(bound.dtype))
-
-
-def _reciprocal(bound: Tensor) -> Tensor:
-    return (bound + (bound == 0)).reciprocal()

@@ -1,7 +1,8 @@
 """The small set of products over which the iteration is written once.
 
 Plain PyTorch here, Triton in `kernels/`: both offer these three, with all scalars taken in
-float32 (a CPU `torch.add(x, y, alpha=...)` in bfloat16 would round alpha to bfloat16 first).
+float32. A CPU's `torch.add(x, y, alpha=...)` rounds alpha to x's 16 bits first, so sums of 16-bit
+matrices are written otherwise there.
 """
 
 from __future__ import annotations
@@ -14,16 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Products", "TorchProducts", "full_float32"]
-
 _Triangle = Callable[..., Tensor]
 _BLOCK_ROWS = 4  # block rows of a triangle: 10 of 16 blocks are computed
 _TRIANGLE_ROWS = 512
-# Of the left operand in bfloat16, without AMX: smaller products are too short beside the calls.
+# Elements of the left operand, in bfloat16 without AMX, from which a call for each block pays.
 _TRIANGLE_ELEMENTS = 400_000
-# AMX multiplies so fast that blocks, each a call of its own, pay later; but where matrices are too
-# few to give one to each thread, halves do from 512 rows on (Gram matrices) or 768: oneDNN runs a
-# single product that small at the rate of one thread.
+# With AMX, which multiplies faster, a call for each block pays from more rows on. Halves pay
+# earlier if there are fewer matrices than threads: oneDNN runs so small a product on one thread.
 _TRIANGLE_ROWS_AMX, _HALVED_GRAM_ROWS, _HALVED_ROWS = 1536, 512, 768
 
 
@@ -79,11 +77,6 @@ class Products(Protocol):
         """Return ``Q X`` for Q (b, n, n) and X (b, n, m): `out` itself if that is given."""
 
 
-def _wide_scalars(x: Tensor) -> bool:
-    """Whether an addition takes its scalar in float32: a CPU rounds it to 16 bits first."""
-    return x.device.type != "cpu" or x.dtype in (torch.float32, torch.float64)
-
-
 @lru_cache(maxsize=8)
 def _one(dtype: torch.dtype) -> Tensor:
     return torch.ones((), dtype=dtype, device="cpu")  # whatever the caller's default device is
@@ -92,7 +85,7 @@ def _one(dtype: torch.dtype) -> Tensor:
 def plus_identity(x: Tensor, value: float) -> Tensor:
     """Add ``value I`` in place, in float32: `x` is always a fresh product."""
     diagonal = x.diagonal(dim1=-2, dim2=-1)
-    if _wide_scalars(x):
+    if x.device.type != "cpu" or x.dtype.itemsize > 2:
         diagonal.add_(value)
     else:
         one = _one(x.dtype)
@@ -107,7 +100,7 @@ def scaled_sum(
 
     The result may go to `out`, which may be A or B, where alpha is one.
     """
-    if alpha == 1.0 and _wide_scalars(a):
+    if alpha == 1.0 and (a.device.type != "cpu" or a.dtype.itemsize > 2):
         return torch.add(a, b, alpha=beta, out=out)
     if alpha == 1.0:
         # addcmul keeps its scalar in float32, where add would round beta to bfloat16; one pass
@@ -130,8 +123,8 @@ def scale_members(x: Tensor, factor: Tensor) -> Tensor:
     narrow = factor.to(x.dtype)
     if torch.equal(narrow.to(factor.dtype), factor):
         return x.mul_(narrow)
-    # A factor as a number is applied in float32 as well, in a quarter of the time that a CPU
-    # takes to multiply two dtypes.
+    # A CPU multiplies a 16-bit matrix by a float32 tensor in four times the time that it takes for
+    # a Python number, which it applies in float32 as well.
     for one, value in zip(x, factor.flatten().tolist(), strict=True):
         one.mul_(value)
     return x
@@ -183,7 +176,7 @@ def triangle_product(
     """
     old, beta = (out, 0.0) if c is None else (c, beta)
     blocks = _halves if halves else _block_rows
-    # Member by member: what one needs stays in the cache.
+    # One member after the other, so that what it needs stays in the cache.
     for one, left, right, addend in zip(out, a, b, old, strict=True):
         blocks(one, left, right, addend, beta=beta, alpha=alpha)
     return out
@@ -266,7 +259,7 @@ class TorchProducts:
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``, laid out like X."""
         if x.device.type == "cpu" and _transposed(x) and (out is None or _transposed(out)):
-            # X^T Q in memory, the faster product on a CPU, and nothing to transpose at the end.
+            # In memory this is X^T Q: the faster product, and its result needs no transposition.
             if out is None:
                 return torch.bmm(x.mT, q).mT
             torch.bmm(x.mT, q, out=out.mT)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..kernels.configuration import Config, architecture, load_table, worth_tiles
+from ..kernels.configuration import architecture, load_table, worth_tiles
 from ..planning.choose import SMALL
 from ..planning.plan import Plan
 from ..schedule.named import SCHEDULES, Schedule
@@ -15,8 +15,6 @@ from .iteration import carried_polynomial, direct, gram
 from .kept_memory import KeptMemory
 from .normalize import begin, first_bound, in_range, normalize_gram, rescaled
 from .products import Products, TorchProducts, cpu_has_amx, scale_members
-
-__all__ = ["precise", "products_for", "run_plan", "run_together", "torch_muon"]
 
 _PRECISE_STEPS = 12
 _CHUNK = 2**21  # elements worked on at a time on a CPU
@@ -44,7 +42,7 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         size = min(size, _members_at_once(x, chosen.dtype))
         room = _Room(x, size, chosen.dtype) if chosen.form == "direct" else None
     if ops is None:
-        ops = products_for(x, chosen.dtype, chosen.configs(), room.ring if room else None)
+        ops = products_for(x, chosen, room.ring if room else None)
     for part, place in zip(x.split(size), out.split(size), strict=True):
         spare = [buffer[: len(part)] for buffer in room.buffers] if room else []
         start = begin(part, chosen.dtype, schedule.normalization, ops, spare[0] if spare else None)
@@ -63,20 +61,15 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         _KEPT.give(room.memory)
 
 
-def products_for(
-    x: Tensor,
-    dtype: torch.dtype,
-    tiles: Mapping[str, Config] | None = None,
-    ring: Tensor | None = None,
-) -> Products:
+def products_for(x: Tensor, chosen: Plan, ring: Tensor | None = None) -> Products:
     """Return Triton's products where their tiles fill the GPU, PyTorch's everywhere else."""
-    if not x.is_cuda or dtype not in (torch.float16, torch.bfloat16):
+    if not x.is_cuda or chosen.dtype not in (torch.float16, torch.bfloat16):
         return TorchProducts(ring)
     if not worth_tiles(load_table(architecture(x.device)), x.shape[0], x.shape[-2]):
         return TorchProducts()
     from ..kernels.launch import TritonProducts
 
-    return TritonProducts(x.device, tiles)
+    return TritonProducts(chosen.configs())
 
 
 def _members_at_once(x: Tensor, dtype: torch.dtype) -> int:

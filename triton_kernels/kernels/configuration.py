@@ -16,18 +16,6 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "ARCHITECTURES",
-    "architecture",
-    "choose",
-    "load_table",
-    "read_table",
-    "small_config",
-    "symmetric_tiles",
-    "tiles_of_plan",
-    "worth_tiles",
-]
-
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 ENVIRONMENT = "TORCH_SPECGD_TRITON_CONFIG"
 Config = dict[str, Any]
@@ -127,7 +115,7 @@ def choose(
             tiles = tiles // 2 + batch * rows // 2
         if tiles >= table["processors"]:
             break
-    # Named, because Triton's own default is about to change and results would with it.
+    # Triton is about to change its default for this, and results would change with it.
     return config | {"enable_fp_fusion": True}
 
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from .addresses import kept_table
 from .configuration import architecture, load_table
 
-__all__ = ["momentum", "momentum_kernel", "update", "update_kernel"]
-
 LINE = tl.constexpr(16)  # bytes that a thread loads at once, and elements that fill whole ones
 
 
@@ -58,7 +56,6 @@ def momentum_kernel(
     momentum_strides_ptr,
     out_ptr,  # (tensors,) int64 addresses: operands of the iteration
     out_strides_ptr,
-    partial_ptr,  # (chunks,) float32: sum of squares of what was written
     scalars_ptr,  # (1,) float32: mu
     grad_type,  # any pointer of the gradients' element type; likewise below
     momentum_type,
@@ -82,7 +79,6 @@ def momentum_kernel(
     if NESTEROV:
         new = grad + mu * (new - grad)
     tl.store(o_at, new.to(o_at.dtype.element_ty), mask=keep)
-    tl.store(partial_ptr + chunk, tl.sum(tl.where(keep, new * new, 0.0), 0))
 
 
 @triton.jit
@@ -164,7 +160,7 @@ def momentum(
     outs: Sequence[Tensor],
     mu: float | Tensor,
     nesterov: bool = True,
-) -> Tensor:
+) -> None:
     """Update momentum buffers and write the operands of the iteration, all in one launch.
 
     ``M <- M + (1 - mu)(G - M)``; the operand is M, or ``G + mu (M - G)`` with Nesterov.
@@ -175,25 +171,15 @@ def momentum(
         outs: Where the operands go, in their own dtype.
         mu: Momentum, in [0, 1).
         nesterov: Default True.
-
-    Returns:
-        (tensors,) float32, the squared Frobenius norm of each operand.
     """
     config = _elementwise(grads[0])
     work, shapes = _work(grads, config["BLOCK"])
-    device = grads[0].device
-    partial = torch.empty(len(work), dtype=torch.float32, device=device)
     momentum_kernel[(len(work),)](
-        work, shapes, *_tables(grads), *_tables(buffers), *_tables(outs), partial,
-        _one_number(mu, device),
+        work, shapes, *_tables(grads), *_tables(buffers), *_tables(outs),
+        _one_number(mu, grads[0].device),
         grads[0], buffers[0], outs[0], NESTEROV=nesterov, FLAT=_flat(grads, buffers, outs),
         **config,
     )  # fmt: skip
-    chunks = tuple((-(-t.numel() // config["BLOCK"]),) for t in grads)
-    # In a fixed order, where an index_add_ on a GPU adds in any; unsafe: without a look at chunks.
-    return torch.segment_reduce(
-        partial, "sum", lengths=kept_table(chunks, device).flatten(), unsafe=True
-    )
 
 
 def update(

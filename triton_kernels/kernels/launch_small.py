@@ -1,4 +1,4 @@
-"""Launching the one-launch orthogonalization, for a stack of matrices or a table of addresses."""
+"""Launching the one-launch orthogonalization."""
 
 from __future__ import annotations
 
@@ -9,38 +9,31 @@ from torch import Tensor
 
 from ..schedule.named import Schedule
 from ..schedule.squares import chain_of_squares
-from .addresses import AddressTable
 from .configuration import Config, architecture, load_table, small_config
-from .small import small_kernel, small_scratch_kernel
-
-__all__ = ["orthogonalize_small", "orthogonalize_small_table"]
-
-REGISTER_LIMIT = 32  # rows at most for all of it in registers
+from .small import small_kernel
 
 
 @lru_cache(maxsize=64)
-def _steps_table(schedule: Schedule, device: torch.device) -> Tensor:
-    """Return the links of every step; kept, because a graph capture may not copy to the device.
+def _arguments(schedule: Schedule) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the numbers of all links of a schedule's steps, and how many links each step has.
 
     Raises:
         ValueError: For a schedule with a step of degree 7, which is no chain of squares.
     """
     if any(len(step) == 4 for step in schedule.coefficients):
         raise ValueError(
-            f"the one-launch kernel takes steps of degree 3, 5, 9 and 17, got {schedule}"
+            f"steps must be of degree 3, 5, 9 or 17 in the one-launch kernel, got {schedule}"
         )
-    table = torch.zeros(len(schedule), 10)
-    for row, step in zip(table, schedule.coefficients, strict=True):
-        links = chain_of_squares(step).around_zero()
-        numbers = [len(links), *(number for link in links for number in link)]
-        row[: len(numbers)] = torch.tensor(numbers)
-    return table.to(device)
+    chains = [chain_of_squares(step).around_zero for step in schedule.coefficients]
+    numbers = tuple(float(number) for links in chains for link in links for number in link)
+    # As floats: Triton would compile integers anew that are one.
+    return numbers, tuple(float(len(links)) for links in chains)
 
 
 def orthogonalize_small(
     x: Tensor, schedule: Schedule, out: Tensor | None = None, config: Config | None = None
 ) -> Tensor:
-    """Run a whole orthogonalization of (b, n, m), n <= 64 (128 where it fits), in one launch.
+    """Run a whole orthogonalization of (b, n, m), n <= 64, in one launch.
 
     Args:
         x: (b, n, m), any strides and scale.
@@ -52,43 +45,18 @@ def orthogonalize_small(
         ValueError: For more rows than the architecture's table has, or another schedule.
     """
     y = torch.empty_like(x) if out is None else out
-    _launch(x, y, x, y, schedule, 0, config)
-    return y
-
-
-def orthogonalize_small_table(x: AddressTable, schedule: Schedule, out: AddressTable) -> None:
-    """Do the same for matrices (n, m) that lie wherever they lie.
-
-    Args:
-        x: The matrices.
-        schedule: As above.
-        out: As many places for the results, of the same dtype.
-    """
-    count = len(x.addresses)
-    like = (x.like.expand(count, *x.like.shape), out.like.expand(count, *out.like.shape))
-    _launch(x.addresses, out.addresses, *like, schedule, min(x.alignment, out.alignment))
-
-
-def _launch(
-    x: Tensor,
-    y: Tensor,
-    x_like: Tensor,
-    y_like: Tensor,
-    schedule: Schedule,
-    table: int,
-    config: Config | None = None,
-) -> None:
-    batch, n, m = x_like.shape
+    batch, n, m = x.shape
     arch = architecture(x.device)
     config = small_config(arch, n) if config is None else config
     size = config["N"]
-    steps = _steps_table(schedule, x.device)
-    in_registers = size <= REGISTER_LIMIT
-    scratch = steps  # unused in registers
-    if not in_registers:
-        scratch = torch.empty(batch, 4, size, size, dtype=torch.float32, device=x.device)
-    (small_kernel if in_registers else small_scratch_kernel)[(batch,)](
-        x, y, scratch, x_like, steps, n, m, len(schedule), *x_like.stride(), *y_like.stride(),
-        SCHATTEN4=schedule.normalization == "schatten4", TABLE=table,
+    numbers, links = _arguments(schedule)
+    scratch = y
+    if config["K"] < size:
+        scratch = torch.empty(batch, 2, size, size, dtype=torch.float32, device=x.device)
+    small_kernel[(batch,)](
+        x, y, scratch, numbers, links, n, m, *x.stride(), *y.stride(),
+        STEPS=len(links), LINKS=len(numbers) // 3,
+        SCHATTEN4=schedule.normalization == "schatten4",
         PRECISION=load_table(arch)["float32_precision"], enable_fp_fusion=True, **config,
     )  # fmt: skip
+    return y

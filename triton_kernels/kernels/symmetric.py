@@ -8,8 +8,6 @@ small product of the iteration, each link of a chain of squares with its polynom
 import triton
 import triton.language as tl
 
-__all__ = ["symmetric_kernel"]
-
 
 @triton.jit
 def _triangle(tile, RATIO: tl.constexpr):
@@ -39,44 +37,40 @@ def _load_tile(start, stride_r, stride_c, rows, cols, ROWS: tl.constexpr, COLS: 
 
 
 @triton.jit
-def _store_mirrored(
-    out, base, stride_r, stride_c, row0, col0, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
+def _store_mirrored(out, base, row0, col0, n, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Store the part of a tile on or below the diagonal, and its mirror image above.
 
     Every element is written once, so the result is symmetric bit by bit and free of races.
     """
-    i = tl.arange(0, BLOCK_M)
-    j = tl.arange(0, BLOCK_N)
+    i = tl.arange(0, ROWS)
+    j = tl.arange(0, COLS)
     r = row0 + i
     c = col0 + j
     value = out.to(base.dtype.element_ty)
     row64 = row0.to(tl.int64)
     col64 = col0.to(tl.int64)
     keep = (r[:, None] >= c[None, :]) & (r < n)[:, None]
-    start = base + row64 * stride_r + col64 * stride_c
-    tl.store(start + i[:, None] * stride_r + j[None, :] * stride_c, value, mask=keep)
+    start = base + row64 * n + col64
+    tl.store(start + i[:, None] * n + j[None, :], value, mask=keep)
     mirror = (r[None, :] > c[:, None]) & (r < n)[None, :]
-    start = base + col64 * stride_r + row64 * stride_c
-    value = tl.trans(value)
-    tl.store(start + j[:, None] * stride_r + i[None, :] * stride_c, value, mask=mirror)
+    start = base + col64 * n + row64
+    tl.store(start + j[:, None] * n + i[None, :], tl.trans(value), mask=mirror)
 
 
 @triton.jit
 def _epilogue(
     acc, c_base, d_base, alpha, beta, gamma, n, row0, col0,
-    stride_cn, stride_cm, stride_dn, stride_dm,
     ROWS: tl.constexpr, COLS: tl.constexpr, HAS_C: tl.constexpr,
 ):  # fmt: skip
     """Turn an accumulator into a stored tile."""
     r = (row0 + tl.arange(0, ROWS))[:, None]
     c = (col0 + tl.arange(0, COLS))[None, :]
-    c_base += row0.to(tl.int64) * stride_cn + col0.to(tl.int64) * stride_cm
     out = alpha * acc + tl.where(r == c, gamma, 0.0)
     if HAS_C:
-        old = _load_tile(c_base, stride_cn, stride_cm, n - row0, n - col0, ROWS, COLS)
+        start = c_base + row0.to(tl.int64) * n + col0
+        old = _load_tile(start, n, 1, n - row0, n - col0, ROWS, COLS)
         out += beta * old.to(tl.float32)
-    _store_mirrored(out, d_base, stride_dn, stride_dm, row0, col0, n, ROWS, COLS)
+    _store_mirrored(out, d_base, row0, col0, n, ROWS, COLS)
 
 
 @triton.jit
@@ -87,10 +81,10 @@ def _halves(acc, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def symmetric_kernel(
-    a_ptr,  # (b, n, k), or a table of b addresses
-    b_ptr,  # (b, n, k), or the table again
-    c_ptr,  # (b, n, n), read where HAS_C
-    d_ptr,  # (b, n, n); its element type is that of the matrices in a table
+    a,  # (b, n, k): a pointer, or a tensor descriptor where DESCRIPTOR
+    b,  # (b, n, k), likewise
+    c_ptr,  # (b, n, n), contiguous, read where HAS_C
+    d_ptr,  # (b, n, n), contiguous
     alpha,
     beta,
     gamma,
@@ -103,17 +97,10 @@ def symmetric_kernel(
     stride_bb,
     stride_bn,
     stride_bk,
-    stride_cb,
-    stride_cn,
-    stride_cm,
-    stride_db,
-    stride_dn,
-    stride_dm,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_C: tl.constexpr,
-    TABLE: tl.constexpr,  # 0, or a_ptr and b_ptr hold addresses that this many bytes divide
     DESCRIPTOR: tl.constexpr,  # tiles of A and B through tensor descriptors (TMA)
     STRIPS: tl.constexpr,  # 1 or 2: how many parts of a tile the epilogue stores one by one
     PRECISION: tl.constexpr,
@@ -125,45 +112,31 @@ def symmetric_kernel(
     row0 = i * BLOCK_M
     col0 = j * BLOCK_N
     if row0 < n:
-        if TABLE:
-            element: tl.constexpr = d_ptr.dtype
-            a_base = tl.multiple_of(tl.load(a_ptr + batch).to(element), TABLE)
-            b_base = tl.multiple_of(tl.load(b_ptr + batch).to(element), TABLE)
-        else:
-            a_base = a_ptr + batch * stride_ab
-            b_base = b_ptr + batch * stride_bb
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
         if DESCRIPTOR:
-            a_tiles = tl.make_tensor_descriptor(a_base, [n, k], [stride_an, 1], [BLOCK_M, BLOCK_K])
-            b_tiles = tl.make_tensor_descriptor(b_base, [n, k], [stride_bn, 1], [BLOCK_N, BLOCK_K])
             for k0 in range(0, k, BLOCK_K):
-                a = a_tiles.load([row0, k0])
-                b = b_tiles.load([col0, k0])
-                acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
+                left = a.load([pid // tiles, row0, k0]).reshape(BLOCK_M, BLOCK_K)
+                right = b.load([pid // tiles, col0, k0]).reshape(BLOCK_N, BLOCK_K)
+                acc = tl.dot(left, right.T, acc, input_precision=PRECISION)
         else:
-            a_base += row0.to(tl.int64) * stride_an
-            b_base += col0.to(tl.int64) * stride_bn
+            a += batch * stride_ab + row0.to(tl.int64) * stride_an
+            b += batch * stride_bb + col0.to(tl.int64) * stride_bn
             for k0 in range(0, k, BLOCK_K):
-                a = _load_tile(a_base, stride_an, stride_ak, n - row0, k - k0, BLOCK_M, BLOCK_K)
-                b = _load_tile(b_base, stride_bn, stride_bk, n - col0, k - k0, BLOCK_N, BLOCK_K)
-                acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
-                a_base += BLOCK_K * stride_ak
-                b_base += BLOCK_K * stride_bk
-        c_base = c_ptr + batch * stride_cb
-        d_base = d_ptr + batch * stride_db
+                left = _load_tile(a, stride_an, stride_ak, n - row0, k - k0, BLOCK_M, BLOCK_K)
+                right = _load_tile(b, stride_bn, stride_bk, n - col0, k - k0, BLOCK_N, BLOCK_K)
+                acc = tl.dot(left, tl.trans(right), acc, input_precision=PRECISION)
+                a += BLOCK_K * stride_ak
+                b += BLOCK_K * stride_bk
+        c_base = c_ptr + batch * n * n
+        d_base = d_ptr + batch * n * n
         if STRIPS == 2:
             # Where a whole tile with its addend and its mirror image would spill.
-            left, right = _halves(acc, BLOCK_M, BLOCK_N)
-            _epilogue(
-                left, c_base, d_base, alpha, beta, gamma, n, row0, col0,
-                stride_cn, stride_cm, stride_dn, stride_dm, BLOCK_M, BLOCK_N // 2, HAS_C,
-            )  # fmt: skip
-            _epilogue(
-                right, c_base, d_base, alpha, beta, gamma, n, row0, col0 + BLOCK_N // 2,
-                stride_cn, stride_cm, stride_dn, stride_dm, BLOCK_M, BLOCK_N // 2, HAS_C,
-            )  # fmt: skip
+            half: tl.constexpr = BLOCK_N // 2
+            one, two = _halves(acc, BLOCK_M, BLOCK_N)
+            _epilogue(one, c_base, d_base, alpha, beta, gamma, n, row0, col0, BLOCK_M, half, HAS_C)
+            col0 += half
+            _epilogue(two, c_base, d_base, alpha, beta, gamma, n, row0, col0, BLOCK_M, half, HAS_C)
         else:
             _epilogue(
-                acc, c_base, d_base, alpha, beta, gamma, n, row0, col0,
-                stride_cn, stride_cm, stride_dn, stride_dm, BLOCK_M, BLOCK_N, HAS_C,
-            )  # fmt: skip
+                acc, c_base, d_base, alpha, beta, gamma, n, row0, col0, BLOCK_M, BLOCK_N, HAS_C
+            )

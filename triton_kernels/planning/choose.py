@@ -25,8 +25,6 @@ from ..kernels.configuration import (
 from ..schedule.named import SCHEDULES, Schedule, ScheduleLike, resolve_schedule
 from .plan import Plan, Tiles
 
-__all__ = ["ACCURACIES", "Plan", "plan"]
-
 ACCURACIES = ("default", "fast", "high")
 FORMS = ("direct", "gram")
 
@@ -36,6 +34,8 @@ SMALL = 64
 # Columns up to which one program takes a matrix from end to end; a longer one it would stream
 # alone, beside idle processors.
 STREAMED = 8192
+# Steps up to which their coefficients are arguments of one kernel.
+UNROLLED = 16
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -98,7 +98,8 @@ def _plan(
     chosen = min(map(in_form, FORMS if form is None else (form,)), key=Plan.work)
     one_launch = (
         device == "cuda" and n <= SMALL and m <= STREAMED and chosen.dtype == torch.float32
-        and steps.normalization != "schatten8" and all(len(step) != 4 for step in steps.steps)
+        and steps.normalization != "schatten8" and len(steps) <= UNROLLED
+        and all(len(step) != 4 for step in steps.steps)
     )  # fmt: skip
     found: dict[str, Config] = {}
     if arch is not None and one_launch:

@@ -12,8 +12,6 @@ import torch
 from ..kernels.configuration import Config
 from ..schedule.named import Schedule
 
-__all__ = ["Plan", "Tiles"]
-
 # FLOPs that good kernels reach while a byte is moved: 101 (A100) to 192 (H100). A CPU's products
 # are bound by arithmetic, and its passes over X are fused or in the cache.
 FLOPS_A_BYTE = {"cuda": 180}

@@ -20,8 +20,6 @@ from .coefficients import (
 )
 from .schedule import Schedule
 
-__all__ = ["SCHEDULES", "Schedule", "resolve_schedule"]
-
 _PE_SOURCE = "Polar Express, arXiv 2505.16932"
 _OWN_SOURCE = "minimax design of this package, design_schedule"
 

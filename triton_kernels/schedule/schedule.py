@@ -18,8 +18,6 @@ import torch
 
 from .squares import Step, chain_of_squares
 
-__all__ = ["NORMALIZATIONS", "Schedule", "Step"]
-
 NORMALIZATIONS = ("frobenius", "schatten4", "schatten8")
 
 # Products of n x n matrices that one step needs beyond the Gram matrix, by its coefficients: h has
@@ -80,7 +78,7 @@ class Schedule:
                     "a step has 2 to 5 finite coefficients (degree 3 to 9), or 9 (degree 17), "
                     f"got {step}"
                 )
-            # A compiled step meets the error where the operator runs: Dynamo knows no numpy here.
+            # Dynamo cannot trace numpy here; a compiled step meets the error when it runs.
             if len(step) > 4 and not torch.compiler.is_compiling():
                 chain_of_squares(step)
         if not self.safety >= 1.0:

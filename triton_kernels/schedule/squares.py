@@ -21,11 +21,9 @@ factor of 1.05 stay below 1.05 as squares, and are lost as products of two quadr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
-
-__all__ = ["Chain", "Link", "Step", "chain_of_squares"]
 
 Step = tuple[float, ...]
 Link = tuple[float, float, float]
@@ -61,8 +59,9 @@ class Chain:
             s = alpha * s * s + beta * y + gamma
         return s
 
+    @cached_property
     def around_zero(self) -> tuple[Link, ...]:
-        """Return the links for R itself in the place of Y."""
+        """The links for R itself in the place of Y."""
         c = self.centre
         (alpha, beta, gamma), *others = self.links
         first = (alpha, beta - 2 * c * alpha, gamma + c * (c * alpha - beta))
@@ -72,7 +71,7 @@ class Chain:
         """Return the coefficients of the polynomial, rising."""
         r = np.polynomial.Polynomial([0.0, 1.0])
         s = r
-        for alpha, beta, gamma in self.around_zero():
+        for alpha, beta, gamma in self.around_zero:
             s = alpha * s * s + beta * r + gamma
         return tuple(float(c) for c in s.coef)
 
@@ -108,8 +107,8 @@ def chain_of_squares(step: Step) -> Chain:
     centre = -step[-2] / (degree * leading)
     if degree == 2 and abs(centre) > _FARTHEST:
         return Chain(0.0, ((leading, step[1], step[0]),))
-    # Monic in y = r - centre, without its second term: y^2 + b, or the square of that plus a
-    # line, or the square of all this plus a line.
+    # Divided by its leading coefficient, in y = r - centre: y^2 + b at degree 2, the square of
+    # that plus a line at degree 4, and the square of that plus a line at degree 8.
     g = _around(np.asarray(step), centre) / leading
     lines: list[tuple[float, float]] = []
     if degree == 2:

@@ -22,9 +22,8 @@ from typing import Any
 from ..kernels.configuration import ARCHITECTURES, load_table
 from .disassemble import read_amd, read_nvidia
 
-__all__ = ["Resources", "Variant", "compile_variant", "report", "variants"]
-
-_FLAGS = ("HAS_C", "TABLE", "DESCRIPTOR", "FLAT")
+_FLAGS = ("HAS_C", "DESCRIPTOR", "FLAT")
+_STEPS, _LINKS = 3, 9  # of the default schedule
 # Registers of an SM (or of a SIMD's lane), threads at most, for the occupancy estimate.
 _REGISTERS, _THREADS = 65536, 2048
 
@@ -76,6 +75,15 @@ class Resources:
     widest: int
 
 
+# The operands that are read in tiles, and the sides of those.
+_TILES = {
+    "a": ("BLOCK_M", "BLOCK_K"),
+    "b": ("BLOCK_N", "BLOCK_K"),
+    "q": ("BLOCK_M", "BLOCK_K"),
+    "x": ("BLOCK_K", "BLOCK_N"),
+}
+
+
 def _constants(kernel: str, config: dict[str, Any], precision: str) -> dict[str, Any]:
     own = {k: v for k, v in config.items() if k not in ("num_warps", "num_stages")}
     if kernel not in ("momentum", "update"):
@@ -83,31 +91,29 @@ def _constants(kernel: str, config: dict[str, Any], precision: str) -> dict[str,
     return own
 
 
-def _signature(kernel: str, dtype: str, fn: Any, constants: dict[str, Any]) -> dict[str, str]:
-    """Return the type of every argument; sizes are 32-bit, strides too, table entries 64-bit."""
-    signature: dict[str, str] = {}
-    table = constants.get("TABLE") or kernel in ("momentum", "update")
-    addresses = {
-        "symmetric": ("a_ptr", "b_ptr"),
-        "apply": ("c_ptr", "d_ptr"),
-        "small": ("x_ptr", "y_ptr"),
-        "small_scratch": ("x_ptr", "y_ptr"),
-    }.get(kernel, ())
+def _signature(variant: Variant, fn: Any, constants: dict[str, Any]) -> dict[str, Any]:
+    """Return the type of every argument; sizes and strides are 32-bit, entries of tables 64-bit."""
+    signature: dict[str, Any] = {}
+    element = f"*{variant.dtype}"
     for name in fn.arg_names:
         if name in constants:
             signature[name] = "constexpr"
-        elif name in ("partial_ptr", "scalars_ptr", "steps_ptr", "scratch_ptr"):
+        elif name == "numbers":
+            signature[name] = ("fp32",) * 3 * _LINKS
+        elif name == "links":
+            signature[name] = ("fp32",) * _STEPS
+        elif name in ("scalars_ptr", "scratch_ptr"):
             signature[name] = "*fp32"
-        elif (kernel in ("momentum", "update") and name.endswith("_ptr")) or (
-            table and name in addresses
-        ):
+        elif variant.kernel in ("momentum", "update") and name.endswith("_ptr"):
             signature[name] = "*i64"
+        elif name in _TILES:
+            rows, cols = (constants[size] for size in _TILES[name])
+            described = f"tensordesc<{variant.dtype}[1, {rows}, {cols}]>"
+            signature[name] = described if constants["DESCRIPTOR"] else element
         elif name.endswith(("_ptr", "_type")):
-            signature[name] = f"*{dtype}"
-        elif name.startswith(("alpha", "beta", "gamma")):
-            signature[name] = "fp32"
+            signature[name] = element
         else:
-            signature[name] = "i32"
+            signature[name] = "fp32" if name in ("alpha", "beta", "gamma") else "i32"
     return signature
 
 
@@ -126,7 +132,6 @@ def compile_variant(variant: Variant) -> Any:
         "symmetric": symmetric.symmetric_kernel,
         "apply": apply.apply_kernel,
         "small": small.small_kernel,
-        "small_scratch": small.small_scratch_kernel,
         "momentum": elementwise.momentum_kernel,
         "update": elementwise.update_kernel,
     }[variant.kernel]
@@ -135,14 +140,14 @@ def compile_variant(variant: Variant) -> Any:
     if variant.kernel.startswith("small"):
         precision = table["float32_precision"]
     constants = _constants(variant.kernel, config, precision)
-    inner = {"symmetric": ("ak", "bk", "cm", "dm"), "apply": ("qk", "xm", "cm", "dm")}
+    inner = {"symmetric": ("ak", "bk"), "apply": ("qk", "xm", "dm")}
     constants |= {f"stride_{s}": 1 for s in inner.get(variant.kernel, ("xm", "ym"))
                   if f"stride_{s}" in fn.arg_names}  # fmt: skip
-    signature = _signature(variant.kernel, variant.dtype, fn, constants)
+    signature = _signature(variant, fn, constants)
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or (kind == "i32" and name not in ("tiles", "steps"))
+        if isinstance(kind, str) and (kind[0] == "*" or (kind == "i32" and name != "tiles"))
     }
     source = ASTSource(fn, signature, constants, aligned)
     backend, arch, warp = table["target"]
@@ -157,9 +162,9 @@ def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
         for kernel in ("symmetric", "apply"):
             yield from _products(arch, kernel, table[kernel])
         for size, config in table["small"].items():
-            full = config | {"N": int(size), "SCHATTEN4": True, "TABLE": 0}
-            kernel = "small" if int(size) <= 32 else "small_scratch"
-            yield Variant(kernel, arch, "fp32", tuple(full.items()))
+            steps = {"STEPS": _STEPS, "LINKS": _LINKS, "SCHATTEN4": True}
+            full = {"N": int(size), **config, **steps}
+            yield Variant("small", arch, "fp32", tuple(full.items()))
         for kernel in ("momentum", "update"):
             for flat in (True, False):
                 extra = {"FLAT": flat} | ({"NESTEROV": True} if kernel == "momentum" else {})
@@ -167,21 +172,14 @@ def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
 
 
 def _products(arch: str, kernel: str, lists: dict[str, list[dict[str, Any]]]) -> Iterator[Variant]:
-    """Yield a product's configurations: bfloat16 or float32, float16, and over tables."""
-    symmetric = kernel == "symmetric"
-    # The epilogue of the symmetric product that takes most registers has an addend.
-    full = {"HAS_C": True} if symmetric else {"HAS_C": False, "GROUP": 8}
-    plain = {"HAS_C": False} if symmetric else {"HAS_C": False, "GROUP": 8}
-    grouped = plain | {"HAS_C": not symmetric}
+    """Yield a product's configurations: bfloat16 or float32, and float16."""
     for load, configs in lists.items():
         for config in configs:
-            wanted = [("fp32" if load.endswith("32") else "bf16", full | {"TABLE": 0})]
-            if load.endswith("16"):
-                wanted.append(("fp16", plain | {"TABLE": 0}))
-            if load == "pointer16":
-                wanted.append(("bf16", grouped | {"TABLE": 16}))
-            for dtype, options in wanted:
-                yield Variant(kernel, arch, dtype, tuple((config | options).items()))
+            dtypes = ("fp32",) if load.endswith("32") else ("bf16", "fp16")
+            for dtype in dtypes:
+                # The epilogue of the symmetric product that takes most registers has an addend.
+                more = {"HAS_C": dtype != "fp16"} if kernel == "symmetric" else {"GROUP": 8}
+                yield Variant(kernel, arch, dtype, tuple((config | more).items()))
 
 
 def resources(variant: Variant) -> Resources:

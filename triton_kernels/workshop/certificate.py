@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ..iterate.products import full_float32
 
-__all__ = ["Certificate", "certify"]
-
 
 class Certificate(NamedTuple):
     """What `certify` found, one value a matrix.

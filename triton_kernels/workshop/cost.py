@@ -20,8 +20,6 @@ from ..iterate.products import plus_identity
 from ..kernels.configuration import Config, choose, load_table, symmetric_tiles, tiles_of_plan
 from ..planning.choose import Plan
 
-__all__ = ["Cost", "CountingProducts", "Launch", "cost_on_paper", "counted"]
-
 # Dense 16-bit FLOP/s and bytes/s of the data sheets: A100, H100 SXM, B200, MI300X; the part of
 # the FLOP/s that good kernels reach.
 PEAKS = {

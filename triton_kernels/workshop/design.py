@@ -22,8 +22,6 @@ from ..schedule.named import Schedule
 from ..schedule.squares import Step
 from .search_chain import chained_step
 
-__all__ = ["design_schedule", "minimax_step"]
-
 _DIGITS = 50
 _EXCHANGES = 200
 _DEGREES = (3, 5, 7, 9, 17)

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MachineCode", "flops", "read_amd", "read_nvidia"]
-
 _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
 _NVIDIA_MATRIX = re.compile(r"(HMMA|HGMMA|UTC\w*MMA)(?:\.(\w+))?")
 _AMD_MATRIX = re.compile(r"v_mfma_\w+?_(\d+)x(\d+)x(\d+)\w*")
@@ -66,29 +64,34 @@ def read_nvidia(compiled: Any) -> MachineCode:
         usage = _tool("cuobjdump", "-res-usage", file.name)
         code = _tool("cuobjdump", "-sass", file.name)
     fields = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    lines = [
-        (int(at, 16), name, rest if name.startswith("BRA") else predicate)
-        for at, predicate, name, rest in _SASS.findall(code)
-    ]
-    ends = [at for at, name, predicate in lines if name == "EXIT" and not predicate]
-    jumps = [
-        (int(target.group(), 16), at)
-        for at, name, rest in lines
-        if name.startswith("BRA") and (target := re.search(r"0x[0-9a-f]+", rest))
-    ]
-    # Waits for a barrier spin in code behind the kernel's end; the way back is no loop.
-    jumps = [(to, at) for to, at in jumps if not any(to < end < at for end in ends)]
+    lines = [(int(at, 16), *rest) for at, *rest in _SASS.findall(code)]
     shape = _tensor_memory_shape(compiled.asm["ptx"])
-    found = [(at, match) for at, name, _ in lines if (match := _NVIDIA_MATRIX.match(name))]
-    copies = Counter(c for _, name, _ in lines for c in _COPIES if name.startswith(c))
+    found = [(at, match) for at, _, name, _ in lines if (match := _NVIDIA_MATRIX.match(name))]
+    names = [name for _, _, name, _ in lines]
     return MachineCode(
         fields["REG"],
         fields["STACK"] + fields["LOCAL"],
         _sorted(match[1] for _, match in found),
-        _innermost(jumps, [(at, _nvidia_name(match, shape)) for at, match in found]),
-        _sorted(copies.elements()),
-        max((_loaded(name) for _, name, _ in lines if name.startswith("LDG")), default=0),
+        _innermost(_jumps(lines), [(at, _nvidia_name(match, shape)) for at, match in found]),
+        _sorted(copy for name in names for copy in _COPIES if name.startswith(copy)),
+        max((_loaded(name) for name in names if name.startswith("LDG")), default=0),
     )
+
+
+def _jumps(lines: list[tuple[int, str, str, str]]) -> list[tuple[int, int]]:
+    """Return (target, from) of every branch.
+
+    Args:
+        lines: (address, predicate, name, operands) of each instruction.
+    """
+    ends = [at for at, predicate, name, _ in lines if name == "EXIT" and not predicate]
+    found = [
+        (int(target.group(), 16), at)
+        for at, _, name, operands in lines
+        if name.startswith("BRA") and (target := re.search(r"0x[0-9a-f]+", operands))
+    ]
+    # Code behind the kernel's end waits for barriers, and jumps back when they open: no loops.
+    return [(to, at) for to, at in found if not any(to < end < at for end in ends)]
 
 
 def _nvidia_name(match: re.Match[str], tensor_memory_shape: str) -> str:

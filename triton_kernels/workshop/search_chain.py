@@ -15,8 +15,6 @@ import numpy as np
 
 from ..schedule.squares import Chain, Step
 
-__all__ = ["chained_step"]
-
 _POINTS = 400
 _ROUNDS = 300
 _STARTS = 15

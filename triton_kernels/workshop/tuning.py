@@ -16,8 +16,6 @@ import torch
 
 from ..kernels.configuration import Config, architecture, load_table, read_table
 
-__all__ = ["best_order", "candidates", "tune"]
-
 Measure = Callable[[str, Config, tuple[int, int, int]], float]
 TILES = ((64, 64, 4), (64, 128, 4), (128, 128, 8), (128, 256, 8))
 SHAPES = ((1, 1024, 1024), (16, 768, 3072), (1, 4096, 4096), (4, 4096, 14336))
@@ -75,7 +73,6 @@ def _on_device(kind: str, config: Config, shape: tuple[int, int, int]) -> float:
 
     x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     q = torch.randn(shape[0], shape[1], shape[1], device="cuda", dtype=torch.bfloat16)
-    one = torch.ones(2, device="cuda")
     chosen = config | {"enable_fp_fusion": True}
     times = []
     try:
@@ -85,7 +82,7 @@ def _on_device(kind: str, config: Config, shape: tuple[int, int, int]) -> float:
             if kind == "symmetric":
                 launch.symmetric(x, x, config=chosen)
             else:
-                launch.apply(q, x, one, config=chosen)
+                launch.apply(q, x, config=chosen)
             end.record()
             end.synchronize()
             times.append(start.elapsed_time(end))
