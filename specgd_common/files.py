@@ -84,13 +84,13 @@ class Replacement:
             for file, temporary, _ in self._opened:
                 file.flush()
                 if temporary is not None:
-                    _flush_path(temporary)
+                    flush(temporary)
             for _, temporary, target in self._opened:
                 if temporary is not None:
-                    _take_mode(temporary, target)
+                    take_mode(temporary, target)
                     os.replace(temporary, target)
             for folder in {target.parent for _, temporary, target in self._opened if temporary}:
-                _flush_path(folder)
+                flush(folder)
 
 
 @contextmanager
@@ -114,11 +114,15 @@ def _open_aside(target: Path) -> tuple[IO[bytes], Path]:
     """Create a locked file beside ``target``, of a name that nobody can have planted."""
     # A replaced file may be private, and what is not yet it must not be more open.
     mode = 0o600 if target.exists() else 0o666
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+
+    def exclusively(path: str, _: int) -> int:
+        return os.open(path, flags, mode)
+
     while True:
         name = f".{target.name[:_KEPT_OF_NAME]}.{secrets.token_hex(8)}.tmp"
         temporary = target.with_name(name)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        file = os.fdopen(os.open(temporary, flags, mode), "w+b")
+        file = open(str(temporary), "w+b", opener=exclusively)  # noqa: SIM115
         _lock(file)
         # Another writer may have taken it for a left one before it was locked.
         if os.name == "nt" or temporary.exists():
@@ -137,6 +141,29 @@ def _lock(file: IO[Any]) -> bool:
     return True
 
 
+@contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other writers that ask for it out of a folder; a killed one keeps nobody out.
+
+    Raises:
+        BlockingIOError: If another process has it.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"another process writes into {folder}; wait for it") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _clear_left(target: Path) -> None:
     """Remove what killed writers of ``target`` left: their locks ended with them."""
     start = f".{target.name[:_KEPT_OF_NAME]}"
@@ -150,7 +177,7 @@ def _clear_left(target: Path) -> None:
                     path.unlink()
 
 
-def _take_mode(temporary: Path, target: Path) -> None:
+def take_mode(temporary: Path, target: Path) -> None:
     """Give the temporary the mode, and where allowed the owner, of the file that it replaces."""
     try:
         old = target.stat()
@@ -162,7 +189,7 @@ def _take_mode(temporary: Path, target: Path) -> None:
     os.chmod(temporary, stat.S_IMODE(old.st_mode))
 
 
-def _flush_path(path: Path) -> None:
+def flush(path: Path) -> None:
     """Force a file or a folder to the disk; by its path, for a writer may have made it anew."""
     if path.is_dir() and os.name == "nt":
         return

@@ -8,9 +8,9 @@ from .files.state_dicts import (
     fire_state_dict,
     perturb_state_dict,
     shrink_state_dict,
-    undo_state_dict,
     uniform_state_dict,
 )
+from .files.undo import undo_state_dict
 from .judge.compare import Comparison, compare
 from .judge.diagnostics import Diagnostics
 from .methods.dash import dash_shrink

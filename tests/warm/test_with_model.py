@@ -11,7 +11,7 @@ from warmstart import (
     dash_shrink,
 )
 from warmstart.__main__ import main
-from warmstart.files.formats import read_whole
+from warmstart.files.commands import read_whole
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 

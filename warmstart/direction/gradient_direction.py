@@ -227,30 +227,56 @@ class GradientDirection(Direction):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from ``state_dict()``.
+        """Continue from ``state_dict()``; nothing changes if it is refused.
 
         Raises:
-            ValueError: If names or shapes differ from the watched parameters', or the halves for
-                ``reliability`` were not saved.
+            ValueError: If keys, names, shapes or values are not what ``state_dict()`` gives for
+                these parameters, or the halves for ``reliability`` were not saved.
+            TypeError: For values of another kind.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
+        keys = {"alpha", "num_batches", "directions"}
+        if self.odd is not None and "odd_batches" not in state_dict:
+            raise ValueError("the saved direction was not built with reliability=True")
+        if missing := sorted(keys - set(state_dict)):
+            raise ValueError(f"state_dict lacks {missing}")
+        if unknown := sorted(set(map(str, state_dict)) - keys - {"odd_batches"}):
+            raise ValueError(f"state_dict has unknown keys {unknown[:5]}")
+        alpha, batches = state_dict["alpha"], state_dict["num_batches"]
+        check_alpha(alpha)
+        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 0:
+            raise ValueError(f"num_batches must be an integer >= 0, got {batches!r}")
         pairs = [(state_dict["directions"], self.average)]
         if self.odd is not None:
-            if "odd_batches" not in state_dict:
-                raise ValueError("the saved direction was not built with reliability=True")
             pairs.append((state_dict["odd_batches"], self.odd))
         for given, own in pairs:
-            if set(given) != set(own):
-                differing = sorted(set(given) ^ set(own))[:5]
-                raise ValueError(f"directions and watched parameters differ in {differing}")
-            for name, value in given.items():
-                if value.shape != own[name].shape:
-                    raise ValueError(f"direction of {name!r} is {tuple(value.shape)}")
-        check_alpha(state_dict["alpha"])
+            _check_directions(given, own)
         with torch.no_grad():
             for given, own in pairs:
                 for name, value in given.items():
                     own[name].copy_(value)
-        self.alpha, self.num_batches = float(state_dict["alpha"]), int(state_dict["num_batches"])
+        self.alpha, self.num_batches = float(alpha), batches
+
+
+def _check_directions(given: Any, own: Mapping[str, Tensor]) -> None:
+    """Refuse directions that are not finite tensors of the watched parameters' names and shapes."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"directions must be a mapping, got {type(given).__name__}")
+    if set(given) != set(own):
+        differing = sorted(map(str, set(given) ^ set(own)))[:5]
+        raise ValueError(f"directions and watched parameters differ in {differing}")
+    for name, value in given.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"direction of {name!r} must be a floating-point tensor, got {what}")
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"direction of {name!r} is {tuple(value.shape)}, "
+                f"the parameter is {tuple(own[name].shape)}"
+            )
+        if not bool(local(value).isfinite().all()):
+            raise ValueError(f"direction of {name!r} is not finite")
 
 
 def check_alpha(alpha: float) -> None:

@@ -22,7 +22,7 @@ from ..methods.uniform import constant
 from ..shrink.apply import products
 from ..shrink.factors import check_floor, check_zero_gradient
 from ..shrink.per_parameter import add_value, factor_row, shrink_targets, whole
-from ..shrink.report import ShrinkReport, unpack
+from ..shrink.report import ShrinkReport
 from ..targets.find import Patterns, Skipped, Target
 from ..targets.state_targets import StateUnits, check_orientation, state_targets
 
@@ -108,7 +108,7 @@ def shrink_state_dict(
     settings = {"alpha": alpha, "floor": floor, "bias": bias, "zero_gradient": zero_gradient}
     batches = direction.num_batches
     report = ShrinkReport("dash", settings, rows, skipped, num_batches=batches, factors=factors)
-    return _replaced(state_dict, targets, products(targets, factors)), report
+    return with_values(state_dict, targets, products(targets, factors)), report
 
 
 def uniform_state_dict(
@@ -120,7 +120,7 @@ def uniform_state_dict(
     factors = {t.name: constant(t, factor) for t in targets}
     rows = [factor_row(t, factors[t.name], factor) for t in targets]
     report = ShrinkReport("uniform", {"factor": factor}, rows, skipped, factors=factors)
-    return _replaced(state_dict, targets, products(targets, factors)), report
+    return with_values(state_dict, targets, products(targets, factors)), report
 
 
 def perturb_state_dict(
@@ -153,7 +153,7 @@ def perturb_state_dict(
         rows.append(add_value(t, w * shrink + noise.to(w) * perturb, values))
     settings = {"preset": preset, "shrink": shrink, "perturb": perturb, "seed": seed}
     report = ShrinkReport("perturb", settings, rows, skipped)
-    return _replaced(state_dict, targets, values), report
+    return with_values(state_dict, targets, values), report
 
 
 def fire_state_dict(
@@ -180,44 +180,7 @@ def fire_state_dict(
         new = w.lerp(isometry(w, t.kind, cut[1] if cut else ()), strength)
         rows.append(add_value(t, new, values))
     report = ShrinkReport("fire", {"strength": strength}, rows, skipped)
-    return _replaced(state_dict, targets, values), report
-
-
-def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) -> StateDict:
-    """Divide by the factors of a report (``to_dict(factors=True)``): the old weights, rounded.
-
-    Raises:
-        ValueError: If the report has no factors (noise and reinitialization cannot be undone), or
-            they do not fit the tensors.
-        KeyError: If a tensor is missing.
-
-    Example:
-        >>> import torch
-        >>> from warmstart import undo_state_dict, uniform_state_dict
-        >>> small, report = uniform_state_dict({"fc.weight": torch.ones(2, 2)}, 0.3)
-        >>> undo_state_dict(small, report.to_dict(factors=True))["fc.weight"]
-        tensor([[1., 1.],
-                [1., 1.]])
-    """
-    packed = report.get("factors")
-    if not packed:
-        raise ValueError(f"a {report.get('method')} report has no factors; it cannot be undone")
-    missing = [n for n in packed if n not in state_dict]
-    if missing:
-        raise KeyError(f"no tensor named {missing[:5]} in the state dict")
-    inverse = {n: 1.0 / unpack(f) for n, f in packed.items()}
-    targets, _ = state_targets(state_dict, include=lambda name, x: name in inverse)
-    for t in targets:
-        f, shape = inverse[t.name], t.parameter.shape
-        if f.ndim == len(shape) + 1:  # filters of a grouped transposed convolution
-            f = f.expand(-1, shape[0] // f.shape[0], *f.shape[2:]).flatten(0, 1)
-            inverse[t.name] = f
-        fits = f.ndim == len(shape) and all(
-            a in (1, b) for a, b in zip(f.shape, shape, strict=True)
-        )
-        if not fits:
-            raise ValueError(f"factors {tuple(f.shape)} do not fit {t.name!r} {tuple(shape)}")
-    return _replaced(state_dict, targets, products(targets, inverse))
+    return with_values(state_dict, targets, values), report
 
 
 def _saved(given: Any) -> tuple[Direction, float | None]:
@@ -248,10 +211,10 @@ def _matching(fresh: Mapping[str, Tensor], t: Target) -> Tensor:
     return fresh[t.name]
 
 
-def _replaced(
+def with_values(
     state: Mapping[str, Any], targets: Sequence[Target], values: Mapping[str, Tensor]
 ) -> StateDict:
-    """A new mapping of the same kind, with rounded values under every name of a target."""
+    """Return a new mapping of the same kind, with rounded values under every name of a target."""
     new: dict[str, Tensor] = {}
     for t in targets:
         if not bool(values[t.name].isfinite().all()):

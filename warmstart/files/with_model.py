@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,19 +17,32 @@ from ..shrink.report import ShrinkReport
 from ..targets.parameters import memory_key
 
 
+class EntryError(Exception):
+    """The user's own code failed; its traceback is the cause's."""
+
+
 def build(entry: str) -> tuple[nn.Module, Iterable[Any], Loss]:
     """Call ``module:function``, which returns a model, batches and (optionally) a loss function.
 
     Raises:
         ValueError: If the text names no function, or it returns something else.
+        EntryError: If the function fails.
     """
     module, _, name = entry.partition(":")
     if not module or not name:
         raise ValueError(f"--entry takes module:function, got {entry!r}")
-    function = getattr(importlib.import_module(module), name, None)
+    try:
+        holder = importlib.import_module(module)
+        function = getattr(holder, name, None)
+        built = function() if callable(function) else None
+    except ModuleNotFoundError as error:
+        if error.name is not None and module.startswith(error.name):
+            raise ValueError(f"--entry {entry}: {error}; is its folder on PYTHONPATH?") from None
+        raise EntryError(f"--entry {entry} failed") from error
+    except Exception as error:
+        raise EntryError(f"--entry {entry} failed") from error
     if not callable(function):
         raise ValueError(f"{module} has no function {name!r}")
-    built = function()
     if not isinstance(built, tuple) or len(built) not in (2, 3):
         raise ValueError(
             f"{entry} must return (model, batches) or (model, batches, loss_fn), "
@@ -42,7 +57,7 @@ def build(entry: str) -> tuple[nn.Module, Iterable[Any], Loss]:
 def shrink_with_model(
     state: Mapping[str, Any], entry: str, **options: Any
 ) -> tuple[dict[str, Tensor], ShrinkReport]:
-    """``dash_shrink`` of a checkpoint: the new values of the tensors that changed, and the report.
+    """Run ``dash_shrink`` on a checkpoint; return the changed tensors and the report.
 
     Args:
         state: All tensors of the checkpoint; not changed.
@@ -57,7 +72,12 @@ def shrink_with_model(
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint does not fit the model of {entry}: {error}") from error
-    report = dash_shrink(model, batches, loss_fn, **options)
+    try:
+        report = dash_shrink(model, batches, loss_fn, **options)
+    except Exception as error:
+        if _raised_here(error):
+            raise
+        raise EntryError(f"the model of --entry {entry} failed on its batches") from error
     # As the twin for saved directions calls it: --undo looks for this name.
     report.method = "dash"
     new: dict[str, Tensor] = {}
@@ -73,3 +93,9 @@ def shrink_with_model(
                 if report.factors is not None:
                     report.factors[name] = report.factors[row.name]
     return new, report
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Say whether an error was raised by this part itself, and not by the user's code or torch."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])

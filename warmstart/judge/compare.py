@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from specgd_common.files import write_text
 
 from ..direction.undisturbed import Loss
-from ..files.formats import read
+from ..files.read import read
 from .runs import METHODS, Method, Setting, accuracy, fit
 
 

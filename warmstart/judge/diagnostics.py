@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specgd_common.files import write_text
+from specgd_common.files import replacing, write_text
 from specgd_common.tensors import full
 
 from ..targets.find import Patterns, find_targets, matches
@@ -216,5 +216,6 @@ class Diagnostics:
         }
         figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
         if path is not None:
-            figure.savefig(path, dpi=120)
+            with replacing(path) as file:
+                figure.savefig(file, dpi=120, format=Path(path).suffix[1:] or "png")
         return figure

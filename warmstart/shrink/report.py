@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from specgd_common.files import write_text
+from specgd_common.files import replacing, write_text
 
 from ..targets.find import Skipped
 
@@ -189,7 +189,8 @@ class ShrinkReport:
         axis.grid(axis="x", alpha=0.3)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         if path is not None:
-            figure.savefig(path, dpi=120)
+            with replacing(path) as file:
+                figure.savefig(file, dpi=120, format=Path(path).suffix[1:] or "png")
         return figure
 
 
@@ -252,9 +253,3 @@ def pack(factors: Tensor) -> dict[str, Any]:
     raw = factors.detach().cpu().to(torch.float64).numpy().astype(kind).tobytes()
     text = base64.b64encode(zlib.compress(raw)).decode("ascii")
     return {"shape": list(factors.shape), "dtype": kind, "zlib+base64": text}
-
-
-def unpack(packed: dict[str, Any]) -> Tensor:
-    """Return the tensor that ``pack`` was given."""
-    raw = zlib.decompress(base64.b64decode(packed["zlib+base64"]))
-    return torch.from_numpy(np.frombuffer(raw, packed["dtype"]).copy()).reshape(packed["shape"])

@@ -1,0 +1,1 @@
+"""Killed writers, damaged files, states of other kinds: refused in one line, or right."""

@@ -1,0 +1,204 @@
+"""What each command does with a checkpoint file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..targets.find import check_patterns
+from ..targets.state_targets import state_targets
+from .change import Edit, Edited, Job, change
+from .copies import Beside
+from .options import changed_from_defaults
+from .read import FileError, opened_safetensors, read, read_pickled
+from .shards import INDEX, read_index
+from .state_dicts import (
+    fire_state_dict,
+    perturb_state_dict,
+    shrink_state_dict,
+    uniform_state_dict,
+)
+from .undo import inverse_factors, read_report, undo_state_dict
+from .with_model import shrink_with_model
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Run one command; return what it says."""
+    sharded = args.input.name.endswith(INDEX)
+    args.elsewhere = read_index(args.input).dimensions if sharded else None
+    if args.command == "inspect":
+        return _inspect(args)
+    if args.output is None and not args.dry_run:
+        raise ValueError("-o OUT is missing (or --dry-run)")
+    return _undo(args) if args.undo is not None else _change(args)
+
+
+def _inspect(args: argparse.Namespace) -> list[str]:
+    if args.elsewhere is None:
+        return _described(read(args.input, args.key).tensors, args)
+    index = read_index(args.input)
+    return [
+        line
+        for shard in index.shards
+        for line in _described(read(args.input.parent / shard).tensors, args)
+    ]
+
+
+def _described(state: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
+    """Return a line for every tensor: shape, type, norm, and what a shrink would do."""
+    selection = {k: getattr(args, k) for k in ("include", "exclude", "transposed", "elsewhere")}
+    targets, skipped = state_targets(state, strict=False, **selection)
+    chosen = {n: t for t in targets for n in (t.name, *t.aliases)}
+    reasons = {s.name: s.reason for s in skipped}
+    lines = []
+    for name, x in state.items():
+        if not hasattr(x, "shape"):
+            continue
+        norm = f"{float(x.double().norm()):.4g}" if x.is_floating_point() else "-"
+        t = chosen.get(name)
+        what = reasons.get(name, "") if t is None else f"shrunk per {t.unit}"
+        if t is not None and t.name != name:
+            what += f" (tied to {t.name})"
+        dtype = str(x.dtype).removeprefix("torch.")
+        lines.append(f"{name}  {tuple(x.shape)}  {dtype}  |w| {norm}  {what}")
+    return lines
+
+
+def _change(args: argparse.Namespace) -> list[str]:
+    if args.elsewhere is not None:
+        patterns = {k: getattr(args, k) for k in ("include", "exclude", "transposed")}
+        check_patterns(list(args.elsewhere), **patterns)
+    reads = (getattr(args, k, None) for k in ("directions", "fresh"))
+    job = _job(args, reads=[p for p in reads if p is not None])
+    report = change(job, _editor(args))
+    return [str(report), *_written(args, job)]
+
+
+def _job(args: argparse.Namespace, **more: Any) -> Job:
+    return Job(
+        source=args.input,
+        target=None if args.dry_run else args.output,
+        report=args.report,
+        key=args.key,
+        force=args.force,
+        beside=Beside(tuple(args.along or ()), args.reset_optimizer),
+        **more,
+    )
+
+
+def _written(args: argparse.Namespace, job: Job) -> list[str]:
+    if job.target is None:
+        return ["dry run: no weight was written"]
+    return [f"wrote {job.target}"]
+
+
+def _editor(args: argparse.Namespace) -> Edit:
+    """Return the function from one file's state dict to its edit."""
+    if args.command != "dash":
+        return _peer_editor(args)
+    if (args.entry is None) == (args.directions is None):
+        raise ValueError(
+            "dash needs --directions: torch.save(GradientDirection(...).state_dict(), FILE), or "
+            "--entry module:function; one of the two"
+        )
+    if args.entry is not None:
+        return _model_editor(args)
+    saved = _read_directions(args.directions)
+    options = {k: getattr(args, k) for k in ("floor", "units", "zero_gradient", "bias")}
+
+    def edit(state: Mapping[str, Any]) -> Edited:
+        # A shard has some of the tensors.
+        own = {n: d for n, d in saved["directions"].items() if n in state}
+        part = saved if args.elsewhere is None else {**saved, "directions": own}
+        return Edited.of(*shrink_state_dict(state, part, **options, **_selection(args)))
+
+    if args.elsewhere is not None:
+        unknown = [n for n in saved["directions"] if n not in args.elsewhere]
+        if unknown:
+            raise ValueError(f"directions for {unknown[:5]} have no tensor in the checkpoint")
+    return edit
+
+
+def _selection(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("include", "exclude", "transposed", "elsewhere")
+    return {**{k: getattr(args, k) for k in names}, "strict": args.elsewhere is None}
+
+
+def _peer_editor(args: argparse.Namespace) -> Edit:
+    selection = _selection(args)
+    if args.command == "fire":
+        return lambda state: Edited.of(*fire_state_dict(state, args.strength, **selection))
+    selection["bias"] = args.bias
+    if args.command == "uniform":
+        return lambda state: Edited.of(*uniform_state_dict(state, args.factor, **selection))
+    fresh = None if args.fresh is None else read_whole(args.fresh)
+    strengths = {"shrink": args.shrink, "perturb": args.perturb}
+    return lambda state: Edited.of(
+        *perturb_state_dict(
+            state, args.preset, fresh=fresh, seed=args.seed, **strengths, **selection
+        )
+    )
+
+
+def _model_editor(args: argparse.Namespace) -> Edit:
+    if args.transposed is not None:
+        raise ValueError("--entry brings a model that knows its layers: leave out --transposed")
+    names = ("floor", "alpha", "tail", "grad_mode", "units", "zero_gradient", "bias")
+    options = {k: getattr(args, k) for k in (*names, "include", "exclude")}
+    new, report = shrink_with_model(read_whole(args.input, args.key), args.entry, **options)
+
+    def edit(state: Mapping[str, Any]) -> Edited:
+        return Edited.of(type(state)((k, new.get(k, v)) for k, v in state.items()), report)  # type: ignore[call-arg]
+
+    return edit
+
+
+def read_whole(path: Path, key: str | None = None) -> dict[str, Any]:
+    """Return the tensors of a file, or of all shards of an index."""
+    if not path.name.endswith(INDEX):
+        return dict(read(path, key).tensors)
+    shards = read_index(path).shards
+    return {k: v for s in shards for k, v in read(path.parent / s).tensors.items()}
+
+
+def _read_directions(path: Path) -> dict[str, Any]:
+    """Read what ``GradientDirection.state_dict()`` or plain name -> direction was saved as."""
+    if path.suffix == ".safetensors":
+        with opened_safetensors(path) as f:
+            return {"directions": {k: f.get_tensor(k) for k in f.keys()}}  # noqa: SIM118
+    saved = read_pickled(path)
+    saved = saved if isinstance(saved.get("directions"), Mapping) else {"directions": saved}
+    wrong = [n for n, d in saved["directions"].items() if not hasattr(d, "isfinite")]
+    if wrong:
+        raise FileError(path, f"must hold directions by name, but {wrong[0]!r} is no tensor")
+    return saved
+
+
+def _undo(args: argparse.Namespace) -> list[str]:
+    """Divide by a report's factors; options that would say otherwise are refused."""
+    kept = {"input", "output", "force", "dry_run", "undo", "key", "reset_optimizer"}
+    extra = changed_from_defaults(args, kept)
+    if extra:
+        raise ValueError(f"--undo does what the report says: leave out {', '.join(extra)}")
+    report = read_report(args.undo)
+    if str(report.get("method")).removesuffix("_shrink") != args.command:
+        raise FileError(args.undo, f"reports {report.get('method')!r}, not {args.command!r}")
+    settings = report.get("settings")
+    along = settings.get("along") if isinstance(settings, Mapping) else None
+    args.along = along if isinstance(along, list) else None
+    inverse = inverse_factors(report)
+    names = args.elsewhere
+    missing = [] if names is None else [n for n in inverse if n not in names]
+    if missing:
+        raise FileError(args.undo, f"tells of {missing[:5]}, which {args.input} does not hold")
+
+    def edit(state: Mapping[str, Any]) -> Edited:
+        own = {n: f for n, f in report["factors"].items() if names is None or n in state}
+        new = undo_state_dict(state, {**report, "factors": own}) if own else state
+        return Edited(new, None, inverse, [(n,) for n in own])
+
+    job = _job(args, reads=[args.undo], done={"method": "undo", "undone": args.command})
+    change(job, edit)
+    return [f"undone: {args.undo}", *_written(args, job)]

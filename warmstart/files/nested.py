@@ -1,0 +1,141 @@
+"""Weights inside a larger checkpoint: where they lie, and what beside them belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+# Keys under which training scripts keep the weights inside a larger checkpoint.
+WEIGHT_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "policy",
+    "ema",
+)
+
+
+def is_state_dict(value: object) -> bool:
+    """Say whether a value is a dictionary of names with tensors in it."""
+    return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def find_weights(loaded: Mapping[str, Any], key: str | None) -> tuple[str, ...]:
+    """Return the keys that lead to the state dict; none where ``loaded`` is one itself.
+
+    Raises:
+        ValueError: If there is none at ``key``, or under the usual names.
+    """
+    if key is not None:
+        keys = resolve(loaded, key)
+        if not is_state_dict(at(loaded, keys)):
+            raise ValueError(f"has no state dict at key {key!r}; {_keys(loaded)}")
+        return keys
+    for name in WEIGHT_KEYS:
+        inner = loaded.get(name)
+        if is_state_dict(inner):
+            return (name,)
+        deeper = inner if isinstance(inner, dict) else {}
+        nested = next((k for k in WEIGHT_KEYS if is_state_dict(deeper.get(k))), None)
+        if nested is not None:
+            return (name, nested)
+    # Last: a training checkpoint may hold a tensor, its loss say, beside the weights.
+    if is_state_dict(loaded):
+        return ()
+    raise ValueError(f"has no state dict under {', '.join(WEIGHT_KEYS)}; {_keys(loaded)}")
+
+
+def resolve(loaded: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Return a key as the keys that it is made of: itself, or its parts between dots.
+
+    Raises:
+        ValueError: If there is nothing.
+    """
+    if key in loaded:
+        return (key,)
+    parts = tuple(key.split("."))
+    here: Any = loaded
+    for part in parts:
+        if not isinstance(here, Mapping) or part not in here:
+            raise ValueError(f"has nothing at key {key!r}; {_keys(loaded)}")
+        here = here[part]
+    return parts
+
+
+def at(loaded: Any, keys: tuple[str, ...]) -> Any:
+    """Return what lies at some keys."""
+    for key in keys:
+        loaded = loaded[key]
+    return loaded
+
+
+def replaced_at(loaded: Mapping[str, Any], keys: tuple[str, ...], value: Any) -> Any:
+    """Return a copy of the dictionaries on the way to some keys, with another value there."""
+    if not keys:
+        return value
+    inner = replaced_at(loaded[keys[0]], keys[1:], value)
+    return {**loaded, keys[0]: inner}
+
+
+def copies_of(
+    loaded: Mapping[str, Any], weights: Mapping[str, Any], keys: tuple[str, ...]
+) -> list[str]:
+    """Return the keys, with dots, of other state dicts that hold tensors of the same names."""
+    names = {n for n, x in weights.items() if isinstance(x, Tensor)}
+    return [
+        ".".join(path)
+        for path, value in _dictionaries(loaded)
+        if path != keys and len(names & set(plain_names(value))) > 0
+    ]
+
+
+def plain_names(state: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of tensors without the prefix of a wrapper -> the names as they are."""
+    return {n.removeprefix("module."): n for n, x in state.items() if isinstance(x, Tensor)}
+
+
+def optimizers_in(loaded: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the keys of every optimizer state in a checkpoint, in lists (Lightning) as well."""
+    return [path for path, value in _dictionaries(loaded) if _is_optimizer(value)]
+
+
+def without_optimizer_state(loaded: Any) -> Any:
+    """Return a copy in which every optimizer's state is empty: it starts anew."""
+    if _is_optimizer(loaded):
+        return {**loaded, "state": {}}
+    if isinstance(loaded, dict):
+        return type(loaded)((k, without_optimizer_state(v)) for k, v in loaded.items())
+    if isinstance(loaded, list):
+        return [without_optimizer_state(v) for v in loaded]
+    return loaded
+
+
+def _is_optimizer(value: object) -> bool:
+    return isinstance(value, dict) and {"state", "param_groups"} <= set(value)
+
+
+def _dictionaries(
+    loaded: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield every dictionary inside a checkpoint but optimizers' insides, with its keys."""
+    if path and isinstance(loaded, dict):
+        yield path, loaded
+    if isinstance(loaded, dict) and not _is_optimizer(loaded):
+        inner = loaded.items()
+    elif isinstance(loaded, list):
+        inner = {str(i): v for i, v in enumerate(loaded)}.items()
+    else:
+        return
+    for key, value in inner:
+        if isinstance(value, (dict, list)) and len(path) < 3:
+            yield from _dictionaries(value, (*path, str(key)))
+
+
+def _keys(loaded: Mapping[str, Any]) -> str:
+    return f"its keys: {[str(k) for k in loaded][:8]}"

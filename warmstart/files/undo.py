@@ -1,0 +1,155 @@
+"""Undo a shrink by its report: only the one that it tells of, and only once."""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..shrink.apply import products
+from ..shrink.report import FORMAT
+from ..targets.find import Target
+from ..targets.state_targets import state_targets
+from .read import FileError, read_json
+from .state_dicts import StateDict, with_values
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report that ``undo_state_dict`` can follow.
+
+    Raises:
+        FileError: For other files, reports of dry runs, and factors that are damaged.
+    """
+    report = read_json(path)
+    if report.get("format") != FORMAT:
+        raise FileError(path, "is not a report of this program")
+    try:
+        report_factors(report)
+    except ValueError as error:
+        raise FileError(path, error) from None
+    return report
+
+
+def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) -> StateDict:
+    """Divide by the factors of a report (``to_dict(factors=True)``): the old weights, rounded.
+
+    Raises:
+        ValueError: If the report is of a dry run or has no factors (noise and reinitialization
+            cannot be undone), if they do not fit the tensors, or if a tensor's norm is not the one
+            that the report has left: it is another file, or was undone already.
+        KeyError: If a tensor is missing.
+
+    Example:
+        >>> import torch
+        >>> from warmstart import undo_state_dict, uniform_state_dict
+        >>> small, report = uniform_state_dict({"fc.weight": torch.ones(2, 2)}, 0.3)
+        >>> undo_state_dict(small, report.to_dict(factors=True))["fc.weight"]
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+    factors = report_factors(report)
+    missing = [n for n in factors if n not in state_dict]
+    if missing:
+        raise KeyError(f"no tensor named {missing[:5]} in the state dict")
+    targets, _ = state_targets(state_dict, include=lambda name, x: name in factors)
+    unfit = sorted(set(factors) - {n for t in targets for n in (t.name, *t.aliases)})
+    if unfit:
+        raise ValueError(f"the report's factors of {unfit[:5]} are of tensors that have none here")
+    inverse = {t.name: 1.0 / _broadcast(factors[t.name], t) for t in targets}
+    _check_norms(targets, report)
+    return with_values(state_dict, targets, products(targets, inverse))
+
+
+def inverse_factors(report: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what copies of the weights are multiplied by to undo a report."""
+    return {n: 1.0 / f for n, f in report_factors(report).items()}
+
+
+def report_factors(report: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the factors of a report by tensor name.
+
+    Raises:
+        ValueError: If it is of a dry run, has none, or has some that no shrink can have written.
+    """
+    if report.get("applied") is not True:
+        raise ValueError("the report is of a dry run: nothing was changed that could be undone")
+    packed = report.get("factors")
+    if not isinstance(packed, Mapping) or not packed:
+        raise ValueError(f"a {report.get('method')} report has no factors; it cannot be undone")
+    factors = {}
+    for name, p in packed.items():
+        try:
+            factors[name] = unpack(p)
+        except (KeyError, TypeError, ValueError, zlib.error) as error:
+            raise ValueError(f"the report has damaged factors of {name!r} ({error})") from None
+        if not bool(((factors[name] > 0) & (factors[name] <= 1)).all()):
+            raise ValueError(
+                f"the report has factors of {name!r} outside (0, 1], which no shrink writes"
+            )
+    return factors
+
+
+def unpack(packed: Mapping[str, Any]) -> Tensor:
+    """Return the tensor that ``pack`` was given.
+
+    Raises:
+        KeyError, TypeError, ValueError, zlib.error: If it is not what ``pack`` wrote.
+    """
+    shape, kind = packed["shape"], packed["dtype"]
+    if kind not in ("<f4", "<f8"):
+        raise ValueError(f"dtype must be '<f4' or '<f8', got {kind!r}")
+    if any(type(n) is not int or n < 1 for n in shape):
+        raise ValueError(f"shape must be a list of sizes, got {shape!r}")
+    size = math.prod(shape) * int(kind[-1])
+    # No more than the shape asks for: a few bytes can unpack to fill the memory.
+    stream = zlib.decompressobj()
+    raw = stream.decompress(base64.b64decode(packed["zlib+base64"], validate=True), size + 1)
+    if len(raw) != size or not stream.eof:
+        raise ValueError(f"{shape} values were announced, others are there")
+    return torch.from_numpy(np.frombuffer(raw, kind).copy()).reshape(shape)
+
+
+def _broadcast(f: Tensor, t: Target) -> Tensor:
+    """Return factors that multiply a tensor as it is stored.
+
+    Raises:
+        ValueError: If they do not fit it.
+    """
+    shape = tuple(t.parameter.shape)
+    if f.ndim == len(shape) + 1 and shape[0] % f.shape[0] == 0:
+        # Filters of a grouped transposed convolution: one factor for each (group, output).
+        f = f.expand(-1, shape[0] // f.shape[0], *f.shape[2:]).flatten(0, 1)
+    fits = f.ndim == len(shape) and all(a in (1, b) for a, b in zip(f.shape, shape, strict=True))
+    if not fits:
+        raise ValueError(f"factors {tuple(f.shape)} do not fit {t.name!r} {shape}")
+    return f
+
+
+def _check_norms(targets: list[Target], report: Mapping[str, Any]) -> None:
+    """Hold every tensor against the norm that the report has left it with."""
+    rows = report.get("parameters")
+    left = {
+        name: row.get("norm_after")
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, Mapping)
+        for name in (row.get("name"), *(row.get("aliases") or ()))
+    }
+    for t in targets:
+        w = t.parameter
+        norm, told = float(w.double().norm()), left.get(t.name)
+        if not isinstance(told, (int, float)) or not math.isfinite(told):
+            raise ValueError(f"the report does not tell the norm of {t.name!r}")
+        # Weights were rounded once after the norm was taken.
+        slack = 2 * torch.finfo(w.dtype).eps * told + w.numel() ** 0.5 * torch.finfo(w.dtype).tiny
+        if not abs(norm - told) <= slack + 1e-5 * told:
+            raise ValueError(
+                f"{t.name!r} has norm {norm:.6g}, but the report left it with {told:.6g}: this is "
+                "not the file that it tells of, or it was undone already"
+            )
