@@ -1,15 +1,15 @@
 """Muon for any model: matrices are orthogonalized, everything else takes AdamW."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from specgd_common.tensors import local
+from specgd_common.tensors import is_dtensor, local
 
+from .checks import Check, check_schedule, flag, integer, number, one_of, pair
 from .distributed.layout import local_like, without_partial_sums
 from .groups.matrix_view import (
     MATRIX_VIEWS,
@@ -18,11 +18,10 @@ from .groups.matrix_view import (
     uses_muon,
 )
 from .groups.split import check_fit, check_split, cut_of
-from .optimizer import SpectralOptimizer, check_non_negative
+from .optimizer import SpectralOptimizer
+from .step.adamw import adamw_step
 from .step.muon import MAX_BATCH_BYTES, Coefficients, muon
 from .step.rules import LR_SCALES, AdjustLr
-from .triton_kernels import resolve_schedule
-from .triton_kernels.multi_tensor import ROUND_ONCE, in_blocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -72,8 +71,9 @@ class Muon(SpectralOptimizer):
         cautious_weight_decay: Decay only entries that the update shrinks too (default False).
         neuron_beta: Averaging coefficient of NorMuon's neuron-wise normalization, 0.95 in the
             paper; None switches it off (default).
-        state_dtype: dtype of the momentum buffers: None is the parameter's, "float32", or
-            "bfloat16" with stochastic rounding, which keeps small gradients in the mean.
+        state_dtype: dtype of all state, of both parts: None is the parameter's, "float32", or
+            "bfloat16" with stochastic rounding, which keeps small gradients in the means. State
+            that is there keeps its dtype; arithmetic is as wide as weight and state.
         compute_dtype: dtype of the orthogonalization: "float32", "bfloat16", or None: the engine's
             rule, which takes bfloat16 only where it is fast and the short side exceeds 64. Low-rank
             gradients (adapters) want float32: rounding noise has no small singular values.
@@ -161,85 +161,76 @@ class Muon(SpectralOptimizer):
         }
         super().__init__(params, defaults)
 
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "lr": number(),
+        "weight_decay": number(),
+        "momentum": number(below=1.0),
+        "nesterov": flag(),
+        "eps": number(),
+        "ns_steps": integer(1, 99),
+        "adjust_lr_fn": one_of(None, *LR_SCALES, function="(outputs, inputs)"),
+        "adamw_lr_ratio": number(),
+        "adamw_betas": pair(number(below=1.0)),
+        "adamw_eps": number(),
+        "maximize": flag(),
+        "cautious_weight_decay": flag(),
+        "neuron_beta": number(below=1.0, none=True),
+        "state_dtype": one_of(None, *DTYPES),
+        "compute_dtype": one_of(None, *DTYPES),
+        "max_batch_bytes": integer(1),
+        "foreach": flag(none=True),
+        "capturable": flag(),
+        "share_work": flag(),
+        "use_muon": one_of(None, True, False),
+        "matrix_view": one_of(*MATRIX_VIEWS),
+        "split": lambda name, value: check_split(value, name),
+        "rounding_step": integer(0),
+    }
+
     def _check_group(self, group: Mapping[str, Any]) -> None:
-        check_non_negative(
-            **{
-                key: group[key]
-                for key in ("lr", "weight_decay", "momentum", "eps", "adamw_lr_ratio", "adamw_eps")
-            }
-        )
-        if not isinstance(group["ns_steps"], int) or not 1 <= group["ns_steps"] < 100:
-            raise ValueError(
-                f"ns_steps must be an integer from 1 to 99, but is {group['ns_steps']!r}"
-            )
-        if group["adjust_lr_fn"] not in (None, *LR_SCALES) and not callable(group["adjust_lr_fn"]):
-            raise ValueError(
-                f"adjust_lr_fn must be None or one of {LR_SCALES} or a function of "
-                f"(outputs, inputs), but is {group['adjust_lr_fn']!r}"
-            )
-        if group["neuron_beta"] is not None and not 0.0 <= group["neuron_beta"] < 1.0:
-            raise ValueError(
-                f"neuron_beta must be None or in [0, 1), but is {group['neuron_beta']!r}"
-            )
-        for key in ("state_dtype", "compute_dtype"):
-            if group[key] not in (None, *DTYPES):
-                raise ValueError(
-                    f"{key} must be None or one of {tuple(DTYPES)}, but is {group[key]!r}"
-                )
-        if not isinstance(group["max_batch_bytes"], int) or group["max_batch_bytes"] < 1:
-            raise ValueError(
-                f"max_batch_bytes must be a positive integer, but is {group['max_batch_bytes']!r}"
-            )
-        if not isinstance(group["share_work"], bool):
-            raise TypeError(f"share_work must be True or False, but is {group['share_work']!r}")
-        for key in ("nesterov", "maximize", "cautious_weight_decay", "capturable", "foreach"):
-            # Command lines and files give strings, and "False" would count as true.
-            if isinstance(group[key], str) or (group[key] is None and key != "foreach"):
-                raise TypeError(f"{key} must be True or False, but is {group[key]!r}")
-        check_split(group["split"])
-        if group["matrix_view"] not in MATRIX_VIEWS:
-            raise ValueError(
-                f"matrix_view must be one of {MATRIX_VIEWS}, but is {group['matrix_view']!r}"
-            )
-        if group["use_muon"] not in (None, True, False):
-            raise ValueError(f"use_muon must be True, False or None, but is {group['use_muon']!r}")
-        betas = group["adamw_betas"]
-        if (
-            not isinstance(betas, (tuple, list))
-            or len(betas) != 2
-            or not all(0.0 <= beta < 1.0 for beta in betas)
-        ):
-            raise ValueError(f"adamw_betas must be two numbers in [0, 1), but is {betas!r}")
-        if group["ns_coefficients"] != "auto":
-            resolve_schedule(group["ns_coefficients"], steps=group["ns_steps"])
+        super()._check_group(group)
+        check_schedule(group["ns_coefficients"], group["ns_steps"])
 
     def _check_parameter(self, p: Tensor, name: str | None, group: Mapping[str, Any]) -> None:
         if uses_muon(p, group["use_muon"], name):
             check_fit(group["split"], p, name or "a parameter")
 
+    def _state_shapes(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
+        shapes = {"momentum_buffer": p.shape, "exp_avg": p.shape, "exp_avg_sq": p.shape}
+        shapes["step"] = torch.Size()
+        if p.ndim >= 2:
+            dims = input_dims(p, MatrixView(group["matrix_view"]))
+            shapes["neuron_second_moment"] = torch.Size(
+                1 if i in dims else n for i, n in enumerate(p.shape)
+            )
+        return shapes
+
     def _update_group(self, group: dict[str, Any]) -> None:
         matrices: list[Tensor] = []
-        states: list[dict[str, Any]] = []
         others: list[Tensor] = []
-        use_muon, normalized = group["use_muon"], group["neuron_beta"] is not None
-        split = None if group["split"] is None else cut_of(group["split"])
+        use_muon = group["use_muon"]
         for p in group["params"]:
-            grad = p.grad
-            if grad is None and not p.requires_grad:
+            if p.grad is None and not p.requires_grad:
                 continue
-            is_matrix, state = p.ndim >= 2 if use_muon is None else use_muon, self.state[p]
-            if normalized or ("momentum_buffer" if is_matrix else "exp_avg") not in state:
-                self._init_state(p, is_matrix, group)
-            if grad is None or p.numel() == 0:
-                continue
-            if is_matrix:
-                matrices.append(p)
-                states.append(state)
-            else:
-                others.append(p)
+            is_matrix = p.ndim >= 2 if use_muon is None else use_muon
+            self._init_state(p, is_matrix, group)
+            if p.grad is not None and p.numel():
+                (matrices if is_matrix else others).append(p)
+        rounding = None
+        if group["state_dtype"] == "bfloat16" and (matrices or others):
+            rounding = self._random_bits(group, (matrices or others)[0].device)
+        self._step_matrices(matrices, group, rounding)
+        self._step_others(others, group, rounding)
+
+    def _step_matrices(
+        self, params: list[Tensor], group: dict[str, Any], rounding: torch.Generator | None
+    ) -> None:
+        states = [self.state[p] for p in params]
+        normalized = group["neuron_beta"] is not None
+        split = None if group["split"] is None else cut_of(group["split"])
         muon(
-            matrices,
-            [p.grad for p in matrices],  # type: ignore[misc]
+            params,
+            [p.grad for p in params],  # type: ignore[misc]
             [state["momentum_buffer"] for state in states],
             lr=group["lr"],
             weight_decay=group["weight_decay"],
@@ -249,29 +240,46 @@ class Muon(SpectralOptimizer):
             eps=group["eps"],
             ns_steps=group["ns_steps"],
             adjust_lr_fn=group["adjust_lr_fn"],
-            views=[MatrixView(group["matrix_view"], split)] * len(matrices),
+            views=[MatrixView(group["matrix_view"], split)] * len(params),
             maximize=group["maximize"],
             cautious=group["cautious_weight_decay"],
-            second_moments=(
-                None
-                if group["neuron_beta"] is None
-                else [s["neuron_second_moment"] for s in states]
-            ),
+            second_moments=[s["neuron_second_moment"] for s in states] if normalized else None,
             neuron_beta=group["neuron_beta"] or 0.0,
-            rounding=(
-                self._random_bits(group, matrices) if group["state_dtype"] == "bfloat16" else None
-            ),
+            rounding=rounding,
             compute_dtype=DTYPES.get(group["compute_dtype"]),
             max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
             share_work=group["share_work"],
         )
-        self._adamw(others, group)
+
+    def _step_others(
+        self, params: list[Tensor], group: dict[str, Any], rounding: torch.Generator | None
+    ) -> None:
+        if not params:
+            return
+        states = [self.state[p] for p in params]
+        # Elementwise: this rank's pieces are enough.
+        spread = any(map(is_dtensor, params))
+        adamw_step(
+            list(map(local, params)),
+            [local_like(p.grad, p) if spread else p.grad for p in params],  # type: ignore[misc, arg-type]
+            [local(s["exp_avg"]) for s in states],
+            [local(s["exp_avg_sq"]) for s in states],
+            [s["step"] for s in states],
+            lr=group["lr"] * group["adamw_lr_ratio"],
+            betas=group["adamw_betas"],
+            eps=group["adamw_eps"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            rounding=rounding,
+        )
 
     def _init_state(self, p: Tensor, is_matrix: bool, group: dict[str, Any]) -> None:
         # Also for parameters without a gradient in this step: the same keys exist on every rank.
         state = self.state[p]
+        dtype = DTYPES.get(group["state_dtype"], p.dtype)
         if is_matrix and "momentum_buffer" not in state:
-            dtype = DTYPES.get(group["state_dtype"], p.dtype)
             state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype)
         if is_matrix and group["neuron_beta"] is not None and "neuron_second_moment" not in state:
             dims = input_dims(p, MatrixView(group["matrix_view"]))
@@ -281,51 +289,10 @@ class Muon(SpectralOptimizer):
         if not is_matrix and "exp_avg" not in state:
             device = p.device if group["capturable"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(p)
-            state["exp_avg_sq"] = torch.zeros_like(p)
+            state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
+            state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
 
-    def _random_bits(self, group: dict[str, Any], matrices: list[Tensor]) -> torch.Generator | None:
+    def _random_bits(self, group: dict[str, Any], device: torch.device) -> torch.Generator:
         """Bits that depend on the group's step alone: repeatable, resumable, alike on all ranks."""
-        if not matrices:
-            return None
         group["rounding_step"] += 1
-        return torch.Generator(matrices[0].device).manual_seed(group["rounding_step"])
-
-    def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        if not params:
-            return
-        states = [self.state[p] for p in params]
-        # Elementwise: this rank's pieces are enough.
-        weights = [local(p) for p in params]
-        averages = [local(s["exp_avg"]) for s in states]
-        # A checkpoint may hold float32 state of bfloat16 vectors: such steps are done in float32.
-        wide = [p.to(x.dtype) for p, x in zip(weights, averages, strict=True)]
-        beta1, beta2 = group["adamw_betas"]
-        lr = group["lr"] * group["adamw_lr_ratio"]
-        foreach = group["foreach"]
-        # On a CPU torch's fused form is the fastest of its three by far.
-        fused = foreach is None and in_blocks(weights) and not group["capturable"]
-        fused = fused and all(w.dtype in ROUND_ONCE for w in wide)
-        # torch's AdamW refuses foreach=True with a tensor lr outside of capturable.
-        choosy = isinstance(lr, Tensor) and not group["capturable"]
-        adamw(
-            wide,
-            [local_like(p.grad, p).to(w.dtype) for p, w in zip(params, wide, strict=True)],  # type: ignore[arg-type]
-            averages,
-            [local(s["exp_avg_sq"]) for s in states],
-            [],
-            [s["step"] for s in states],
-            foreach=False if fused else None if choosy and foreach else foreach,
-            fused=fused,
-            capturable=group["capturable"],
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=group["weight_decay"],
-            eps=group["adamw_eps"],
-            maximize=group["maximize"],
-        )
-        for p, w in zip(weights, wide, strict=True):
-            if w is not p:
-                p.copy_(w)
+        return torch.Generator(device).manual_seed(group["rounding_step"])

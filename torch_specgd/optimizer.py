@@ -1,18 +1,17 @@
 """What all our optimizers share: validation, checkpoints, and one batch per matrix shape."""
 
-import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from .checks import Check, by_name, check_form, check_settings, check_state, state_fault
 from .distributed.layout import check_layout
 from .groups.matrix_view import describe, names_of
 
@@ -20,46 +19,33 @@ from .groups.matrix_view import describe, names_of
 CALLABLE = "<callable>"
 
 
-def check_non_negative(**values: Any) -> None:
-    """Raises ValueError unless every value is finite and at least zero; tensors have one element.
-
-    Args:
-        **values: Hyper-parameters by name, floats or one-element tensors.
-    """
-    for name, value in values.items():
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(
-                    f"Tensor {name} must be 1-element, but has {value.numel()} elements"
-                )
-            value = float(value)
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number, but is a {type(value).__name__}: {value!r}")
-        if not (float(value) >= 0.0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be finite and at least 0, but is {value}")
-
-
 class SpectralOptimizer(Optimizer):
     """Base of Muon and SpecGD: the contract of torch.optim, without an algorithm."""
+
+    CHECKS: ClassVar[Mapping[str, Check]] = {}
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._check_group(defaults)
         super().__init__(params, defaults)
 
-    @abstractmethod
     def _check_group(self, group: Mapping[str, Any]) -> None:
-        """Raises unless every hyper-parameter of the group can be used."""
+        """Raise unless every hyper-parameter of the group can be used."""
+        check_settings(group, self.CHECKS)
+
+    @abstractmethod
+    def _state_shapes(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
+        """Return the shape of each entry that a parameter's state may have; () for a count."""
 
     @abstractmethod
     def _check_parameter(self, p: Tensor, name: str | None, group: Mapping[str, Any]) -> None:
-        """Raises unless the parameter can be optimized by this group."""
+        """Raise unless the parameter can be optimized by this group."""
 
     @abstractmethod
     def _update_group(self, group: dict[str, Any]) -> None:
-        """Steps the parameters of one group that have a gradient."""
+        """Step the parameters of one group that have a gradient."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group; missing hyper-parameters take the constructor's values.
+        """Add a group; missing hyper-parameters take the constructor's values.
 
         Args:
             param_group: A dict with "params" and any of the constructor's arguments.
@@ -73,17 +59,21 @@ class SpectralOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            for p, name in zip(group["params"], names_of(group), strict=True):
-                if not p.dtype.is_floating_point or p.dtype.itemsize < 2:
-                    raise TypeError(
-                        f"{type(self).__name__} needs real floating-point parameters of 16 bits "
-                        f"or more, but {describe(p, name)} is {p.dtype}"
-                    )
-                check_layout(p, name)
-                self._check_parameter(p, name, group)
+            self._check_parameters(group, group)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+
+    def _check_parameters(self, group: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Raise unless these settings can optimize the group's parameters."""
+        for p, name in zip(group["params"], names_of(group), strict=True):
+            if not p.dtype.is_floating_point or p.dtype.itemsize < 2:
+                raise TypeError(
+                    f"{type(self).__name__} needs real floating-point parameters of 16 bits or "
+                    f"more, but {describe(p, name)} is {p.dtype}"
+                )
+            check_layout(p, name)
+            self._check_parameter(p, name, settings)
 
     def _warn_of_typing_errors(self, param_group: Mapping[str, Any]) -> None:
         # Other keys are the user's own, as with every optimizer of torch.
@@ -98,7 +88,7 @@ class SpectralOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs one step.
+        """Perform one step.
 
         Args:
             closure: Re-evaluates the model and returns the loss; runs with gradients enabled.
@@ -113,22 +103,42 @@ class SpectralOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
+        self._check_step()
         for group in self.param_groups:
             self._update_group(group)
         return loss
 
-    def _check_gradients(self) -> None:
+    def _check_step(self) -> None:
+        """Raise unless every gradient, and state that was replaced, fits its parameter."""
         for group in self.param_groups:
             for i, p in enumerate(group["params"]):
                 g = p.grad
-                if g is None or (g.layout == torch.strided and not g.is_complex()):
+                if g is None:
                     continue
-                kind = "sparse" if g.layout != torch.strided else "complex"
-                raise RuntimeError(
-                    f"{type(self).__name__} does not support {kind} gradients, "
-                    f"but {describe(p, names_of(group)[i])} has one"
-                )
+                shape = p.shape
+                if g.layout != torch.strided or g.is_complex() or g.shape != shape:
+                    self._refuse_gradient(p, names_of(group)[i])
+                for key, x in self.state.get(p, {}).items():
+                    # Nearly always; looked at more closely, all else may turn out right as well.
+                    if type(x) is not Tensor or x.shape != shape or not x.is_floating_point():
+                        known = self._state_shapes(p, group).get(key)
+                        fault = "" if known is None else state_fault(p, key, x, known)
+                        if fault:
+                            raise RuntimeError(
+                                f"{describe(p, names_of(group)[i])} cannot be stepped: {fault}; if "
+                                f"its data were replaced, delete the optimizer's state of it"
+                            )
+
+    def _refuse_gradient(self, p: Tensor, name: str | None) -> None:
+        g = p.grad
+        assert g is not None
+        if g.layout == torch.strided and not g.is_complex():
+            raise RuntimeError(f"{describe(p, name)} has a gradient of shape {tuple(g.shape)}")
+        kind = "sparse" if g.layout != torch.strided else "complex"
+        raise RuntimeError(
+            f"{type(self).__name__} does not support {kind} gradients, "
+            f"but {describe(p, name)} has one"
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Fills what an older checkpoint, or one of torch.optim.Muon, does not have.
@@ -143,7 +153,7 @@ class SpectralOptimizer(Optimizer):
                 values["step"] = torch.tensor(float(values["step"]), dtype=torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns state and groups as plain data; functions among the settings are left out."""
+        """Return state and groups as plain data; functions among the settings are left out."""
         saved = super().state_dict()
         for group in saved["param_groups"]:
             for key in [key for key, value in group.items() if callable(value)]:
@@ -151,7 +161,7 @@ class SpectralOptimizer(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a checkpoint of this optimizer or, for matrices, of torch.optim.Muon.
+        """Load a checkpoint of this optimizer or, for matrices, of torch.optim.Muon.
 
         Unlike the base class, state keeps the dtype that it was saved with (float32 state of
         bfloat16 parameters stays float32), and no tensor is shared with ``state_dict``.
@@ -160,14 +170,20 @@ class SpectralOptimizer(Optimizer):
             state_dict: What ``state_dict()`` returned. The name is part of the contract:
                 torch.distributed.checkpoint passes it by keyword.
 
+        Where both sides have names (``named_parameters()``), state goes by name and not by
+        position. Everything is checked before anything is changed.
+
         Raises:
-            ValueError: If the groups do not have the parameters that this optimizer has.
+            ValueError: If the groups do not have the parameters that this optimizer has, or state
+                or a setting cannot be used.
+            TypeError: If a setting is of the wrong kind.
         """
         seen: list[dict[str, Any]] = []
 
-        def last_look(_: Optimizer, loaded: dict[str, Any]) -> None:
+        def last_look(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             # Last in line, so it sees what the user's own hooks made of the state dict.
-            seen.append({**loaded, "param_groups": self._with_functions(loaded["param_groups"])})
+            seen.append(self._checked(loaded))
+            return seen[0]
 
         hook = self.register_load_state_dict_pre_hook(last_look)
         try:
@@ -176,18 +192,38 @@ class SpectralOptimizer(Optimizer):
             hook.remove()
         for group, loaded in zip(self.param_groups, seen[0]["param_groups"], strict=True):
             group.update({key: loaded[key] for key in loaded if callable(loaded[key])})
-        ids: Iterable[Any] = (i for group in seen[0]["param_groups"] for i in group["params"])
-        params = (p for group in self.param_groups for p in group["params"])
-        for saved_id, p in zip(ids, params, strict=True):
-            for key, value in seen[0]["state"].get(saved_id, {}).items():
-                if isinstance(value, Tensor):
-                    device = self.state[p][key].device
-                    self.state[p][key] = value.detach().clone().to(device)
+            for saved_id, p in zip(loaded["params"], group["params"], strict=True):
+                for key, value in seen[0]["state"].get(saved_id, {}).items():
+                    if isinstance(value, Tensor):
+                        device = self.state[p][key].device
+                        self.state[p][key] = value.detach().clone().to(device)
+
+    def _checked(self, loaded: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the state dict that is to be loaded, once it is known to fit."""
+        check_form(loaded, self.param_groups, type(self).__name__)
+        groups = self._with_functions(by_name(loaded["param_groups"], self.param_groups))
+        for i, (own, saved) in enumerate(zip(self.param_groups, groups, strict=True)):
+            missing = [key for key in ("lr", "weight_decay", "momentum") if key not in saved]
+            if missing:
+                raise ValueError(
+                    f"group {i} of the state dict has no {', '.join(map(repr, missing))}: "
+                    f"it is not {type(self).__name__}'s"
+                )
+            settings = {**self.defaults, **saved}
+            self._check_group(settings)
+            self._check_parameters(own, settings)
+            for saved_id, p, name in zip(
+                saved["params"], own["params"], names_of(own), strict=True
+            ):
+                state = loaded["state"].get(saved_id, {})
+                shapes = self._state_shapes(p, settings)
+                check_state(p, name, state, shapes, type(self).__name__)
+        return {**loaded, "param_groups": groups}
 
     def _with_functions(self, saved: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Saved groups, with this optimizer's own functions where the checkpoint had some."""
+        """Return saved groups, with this optimizer's functions where the checkpoint had some."""
         result = [dict(group) for group in saved]
-        for own, group in zip(self.param_groups, result, strict=False):
+        for own, group in zip(self.param_groups, result, strict=True):
             for key in [k for k, v in group.items() if isinstance(v, str) and v == CALLABLE]:
                 if not callable(own.get(key)):
                     raise ValueError(

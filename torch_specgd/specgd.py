@@ -1,7 +1,7 @@
 """Spectral gradient descent: every step moves along the polar factor of the gradient."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,13 +9,14 @@ from torch.optim.optimizer import ParamsT
 
 from specgd_common.tensors import is_dtensor, local
 
+from .checks import Check, check_schedule, flag, number, one_of
 from .distributed.layout import Layout, local_like
 from .distributed.orthogonalize import orthogonalize_distributed
 from .groups.matrix_view import MATRIX_VIEWS, matrix_shape
-from .optimizer import SpectralOptimizer, check_non_negative
+from .optimizer import SpectralOptimizer
 from .step.batches import orthogonalize_all
 from .step.rules import LR_SCALES, AdjustLr, shape_scale
-from .triton_kernels import momentum_step, orthogonalize, resolve_schedule, weight_step
+from .triton_kernels import momentum_step, orthogonalize, weight_step
 from .triton_kernels.engine import METHODS
 from .triton_kernels.schedule.named import Coefficients
 
@@ -198,31 +199,30 @@ class SpecGD(SpectralOptimizer):
         }
         super().__init__(params, defaults)
 
+    CHECKS: ClassVar[Mapping[str, Check]] = {
+        "lr": number(),
+        "momentum": number(below=1.0),
+        "nesterov": flag(),
+        "l2": number(),
+        "weight_decay": number(),
+        "method": one_of(*METHODS),
+        "smoothing": number(),
+        "ns_coefficients": lambda _, value: check_schedule(value),
+        "adjust_lr_fn": one_of(None, *LR_SCALES, function="(outputs, inputs)"),
+        "maximize": flag(),
+        "share_work": flag(),
+        "matrix_view": one_of(*MATRIX_VIEWS),
+    }
+
     def _check_group(self, group: Mapping[str, Any]) -> None:
-        check_non_negative(
-            **{key: group[key] for key in ("lr", "momentum", "l2", "weight_decay", "smoothing")}
-        )
-        if group["momentum"] >= 1.0:
-            raise ValueError(f"momentum must be in [0, 1), but is {group['momentum']}")
+        super()._check_group(group)
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov=True needs momentum above 0, but momentum is 0")
-        if group["method"] not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, but is {group['method']!r}")
         if group["method"] == "smoothed" and not group["smoothing"] > 0:
-            raise ValueError(f"smoothing must be above 0, but is {group['smoothing']}")
-        if group["ns_coefficients"] != "auto":
-            resolve_schedule(group["ns_coefficients"])
-        if group["adjust_lr_fn"] not in LR_SCALES and not callable(group["adjust_lr_fn"]):
-            raise ValueError(
-                f"adjust_lr_fn must be one of {LR_SCALES} or a function of (m, n), "
-                f"but is {group['adjust_lr_fn']!r}"
-            )
-        if not isinstance(group["share_work"], bool):
-            raise TypeError(f"share_work must be True or False, but is {group['share_work']!r}")
-        if group["matrix_view"] not in MATRIX_VIEWS:
-            raise ValueError(
-                f"matrix_view must be one of {MATRIX_VIEWS}, but is {group['matrix_view']!r}"
-            )
+            raise ValueError(f"smoothing must be above 0, got {group['smoothing']}")
+
+    def _state_shapes(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
+        return {"momentum_buffer": p.shape}
 
     def _check_parameter(self, p: Tensor, name: str | None, group: Mapping[str, Any]) -> None:
         """Every floating-point parameter will do: vectors count as one column."""

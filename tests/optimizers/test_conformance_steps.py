@@ -105,7 +105,7 @@ def test_bad_values_and_kinds_are_refused_by_name(make: Make) -> None:
         ({"params": [fresh], "lr": -1.0}, ValueError, r"lr .*-1\.0"),
         ({"params": [fresh], "weight_decay": float("nan")}, ValueError, "weight_decay .*nan"),
         ({"params": [fresh], "lr": torch.ones(2)}, ValueError, "lr must be 1-element"),
-        ({"params": [fresh], "lr": "fast"}, TypeError, "lr must be a number.*'fast'"),
+        ({"params": [fresh], "lr": "fast"}, TypeError, "lr must be a finite number.*'fast'"),
         ({"params": [fresh.detach().to(torch.complex64)]}, TypeError, r"\(2, 2\) is .*complex64"),
     ]
     for group, kind, message in bad:

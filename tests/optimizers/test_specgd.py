@@ -106,12 +106,12 @@ def test_weight_decay_caps_singular_values_at_its_inverse() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lr": -1.0}, "lr must be finite and at least 0"),
-        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), but is 1.0"),
+        ({"lr": -1.0}, "lr must be a finite number of at least 0"),
+        ({"momentum": 1.0}, r"momentum must be a number in \[0, 1\), got 1.0"),
         ({"nesterov": True}, "nesterov=True needs momentum above 0"),
-        ({"method": "qr"}, "method must be one of .* but is 'qr'"),
+        ({"method": "qr"}, "method must be one of .* got 'qr'"),
         ({"method": "smoothed", "smoothing": 0.0}, "smoothing must be above 0"),
-        ({"l2": float("inf")}, "l2 must be finite"),
+        ({"l2": float("inf")}, "l2 must be a finite number"),
     ],
 )
 def test_bad_hyper_parameters_are_named(arguments: dict[str, object], message: str) -> None:

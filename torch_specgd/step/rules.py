@@ -68,17 +68,19 @@ def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> 
         dims: Dimensions of a neuron's inputs.
 
     Returns:
-        A tensor of ``o``'s shape and ``v``'s dtype. Neurons that never had an update stay zero.
+        A tensor of ``o``'s shape, at least float32. Neurons that never had an update stay zero.
 
     Source:
         NorMuon, arXiv 2510.05491, without its Adam-matching constant: ``adjust_lr_fn`` sets that.
     """
-    wide = o.to(v.dtype)
+    dtype = torch.promote_types(torch.promote_types(o.dtype, v.dtype), torch.float32)
+    wide = o.to(dtype)
     # Of uneven shards, a sum and not a mean: torch 2.9 averages the ranks' means alike.
     mean = wide.square().sum(dim=tuple(dims), keepdim=True) / (wide.numel() // v.numel())
     # torch 2.14 refuses an operation in place on DTensors that lie differently.
-    v.lerp_(placed_like(mean, v), 1 - beta)
-    tiny = torch.finfo(v.dtype).tiny
-    normed = wide / v.clamp(min=tiny).sqrt()
+    mean = v.to(dtype).lerp(placed_like(mean, v), 1 - beta)
+    v.copy_(mean)
+    tiny = torch.finfo(dtype).tiny
+    normed = wide / mean.clamp(min=tiny).sqrt()
     size = torch.linalg.vector_norm(normed).clamp(min=tiny)
     return normed * (torch.linalg.vector_norm(wide) / size)
