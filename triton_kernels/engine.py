@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .iterate.products import full_float32
+from .iterate.arithmetic import as_written
 from .iterate.run import run_together
 from .kernels.configuration import architecture
 from .operator import PLANNED, Request, flatten, orthogonalize_op, run
@@ -180,7 +180,7 @@ def orthogonalize_together(xs: Sequence[Tensor], outs: Sequence[Tensor], **optio
         alike.setdefault((schedule, min(x.shape[-2:])), []).append((x, out))
     for (schedule, _), pairs in alike.items():
         if schedule is not None and len(pairs) > 1:
-            with full_float32(pairs[0][0].device):
+            with as_written(pairs[0][0].device):
                 run_together(pairs, schedule)
             continue
         for x, out in pairs:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .iterate.arithmetic import as_written
 from .iterate.exact import smoothed_polar, svd_polar
-from .iterate.products import full_float32
 from .iterate.run import precise, run_plan, torch_muon
 from .planning.choose import arithmetic_dtype, plan
 from .schedule.named import Schedule
@@ -89,7 +89,7 @@ def run(x: Tensor, out: Tensor, request: Request) -> None:
     batch, place = x.reshape(-1, *x.shape[-2:]), out.view(-1, *out.shape[-2:])
     method, dtype = request.method, request.dtype
     wide = torch.promote_types(dtype or x.dtype, torch.float32)
-    with full_float32(x.device):
+    with as_written(x.device):
         if method == "svd":
             place.copy_(svd_polar(batch.to(wide), request.tolerance))
             return
@@ -148,3 +148,9 @@ orthogonalize_op = torch.library.custom_op(
     ),
 )
 orthogonalize_op.register_fake(empty_result)
+
+
+@orthogonalize_op.register_vmap
+def _batched(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *request: Any) -> Any:
+    assert in_dims[0] is not None  # nothing else is a tensor
+    return orthogonalize_op(x.movedim(in_dims[0], 0), *request), 0

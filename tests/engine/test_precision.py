@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torch_specgd.triton_kernels import certify, orthogonalize
-from torch_specgd.triton_kernels.iterate.products import full_float32
+from torch_specgd.triton_kernels.iterate.arithmetic import as_written
 
 
 @pytest.fixture(params=["high", "medium"])
@@ -32,6 +32,6 @@ def test_setting_comes_back(allowed: str, device: str) -> None:
     """The user's own layers would run slower from the first step on."""
     backend = torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul
     before = backend.fp32_precision
-    with full_float32(torch.device(device)):
+    with as_written(torch.device(device)):
         assert backend.fp32_precision == "ieee"
     assert backend.fp32_precision == before

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..triton_kernels.iterate.arithmetic import as_written
+
 
 def stable_rank(x: Tensor, *, is_spectrum: bool = False) -> Tensor:
     """||X||_F^2 / ||X||_2^2: between 1 and the rank, and 0 for the zero matrix.
@@ -72,7 +74,8 @@ def lora_singular_values(lora_b: Tensor, lora_a: Tensor, scale: float = 1.0) -> 
             "lora_b must be (..., m, r) and lora_a (..., r, n), but they are "
             f"{tuple(lora_b.shape)} and {tuple(lora_a.shape)}"
         )
-    return abs(scale) * torch.linalg.svdvals(triangle(lora_b) @ triangle(lora_a.mT).mT)
+    with as_written(lora_b.device):
+        return abs(scale) * torch.linalg.svdvals(triangle(lora_b) @ triangle(lora_a.mT).mT)
 
 
 def lora_balance(lora_b: Tensor, lora_a: Tensor) -> Tensor:
@@ -113,7 +116,8 @@ def mode_projections(left: Tensor, right: Tensor, u: Tensor, vh: Tensor) -> Tens
         >>> mode_projections(y, torch.eye(2), u, vh)
         tensor([3., 1.])
     """
-    return ((u.mT @ left) * (vh @ right.mT)).sum(-1)
+    with as_written(left.device):
+        return ((u.mT @ left) * (vh @ right.mT)).sum(-1)
 
 
 def triangle(x: Tensor) -> Tensor:
@@ -134,4 +138,5 @@ def _relative(sigma: Tensor) -> Tensor:
 def _gram_root(x: Tensor) -> Tensor:
     # sqrt(X^T X) = V S V^T, from the r x r factor R of X = Q R.
     _, s, vh = torch.linalg.svd(triangle(x), full_matrices=False)
-    return (vh.mT * s.unsqueeze(-2)) @ vh
+    with as_written(x.device):
+        return (vh.mT * s.unsqueeze(-2)) @ vh

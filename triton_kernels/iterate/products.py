@@ -7,10 +7,9 @@ matrices are written otherwise there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,27 +22,6 @@ _TRIANGLE_ELEMENTS = 400_000
 # With AMX, which multiplies faster, a call for each block pays from more rows on. Halves pay
 # earlier if there are fewer matrices than threads: oneDNN runs so small a product on one thread.
 _TRIANGLE_ROWS_AMX, _HALVED_GRAM_ROWS, _HALVED_ROWS = 1536, 512, 768
-
-
-@contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Multiply float32 on a device without TF32 or bfloat16 inside, as long as the context lasts.
-
-    ``torch.set_float32_matmul_precision("high")`` or ``"medium"`` suits a model's layers, not
-    these products: a Gram matrix that is rounded to bfloat16 gets negative eigenvalues, and a
-    step of degree 9 sends one to 200.
-
-    Args:
-        device: Whose products.
-    """
-    backends: Any = torch.backends  # its stubs lack mkldnn.matmul
-    backend = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
-    allowed = backend.fp32_precision
-    backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        backend.fp32_precision = allowed
 
 
 @lru_cache(maxsize=1)

@@ -18,4 +18,4 @@ def kept_table(values: tuple[tuple[int, ...], ...], device: torch.device) -> Ten
         values: Rows of one length.
         device: Where the table goes.
     """
-    return torch.tensor(values, dtype=torch.int64).to(device)
+    return torch.tensor(values, dtype=torch.int64, device="cpu").to(device)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..iterate.products import full_float32
+from ..iterate.arithmetic import as_written
 
 
 class Certificate(NamedTuple):
@@ -56,7 +56,7 @@ def certify(y: Tensor, iterations: int = 12) -> Certificate:
             f"{tuple(y.shape)} and {iterations}"
         )
     y = y.detach().to(torch.promote_types(y.dtype, torch.float32))
-    with full_float32(y.device):
+    with as_written(y.device):
         return _measure(y.mT if y.shape[-2] > y.shape[-1] else y, iterations)
 
 
