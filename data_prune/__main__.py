@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
+
+from specgd_common.files import write_text
 
 from .report.page import build_report
 from .scale.streaming import select_parquet
@@ -57,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Carry out one command and return what was done."""
-    if args.output.exists():
+    if os.path.lexists(args.output):
         raise FileExistsError(f"{args.output} exists and is not overwritten")
     names = ("method", "by", "c_d", "seed", "per_class", "ignore_nonfinite")
     options = {name: getattr(args, name) for name in names}
@@ -66,26 +70,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.scores, args.output, args.prune_ratio, engine=args.engine, **options
         )
     table = ScoreTable.from_parquet(args.scores)
-    args.output.write_text(
-        build_report(table, args.prune_ratio, title=args.title, **options), encoding="utf-8"
-    )
+    write_text(args.output, build_report(table, args.prune_ratio, title=args.title, **options))
     options.pop("ignore_nonfinite")
     return dict(table.plan(args.prune_ratio, **options).settings or {})
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0 if all went well, 2 for bad input."""
+    """Run the command line; return 0 if all went well, 2 for bad input, said in one line."""
     args = build_parser().parse_args(argv)
     try:
-        settings = run(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            settings = run(args)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {said}", file=sys.stderr)
         return 2
-    if args.json:
-        print(json.dumps(settings, indent=2))
-    else:
-        print(f"{settings['kept']:,} of {settings['examples']:,} examples kept -> {args.output}")
+    text = f"{settings['kept']:,} of {settings['examples']:,} examples kept -> {args.output}"
+    try:
+        print(json.dumps(settings, indent=2) if args.json else text, flush=True)
+    except BrokenPipeError:  # nobody reads on, which is no error: the work is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

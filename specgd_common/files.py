@@ -130,7 +130,7 @@ def _open_aside(target: Path) -> tuple[IO[bytes], Path]:
         file.close()
 
 
-def _lock(file: IO[Any]) -> bool:
+def _lock(file: IO[Any] | int) -> bool:
     """Whether this process now holds the file; a file system without locks says no."""
     if fcntl is None:
         return False

@@ -7,9 +7,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from specgd_common.files import write_text
+from specgd_common.folders import making_folder
 from specgd_common.optional import needed
 
 from ..score.table import ScoreTable
+from .streaming import check_record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +36,7 @@ def prune_dataset(
         dataset: A ``datasets.Dataset``; row i is example i of the table.
         table: Its scores.
         prune_ratio: Fraction REMOVED, in [0, 1).
-        save_to: Folder for ``Dataset.save_to_disk``; the kept keys and all settings are written
+        save_to: New folder for ``Dataset.save_to_disk``; the kept keys and all settings are written
             beside it, as ``<save_to>.json``.
         contiguous: Copy the kept rows together. Without it ``datasets`` keeps a mapping of
             indices, which makes every later read several times slower.
@@ -62,26 +68,26 @@ def prune_dataset(
         )
     if len(dataset) != len(table):
         raise ValueError(f"the data set has {len(dataset)} rows, the table {len(table)}")
-    target = None if save_to is None else Path(save_to)
-    record = None if target is None else Path(f"{target}.json")
-    for path in (target, record):
-        if path is not None and path.exists():
-            raise FileExistsError(f"{path} exists and is not overwritten")
-    kept = table.select(prune_ratio, **options)
-    pruned = dataset.select(kept)
-    if contiguous:
-        pruned = pruned.flatten_indices()
-    if target is not None and record is not None:
-        settings = table.plan(
-            prune_ratio,
-            **{k: v for k, v in options.items() if k not in ("within", "ignore_nonfinite")},
-        ).settings
-        pruned.save_to_disk(str(target))
+    if save_to is None:
+        return _pruned(dataset, table.select(prune_ratio, **options), contiguous)
+    target, record = Path(save_to), Path(f"{save_to}.json")
+    check_record(record)
+    with making_folder(target) as folder:
+        kept = table.select(prune_ratio, **options)
+        how = {k: v for k, v in options.items() if k not in ("within", "ignore_nonfinite")}
+        pruned = _pruned(dataset, kept, contiguous)
+        pruned.save_to_disk(str(folder))
         content = {
-            "settings": settings,
+            "settings": table.plan(prune_ratio, **how).settings,
             "scores": {"digest": table.digest(), **table.meta},
             "fingerprint": dataset._fingerprint,
             "kept": table.key[kept].tolist(),
         }
-        record.write_text(json.dumps(content, indent=1))
+        # Before the data: what a killed run leaves must not stop the next one.
+        write_text(record, json.dumps(content, indent=1))
     return pruned
+
+
+def _pruned(dataset: Dataset, kept: NDArray[np.int64], contiguous: bool) -> Dataset:
+    pruned = dataset.select(kept)
+    return pruned.flatten_indices() if contiguous else pruned

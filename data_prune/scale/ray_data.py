@@ -1,9 +1,10 @@
 """The passes of ``streaming`` on Ray Data: workers summarize and filter blocks of rows.
 
-The Parquet is read twice. The first time the selection's columns become blocks of Ray's object
-store (some 30 bytes a row over all machines; Ray spills to disk what does not fit); the passes
-that find the threshold go over these blocks. Such a pass sends home one summary for each block (at
-most 8 MB of counts), and the driver merges them as they arrive and holds no other.
+The Parquet is read twice. The first time, one task for each file, its columns are checked and
+those of the selection become blocks of Ray's object store (some 30 bytes a row over all machines;
+Ray spills to disk what does not fit); the passes that find the threshold go over these blocks.
+Such a pass sends home one summary for each block (at most 8 MB of counts), and the driver merges
+them as they arrive and holds no other.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from specgd_common.optional import needed
 
-from ..score.parquet import batch_arrays, batch_columns
+from ..score.parquet import arrays_of, batch_arrays, checked_batches, with_ids
+from ..select.plan import Columns
 
 
 @contextmanager
@@ -48,9 +52,21 @@ def ray_engine(files: list[Path], names: list[str], batch: int) -> Iterator[RayE
                 del os.environ["RAY_USAGE_STATS_ENABLED"]
     try:
         yield RayEngine([str(file.resolve()) for file in files], names, batch)
+    except Exception as error:
+        raise _cause(error) from error
     finally:
         if mine:
             ray.shutdown()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the refusal of bad data that Ray has wrapped in its own errors, if there is one."""
+    found: BaseException | None = error
+    while found is not None:
+        if type(found) in (ValueError, TypeError):
+            return found
+        found = getattr(found, "cause", None) or found.__cause__
+    return error
 
 
 class RayEngine:
@@ -60,23 +76,24 @@ class RayEngine:
         self.files, self.names, self.batch = files, names, batch
         self._narrow: Any = None
 
-    def _dataset(self) -> Any:
-        import ray.data
-
-        # Names of folders such as "epoch=3" must not become columns.
-        return ray.data.read_parquet(self.files, partitioning=None)
-
     def _blocks(self) -> Any:
         """Return the selection's columns, read once and held in the object store."""
         if self._narrow is None:
+            import ray.data
 
-            def take_out(block: Any) -> Any:
+            names, batch = self.names, self.batch
+
+            def take_out(files: Any) -> Iterator[Any]:
                 import pyarrow as pa
 
-                return pa.table(batch_columns(block))
+                for file in files["file"].to_pylist():
+                    for arrays in checked_batches(Path(file), batch):
+                        yield pa.table(with_ids(arrays, names))
 
-            rows = self._dataset().select_columns(self.names)
-            narrow = rows.map_batches(take_out, batch_size=None, batch_format="pyarrow")
+            files = ray.data.from_items(
+                [{"file": file} for file in self.files], override_num_blocks=len(self.files)
+            )
+            narrow = files.map_batches(take_out, batch_size=None, batch_format="pyarrow")
             self._narrow = narrow.materialize()
         return self._narrow
 
@@ -97,10 +114,21 @@ class RayEngine:
         summaries = self._blocks().map_batches(summarize, batch_size=None, batch_format="pyarrow")
         return reduce(merge, (pickle.loads(row["summary"]) for row in summaries.iter_rows()))
 
-    def write(self, kept: Callable[[Any], Any], destination: Path) -> int:
+    def write(self, keep: Callable[[Columns], NDArray], destination: Path) -> int:
         """Write the kept rows of all blocks into a folder; return their number."""
         import pyarrow.parquet as pq
+        import ray.data
 
-        rows = self._dataset().map_batches(kept, batch_size=self.batch, batch_format="pyarrow")
+        names = self.names
+
+        def kept(block: Any) -> Any:
+            import pyarrow as pa
+
+            columns = with_ids(arrays_of(block, names, destination), names)
+            return block.filter(pa.array(keep(columns)))
+
+        # Names of folders such as "epoch=3" must not become columns.
+        rows = ray.data.read_parquet(self.files, partitioning=None)
+        rows = rows.map_batches(kept, batch_size=self.batch, batch_format="pyarrow")
         rows.write_parquet(str(destination.resolve()), compression="zstd")
         return sum(pq.read_metadata(file).num_rows for file in destination.rglob("*.parquet"))

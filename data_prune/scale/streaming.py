@@ -1,33 +1,54 @@
 """Parquet in, Parquet out: the same selection for tables larger than memory or machine.
 
-The Parquet is read twice: first the few columns that a selection looks at, at most some 30 bytes
-a row, which are kept on disk (or in Ray's object store); at the end everything, to write the rows
-that stay. Between the two, small mergeable summaries (counts, class sizes, the ten highest
-scores) of those columns find the threshold. A pass forgets its rows, so that the memory does not
-depend on their number. What the summaries are made of is exactly what the table in memory uses.
+The Parquet is read twice: first the columns of a table, which are held to the checks of
+``ScoreTable`` and of which those that a selection looks at, at most some 30 bytes a row, are kept
+on disk (or in Ray's object store); at the end everything, to write the rows that stay. Between
+the two, small mergeable summaries (counts, class sizes, the ten highest scores) of those columns
+find the threshold. A pass forgets its rows, so that the memory does not depend on their number.
+What the summaries are made of is exactly what the table in memory uses.
 """
 
 from __future__ import annotations
 
 import json
+import operator
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from specgd_common.files import replacing, write_text
+from specgd_common.folders import making_folder
 from specgd_common.optional import needed
 
-from ..score.parquet import META_KEY, batch_arrays, batch_columns
+from ..score.columns import Digest
+from ..score.parquet import (
+    Stored,
+    add_stored,
+    arrays_of,
+    batch_arrays,
+    checked_batches,
+    columns_in,
+    open_parquet,
+    stored_in,
+    with_ids,
+)
 from ..score.table import diverged
 from ..select.plan import Columns
 from ..select.planner import Options, make_plan
-from ..select.topk import find_threshold
+from ..select.topk import Fold, find_threshold
 
 NEEDED = ("key", "label", "score", "mean_prob")
 BATCH = 1 << 18
+# Ids compared with each other at once: 32 MB of them.
+IDS = 1 << 22
 
 
 class Engine(Protocol):
@@ -36,8 +57,8 @@ class Engine(Protocol):
     def fold(self, f: Callable[[Columns], Any], merge: Callable[[Any, Any], Any]) -> Any:
         """Return ``f`` of every batch of the selection's columns, merged in any order."""
 
-    def write(self, kept: Callable[[Any], Any], destination: Path) -> int:
-        """Write ``kept(batch)`` of every whole batch; return the number of rows written."""
+    def write(self, keep: Callable[[Columns], NDArray], destination: Any) -> int:
+        """Write the rows of all files that ``keep`` marks; return their number."""
 
 
 def select_parquet(
@@ -55,11 +76,11 @@ def select_parquet(
     What is searched in between (see ``topk``) are those columns alone.
 
     Args:
-        source: A Parquet file, or a folder of them, with the columns key, label, score and
-            mean_prob (and the one that ``by`` names); other columns are carried along.
-        destination: Must not exist. With the local engine a file becomes a file and a folder a
-            folder with the same names; Ray writes a folder, its rows in any order. Beside it
-            the local engine needs room for the columns while it runs.
+        source: A Parquet file, or a folder of them, as ``ScoreTable.to_parquet`` writes them;
+            other columns are carried along.
+        destination: Must not exist; it appears when it is whole. With the local engine a file
+            becomes a file and a folder a folder with the same names; Ray writes a folder, its
+            rows in any order. Beside it the local engine needs room for the columns while it runs.
         prune_ratio: Fraction REMOVED, in [0, 1).
         engine: "local" streams on this machine; "ray" runs the same passes on Ray Data, over
             files that every worker can read (see ``ray_data``).
@@ -73,7 +94,7 @@ def select_parquet(
     Raises:
         FileNotFoundError: If there is no Parquet file at ``source``.
         FileExistsError: If ``destination`` exists.
-        ValueError: For a missing column, or as ``ScoreTable.select``.
+        ValueError: As ``ScoreTable.from_parquet`` and ``ScoreTable.select``.
 
     Example:
         >>> import tempfile
@@ -94,89 +115,117 @@ def select_parquet(
     needed("ray" if engine == "ray" else "pyarrow", "ray" if engine == "ray" else "data")
     source, destination = Path(source), Path(destination)
     files = parquet_files(source)
-    if destination.exists():
+    if os.path.lexists(destination):
         raise FileExistsError(f"{destination} exists and is not overwritten")
-    _check_metadata(files, ignore_nonfinite)
-    how = Options(**options, columns=column_names(files[0]))
+    record = Path(f"{destination}.json")
+    check_record(record)
+    how = _check_files(files, ignore_nonfinite, options)
     names = [*NEEDED, *({str(how.by)} - set(NEEDED))]
-    if engine == "local":
-        with local_engine(files, source, destination, names) as here:
-            settings, written = _run(here, names, destination, prune_ratio, how)
-    else:
-        from .ray_data import ray_engine
-
-        with ray_engine(files, names, BATCH) as on_ray:
-            settings, written = _run(on_ray, names, destination, prune_ratio, how)
-    if written != settings["kept"]:
-        raise RuntimeError(
-            f"{written} rows were written, {settings['kept']} selected: the table has changed "
-            "meanwhile, or holds one key several times"
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with _engine(engine, files, source, destination, names) as (here, aside):
+        plan = make_plan(here.fold, prune_ratio, how)
+        check_unique_ids(here.fold, plan.total, source)
+        search = find_threshold(
+            lambda f, merge: here.fold(lambda c: f(plan.chunk(c)), merge), plan.quotas, plan.total
         )
-    settings = {**settings, "source": str(source), "engine": engine}
-    Path(f"{destination}.json").write_text(json.dumps(settings, indent=2))
+        settings = {**plan.settings, "source": str(source), "engine": engine}
+        written = here.write(lambda columns: search.keep(plan.chunk(columns)), aside)
+        if written != settings["kept"]:
+            raise RuntimeError(
+                f"{written} rows were written, {settings['kept']} selected: {source} has changed "
+                "meanwhile"
+            )
+        # Before the destination: what a killed run leaves must not stop the next one.
+        write_text(record, json.dumps(settings, indent=2))
     return settings
 
 
-def _run(
-    engine: Engine,
-    names: list[str],
-    destination: Path,
-    prune_ratio: float,
-    options: Options,
-) -> tuple[dict[str, Any], int]:
-    """Plan, search and write on any engine; the settings, and the number of rows written."""
-    plan = make_plan(engine.fold, prune_ratio, options)
-    search = find_threshold(
-        lambda f, merge: engine.fold(lambda c: f(plan.chunk(c)), merge), plan.quotas, plan.total
-    )
+@contextmanager
+def _engine(
+    name: str, files: list[Path], source: Path, destination: Path, names: list[str]
+) -> Iterator[tuple[Engine, Any]]:
+    """Give an engine and where it writes; that becomes the destination if the block succeeds."""
+    aside: AbstractContextManager[Any] = making_folder(destination)
+    if name == "ray":
+        from .ray_data import ray_engine
 
-    def kept(batch: Any) -> Any:
-        pa = needed("pyarrow", "data")
-        return batch.filter(pa.array(search.keep(plan.chunk(batch_columns(batch.select(names))))))
-
-    return plan.settings, engine.write(kept, destination)
+        with aside as folder, ray_engine(files, names, BATCH) as on_ray:
+            yield on_ray, folder
+        return
+    if not source.is_dir():
+        aside = replacing(destination)
+    with aside as target, tempfile.TemporaryFile(dir=destination.parent) as scratch:
+        yield _Local(files, source, names, scratch), target
 
 
 def parquet_files(source: Path) -> list[Path]:
     """Return the file itself, or the Parquet files of a folder by name."""
-    files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
+    files = [source]
+    if source.is_dir():
+        files = sorted(file for file in source.rglob("*.parquet") if not file.name.startswith("."))
     if not files or not files[0].exists():
         raise FileNotFoundError(f"no Parquet file at {source}")
     return files
 
 
-def column_names(file: Path) -> list[str]:
-    """Return the names of the columns of a file, which must have those of every table."""
-    pq = needed("pyarrow.parquet", "data")
-    names = pq.read_schema(file).names
-    missing = [name for name in NEEDED if name not in names]
-    if missing:
-        raise ValueError(f"the table lacks the columns {missing}; it has {names}")
-    return names
+def check_record(record: Path) -> None:
+    """Refuse to replace a file that no selection has written."""
+    if not os.path.lexists(record):
+        return
+    try:
+        ours = {"kept", "settings"} & set(json.loads(record.read_bytes()))
+    except (ValueError, TypeError, OSError, RecursionError):
+        ours = set()
+    if not ours:
+        raise FileExistsError(f"{record} exists, is no record of a selection and is not replaced")
 
 
-def _check_metadata(files: list[Path], ignore_nonfinite: bool) -> None:
-    pq = needed("pyarrow.parquet", "data")
+def _check_files(files: list[Path], ignore_nonfinite: bool, options: dict[str, Any]) -> Options:
+    """Return how to select, after a look at what the files say of themselves."""
     bad = rows = 0
     for file in files:
-        metadata = pq.read_metadata(file)
-        rows += metadata.num_rows
-        stored = json.loads((metadata.metadata or {}).get(META_KEY, b"{}"))
-        bad += stored.get("meta", {}).get("nonfinite", 0)
+        with open_parquet(file) as reader:
+            how = Options(**options, columns=columns_in(reader, file))
+            bad += stored_in(reader, file).meta.get("nonfinite", 0)
+            rows += reader.metadata.num_rows
     if rows == 0:
         raise ValueError(f"a score table needs at least one example, {files[0]} has none")
     if bad and not ignore_nonfinite:
         raise diverged({"nonfinite": bad})
+    return how
 
 
-@contextmanager
-def local_engine(
-    files: list[Path], source: Path, destination: Path, names: list[str]
-) -> Iterator[_Local]:
-    """Give an engine on this machine; its nameless scratch file lies beside the destination."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=destination.parent) as scratch:
-        yield _Local(files, source, names, scratch)
+def check_unique_ids(fold: Fold, total: int, source: Path) -> None:
+    """Refuse rows of which two have the same id, in as little memory as a selection takes.
+
+    Args:
+        fold: Applies a function to every batch of columns and merges the results.
+        total: Number of rows.
+        source: For the message.
+    """
+
+    def ends(columns: Columns) -> list[tuple[int, int] | None]:
+        ids = columns["id"]
+        if len(ids) == 0:
+            return []
+        return [(int(ids[0]), int(ids[-1])) if (ids[1:] > ids[:-1]).all() else None]
+
+    spans = fold(ends, operator.add)
+    if None not in spans:
+        ordered = sorted(spans)
+        if all(a[1] < b[0] for a, b in pairwise(ordered)):
+            return
+    groups = np.uint64(-(-total // IDS))
+    for group in range(int(groups)):
+
+        def of_group(columns: Columns, group: int = group) -> list[NDArray[np.uint64]]:
+            mixed = columns["id"] * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
+            return [columns["id"][mixed % groups == np.uint64(group)]]
+
+        ids = np.sort(np.concatenate(fold(of_group, operator.add)))
+        twice = ids[1:][ids[1:] == ids[:-1]]
+        if len(twice):
+            raise ValueError(f"{source}: keys must differ, got the one of id {twice[0]} again")
 
 
 class _Local:
@@ -186,18 +235,12 @@ class _Local:
         self.files, self.source, self.names, self.scratch = files, source, names, scratch
         self._taken_out = False
 
-    def _batches(self, file: Path, names: list[str] | None = None) -> Iterator[Any]:
-        pq = needed("pyarrow.parquet", "data")
-        # Without memory mapping and pre-buffering only one batch of rows is in memory at a time.
-        with pq.ParquetFile(file, memory_map=False, pre_buffer=False) as reader:
-            yield from reader.iter_batches(BATCH, columns=names)
-
     def _take_out(self) -> None:
         """Copy the columns of all files into the scratch file, keys as ids of eight bytes."""
         pa = needed("pyarrow", "data")
         writer = None
-        for batch in (b for file in self.files for b in self._batches(file, self.names)):
-            narrow = pa.record_batch(batch_columns(batch))
+        for arrays in (a for file in self.files for a in checked_batches(file, BATCH)):
+            narrow = pa.record_batch(with_ids(arrays, self.names))
             writer = writer or pa.ipc.new_stream(self.scratch, narrow.schema)
             writer.write_batch(narrow)
         assert writer is not None  # a table without rows was refused
@@ -211,16 +254,32 @@ class _Local:
         self.scratch.seek(0)
         return reduce(merge, (f(batch_arrays(batch)) for batch in pa.ipc.open_stream(self.scratch)))
 
-    def write(self, kept: Callable[[Any], Any], destination: Path) -> int:
-        pq = needed("pyarrow.parquet", "data")
+    def write(self, keep: Callable[[Columns], NDArray], destination: Any) -> int:
+        if not self.source.is_dir():
+            return write_kept(self.source, destination, self.names, keep)
         rows = 0
         for file in self.files:
-            folder = self.source.is_dir()
-            target = destination / file.relative_to(self.source) if folder else destination
+            target = destination / file.relative_to(self.source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with pq.ParquetWriter(target, pq.read_schema(file), compression="zstd") as writer:
-                for batch in self._batches(file):
-                    part = kept(batch)
-                    rows += len(part)
-                    writer.write_batch(part)
+            rows += write_kept(file, target, self.names, keep)
         return rows
+
+
+def write_kept(
+    file: Path, target: Path | IO, names: list[str], keep: Callable[[Columns], NDArray]
+) -> int:
+    """Write the rows of one file that stay, with a digest of their own; return their number."""
+    pa, pq = needed("pyarrow", "data"), needed("pyarrow.parquet", "data")
+    rows, digest = 0, Digest()
+    with open_parquet(file) as reader:
+        stored, counted = stored_in(reader, file), columns_in(reader, file)
+        with pq.ParquetWriter(target, reader.schema_arrow, compression="zstd") as writer:
+            for batch in reader.iter_batches(BATCH):
+                columns = with_ids(arrays_of(batch, names, file), names)
+                part = batch.filter(pa.array(keep(columns)))
+                digest.add(arrays_of(part, counted, file))
+                writer.write_batch(part)
+                rows += len(part)
+            if stored.digest is not None:
+                add_stored(writer, Stored(stored.meta, stored.peers, digest.hex()))
+    return rows

@@ -1,49 +1,43 @@
-"""Columns of a score table -> one Parquet file with a digest, and back."""
+"""Columns of a score table -> one Parquet file with a digest, and back, checked."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from specgd_common.files import replacing
 from specgd_common.optional import needed
 
 from ..select.noise import example_ids
+from .columns import COLUMNS, Arrays, Digest, check_columns, check_unique, seal
 
-COLUMNS = ("key", "label", "score", "mean_prob", "observed")
 META_KEY = b"data_prune"
-# Rows hashed at once: their copies stay in the caches.
-CHUNK = 1 << 16
+# First bytes -> what such a file is and what helps.
+KNOWN = {
+    b"version https://git-lfs": "a git-lfs pointer: fetch the file with git lfs pull",
+    b"<": "a web page: download the file itself again",
+    b"PK": "a zip archive (or a .pt checkpoint): unpack it first",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd archive: unpack it first",
+    b"ARROW1": "an Arrow file: write it as Parquet",
+    b"\x93NUMPY": "a NumPy array: put it into a ScoreTable and use to_parquet",
+    b"PARE": "an encrypted Parquet file: decrypt it first",
+    b"{": "a JSON file: the scores are in another one",
+}
 
-Arrays = dict[str, NDArray]  # name -> (N,)
 
+class Stored(NamedTuple):
+    """What a file says of itself: how it was recorded, its peers, the digest of its rows."""
 
-class Digest:
-    """Hash rows that arrive in pieces: each column is hashed by itself, then all together."""
-
-    def __init__(self) -> None:
-        self.columns = {"label": "<i4", "score": "<f8", "mean_prob": "<f8"}
-        self.hashes = {name: hashlib.blake2b(digest_size=16) for name in ("key", *self.columns)}
-
-    def add(self, arrays: Arrays) -> None:
-        """Append rows."""
-        for start in range(0, len(arrays["key"]), CHUNK):
-            part = slice(start, start + CHUNK)
-            self.hashes["key"].update(example_ids(arrays["key"][part]).tobytes())
-            for name, dtype in self.columns.items():
-                column = np.ascontiguousarray(arrays[name][part], dtype=dtype)
-                self.hashes[name].update(column.tobytes())
-
-    def hex(self) -> str:
-        """Return the digest of all rows so far."""
-        joined = b"".join(h.digest() for h in self.hashes.values())
-        return hashlib.blake2b(joined, digest_size=16).hexdigest()
+    meta: dict[str, Any]
+    peers: list[str]
+    digest: str | None
 
 
 def write_columns(
@@ -54,21 +48,28 @@ def write_columns(
     The file appears under its name when it is complete: a killed run leaves no half table.
     """
     pa, pq = needed("pyarrow", "data"), needed("pyarrow.parquet", "data")
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    writer, digest, meta, names = None, Digest(), {}, []
-    for columns, peers, about in parts:
-        batch = pa.table({name: pa.array(values) for name, values in {**columns, **peers}.items()})
+    writer, digest = None, Digest()
+    about: tuple[dict[str, Any], list[str]] = ({}, [])
+    with replacing(path) as file:
+        for columns, peers, meta in parts:
+            both = {**columns, **peers}
+            batch = pa.table({name: pa.array(values) for name, values in both.items()})
+            if writer is None:
+                writer = pq.ParquetWriter(file, batch.schema, compression="zstd")
+                about = (meta, list(peers))
+            writer.write_table(batch)
+            digest.add(both)
         if writer is None:
-            writer = pq.ParquetWriter(temporary, batch.schema, compression="zstd")
-            meta, names = about, list(peers)
-        writer.write_table(batch)
-        digest.add(columns)
-    assert writer is not None
-    stored = {"meta": meta, "digest": digest.hex(), "peers": names}
-    writer.add_key_value_metadata({META_KEY.decode(): json.dumps(stored)})
-    writer.close()
-    os.replace(temporary, path)
+            raise ValueError("a score table needs at least one example")
+        add_stored(writer, Stored(*about, digest.hex()))
+        writer.close()
+
+
+def add_stored(writer: Any, stored: Stored) -> None:
+    """Write what a file says of itself, sealed, into its metadata."""
+    content = stored._asdict()
+    content["seal"] = seal(content)
+    writer.add_key_value_metadata({META_KEY.decode(): json.dumps(content)})
 
 
 def read_columns(path: str | os.PathLike) -> tuple[Arrays, Arrays, dict[str, Any]]:
@@ -76,32 +77,148 @@ def read_columns(path: str | os.PathLike) -> tuple[Arrays, Arrays, dict[str, Any
 
     Raises:
         ImportError: If pyarrow is not installed.
-        ValueError: If a column is missing, or the content has not the digest it was written with.
+        OSError: If there is no such file, or it may not be read.
+        TypeError: If a column holds another kind of values.
+        ValueError: If the file is no Parquet file, lacks a column, has values outside their
+            ranges, or was changed after it was written.
     """
-    pq = needed("pyarrow.parquet", "data")
-    table = pq.read_table(Path(path))
-    metadata = pq.read_metadata(Path(path)).metadata or {}
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {missing}; it has {table.column_names}")
-    stored = json.loads(metadata.get(META_KEY, b"{}"))
-    extra = stored.get("peers", [name for name in table.column_names if name not in COLUMNS])
-    columns, peers = ({n: table[n].to_numpy() for n in names} for names in (COLUMNS, extra))
-    if "digest" in stored:
+    file = Path(path)
+    with open_parquet(file) as reader:
+        stored, names = stored_in(reader, file), columns_in(reader, file)
         digest = Digest()
-        digest.add(columns)
-        if stored["digest"] != digest.hex():
-            raise ValueError(f"{path} was changed after it was written: its digest does not match")
-    return columns, peers, stored.get("meta", {})
+        arrays = arrays_of(reader.read(columns=names), names, file)
+    check_columns(arrays, f"{file}: ")
+    check_unique(arrays["key"], f"{file}: ")
+    digest.add(arrays)
+    check_digest(stored, digest, file)
+    peers = {name: arrays.pop(name) for name in names if name not in COLUMNS}
+    return arrays, peers, stored.meta
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """Open a Parquet file; whatever goes wrong with its bytes is one line that names it.
+
+    Without memory mapping and pre-buffering only one batch of rows is in memory at a time.
+    """
+    pa, pq = needed("pyarrow", "data"), needed("pyarrow.parquet", "data")
+    with path.open("rb") as file:  # refuses what is not there or may not be read
+        head = file.read(64)
+    broken = (pa.ArrowException, OSError, UnicodeError, OverflowError, MemoryError)
+    try:
+        with pq.ParquetFile(path, memory_map=False, pre_buffer=False) as reader:
+            yield reader
+    except broken as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the file's content
+        said = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "no data"
+        raise ValueError(
+            f"{path} cannot be read as Parquet: {_what_it_is(head) or said}"
+        ) from error
+
+
+def _what_it_is(head: bytes) -> str | None:
+    """Say what a file is that does not begin like Parquet; None if it does or nobody knows."""
+    if head.startswith(b"PAR1"):
+        return None
+    if not head:
+        return "it is empty: write it again with ScoreTable.to_parquet"
+    for signature, what in KNOWN.items():
+        if head.lstrip().startswith(signature):
+            return f"it is {what}"
+    text = all(byte >= 32 or byte in b"\r\n\t" for byte in head)
+    what = "a text file" if text else "something else"
+    return f"it is {what}: write scores with ScoreTable.to_parquet"
+
+
+def stored_in(reader: Any, path: Path) -> Stored:
+    """Return what a file says of itself, after checking that nobody has changed it."""
+    text = (reader.metadata.metadata or {}).get(META_KEY)
+    if text is None:  # another program wrote it: every further column of numbers may rank
+        types = needed("pyarrow", "data").types
+        peers = [
+            field.name
+            for field in reader.schema_arrow
+            if field.name not in COLUMNS
+            and (types.is_integer(field.type) or types.is_floating(field.type))
+        ]
+        return Stored({}, peers, None)
+    try:
+        content = json.loads(text)
+        given = content.pop("seal")
+        stored = Stored(content["meta"], content["peers"], content["digest"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        given, stored = None, Stored({}, [], None)
+    if given is None or given != seal(content):
+        raise ValueError(
+            f"{path} was changed after it was written, or an earlier version wrote it: its "
+            "metadata does not match. Copy it again, or write it again with ScoreTable.to_parquet"
+        )
+    return stored
+
+
+def columns_in(reader: Any, path: Path) -> list[str]:
+    """Return the names of the columns that count, which the file must have."""
+    names, peers = reader.schema_arrow.names, stored_in(reader, path).peers
+    missing = [name for name in (*COLUMNS, *peers) if names.count(name) != 1]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {missing}, or has them twice; it has {names}")
+    return [*COLUMNS, *peers]
+
+
+def check_digest(stored: Stored, digest: Digest, path: Path) -> None:
+    """Refuse a file whose rows are not those that were written."""
+    if stored.digest is not None and stored.digest != digest.hex():
+        raise ValueError(
+            f"{path} was changed after it was written: its digest does not match. Copy it again, "
+            "or write it again with ScoreTable.to_parquet"
+        )
+
+
+def arrays_of(batch: Any, names: Iterable[str], path: Path) -> Arrays:
+    """Return columns of a record batch or table as arrays; a null is refused."""
+    arrays: Arrays = {}
+    for name in names:
+        column = batch.column(name)
+        if column.null_count:
+            raise ValueError(
+                f"{path}: column {name!r} must have a value in every row, got {column.null_count} "
+                "nulls (what is not known is NaN)"
+            )
+        values = column.to_numpy(zero_copy_only=False) if _is_batch(batch) else column.to_numpy()
+        if values.dtype.kind == "O" and name != "key":
+            raise TypeError(f"{path}: column {name!r} must hold numbers, got {column.type}")
+        arrays[name] = values
+    return arrays
+
+
+def _is_batch(batch: Any) -> bool:
+    return isinstance(batch, needed("pyarrow", "data").RecordBatch)
+
+
+def checked_batches(path: Path, rows: int) -> Iterator[Arrays]:
+    """Yield a file's columns batch by batch, held to the checks of a whole table.
+
+    Args:
+        path: The file.
+        rows: Of a batch.
+    """
+    with open_parquet(path) as reader:
+        stored, names, digest = stored_in(reader, path), columns_in(reader, path), Digest()
+        for batch in reader.iter_batches(rows, columns=names):
+            arrays = arrays_of(batch, names, path)
+            check_columns(arrays, f"{path}: ")
+            digest.add(arrays)
+            yield arrays
+        check_digest(stored, digest, path)
+
+
+def with_ids(arrays: Arrays, names: Iterable[str]) -> Arrays:
+    """Return the named columns with the 64-bit id of each key in the key's place."""
+    columns = {name: arrays[name] for name in names if name != "key"}
+    return {**columns, "id": example_ids(arrays["key"])}
 
 
 def batch_arrays(batch: Any) -> Arrays:
-    """Return the columns of a record batch or table as arrays."""
+    """Return the columns of a record batch or table of our own as arrays."""
     return {name: np.asarray(batch.column(name)) for name in batch.schema.names}
-
-
-def batch_columns(batch: Any) -> Arrays:
-    """Return what a selection reads: the same with the 64-bit id of each key in the key's place."""
-    columns = batch_arrays(batch)
-    columns["id"] = example_ids(columns.pop("key"))
-    return columns

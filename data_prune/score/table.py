@@ -17,7 +17,8 @@ from ..select.noise import example_ids
 from ..select.plan import Columns, Plan, parts
 from ..select.planner import Options, make_plan
 from ..select.quotas import class_index, class_quotas
-from .parquet import COLUMNS, Digest, read_columns, write_columns
+from .columns import COLUMNS, Digest, check_columns, check_unique
+from .parquet import read_columns, write_columns
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,13 @@ class ScoreTable:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = {name: np.shape(values) for name, values in self.arrays().items()}
-        sizes |= {name: np.shape(values) for name, values in self.peers.items()}
-        if len(set(sizes.values())) != 1 or len(np.shape(self.score)) != 1:
-            raise ValueError(f"columns must be one-dimensional and of one length, got {sizes}")
+        taken = sorted(set(self.peers) & {*COLUMNS, "id"})
+        if taken:
+            raise ValueError(f"peers must have names of their own, got {taken}")
+        check_columns({**self.arrays(), **self.peers})
         if len(self.score) == 0:
             raise ValueError("a score table needs at least one example")
-        probs = self.mean_prob[~np.isnan(self.mean_prob)]
-        if len(probs) and not 0.0 <= probs.min() <= probs.max() <= 1.0 + 1e-6:
-            raise ValueError(
-                f"mean_prob must be in [0, 1], got {probs.min()} to {probs.max()}: "
-                "has it been swapped with a score or with positions?"
-            )
+        check_unique(self.key)
 
     def __len__(self) -> int:
         return len(self.score)
@@ -210,15 +206,16 @@ class ScoreTable:
         return rows, dataclasses.replace(plan, total=len(rows))
 
     def digest(self) -> str:
-        """Return a hash of keys, labels and scores: two tables with the same digest prune alike.
+        """Return a hash of all columns: two tables with the same digest prune alike.
 
         Example:
             >>> one = np.zeros(1)
-            >>> ScoreTable(one.astype(int), one.astype(int), one, one, one).digest()[:6]
-            'd3f6d3'
+            >>> whole = one.astype(int)
+            >>> ScoreTable(whole, whole, one, one, whole).digest()[:6]
+            '2e9c62'
         """
         digest = Digest()
-        digest.add(self.arrays())
+        digest.add({**self.arrays(), **self.peers})
         return digest.hex()
 
     @classmethod
@@ -275,8 +272,12 @@ class ScoreTable:
             num_examples: Length of the data set that is to be pruned; another length is refused.
 
         Raises:
-            ValueError: If a column is missing, the content does not have the digest it was
-                written with, or the length differs.
+            ImportError: If pyarrow is not installed.
+            OSError: If there is no such file, or it may not be read.
+            TypeError: If a column holds another kind of values.
+            ValueError: If the file is no Parquet file, lacks a column, has nulls, equal keys or
+                values outside their ranges, was changed after it was written, or has another
+                length.
         """
         columns, peers, meta = read_columns(path)
         result = cls(**columns, peers=peers, meta=meta)
