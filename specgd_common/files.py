@@ -123,15 +123,15 @@ def _open_aside(target: Path) -> tuple[IO[bytes], Path]:
         name = f".{target.name[:_KEPT_OF_NAME]}.{secrets.token_hex(8)}.tmp"
         temporary = target.with_name(name)
         file = open(str(temporary), "w+b", opener=exclusively)  # noqa: SIM115
-        _lock(file)
+        lock(file)
         # Another writer may have taken it for a left one before it was locked.
         if os.name == "nt" or temporary.exists():
             return file, temporary
         file.close()
 
 
-def _lock(file: IO[Any] | int) -> bool:
-    """Whether this process now holds the file; a file system without locks says no."""
+def lock(file: IO[Any] | int) -> bool:
+    """Say whether this process now holds the file; a file system without locks says no."""
     if fcntl is None:
         return False
     try:
@@ -173,7 +173,7 @@ def _clear_left(target: Path) -> None:
             if not (name.startswith(start) and _TOKEN.fullmatch(name[len(start) :])):
                 continue
             with suppress(OSError), path.open("rb") as file:
-                if stat.S_ISREG(path.lstat().st_mode) and _lock(file):
+                if stat.S_ISREG(path.lstat().st_mode) and lock(file):
                     path.unlink()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .files import _flush_path, _lock
+from .files import flush, lock
 
 _KEPT_OF_NAME = 50
 _TOKEN = re.compile(r"\.[0-9a-f]{16}\.tmp")
@@ -49,15 +49,15 @@ def making_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield aside
             for folder, _, files in os.walk(aside, topdown=False):
                 for name in files:
-                    _flush_path(Path(folder, name))
-                _flush_path(Path(folder))
+                    flush(Path(folder, name))
+                flush(Path(folder))
             if os.path.lexists(target):
                 raise FileExistsError(f"{target} exists and is not overwritten")
             os.rename(aside, target)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-    _flush_path(target.parent)
+    flush(target.parent)
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _held(folder: Path) -> Iterator[bool]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield _lock(descriptor)
+        yield lock(descriptor)
     finally:
         os.close(descriptor)
 
