@@ -15,6 +15,7 @@ from .groups.matrix_view import (
     MATRIX_VIEWS,
     MatrixView,
     input_dims,
+    is_matrix,
     uses_muon,
 )
 from .groups.split import check_fit, check_split, cut_of
@@ -212,10 +213,10 @@ class Muon(SpectralOptimizer):
         for p in group["params"]:
             if p.grad is None and not p.requires_grad:
                 continue
-            is_matrix = p.ndim >= 2 if use_muon is None else use_muon
-            self._init_state(p, is_matrix, group)
+            by_muon = is_matrix(p) if use_muon is None else use_muon
+            self._init_state(p, by_muon, group)
             if p.grad is not None and p.numel():
-                (matrices if is_matrix else others).append(p)
+                (matrices if by_muon else others).append(p)
         rounding = None
         if group["state_dtype"] == "bfloat16" and (matrices or others):
             rounding = self._random_bits(group, (matrices or others)[0].device)

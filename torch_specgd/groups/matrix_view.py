@@ -65,12 +65,20 @@ def describe(param: Tensor, name: str | None = None) -> str:
     return f"parameter {name!r} of shape {shape}" if name else f"a parameter of shape {shape}"
 
 
+def is_matrix(param: Tensor) -> bool:
+    """Say whether a shape alone makes a parameter Muon's: two or more dimensions.
+
+    A vector in three or more, as scales of channels (C, 1, 1) are, is none.
+    """
+    return param.ndim == 2 or (param.ndim > 2 and param.numel() > max(param.shape))
+
+
 def uses_muon(param: Tensor, use_muon: bool | None, name: str | None = None) -> bool:
     """Say whether Muon orthogonalizes this parameter; AdamW takes the others.
 
     Args:
         param: The parameter.
-        use_muon: The group's choice; None decides by shape: two or more dimensions.
+        use_muon: The group's choice; None decides by shape, see ``is_matrix``.
         name: The parameter's name, for the error message.
 
     Returns:
@@ -80,7 +88,7 @@ def uses_muon(param: Tensor, use_muon: bool | None, name: str | None = None) -> 
         ValueError: If Muon is asked for and the parameter is no matrix.
     """
     if use_muon is None:
-        return param.ndim >= 2
+        return is_matrix(param)
     if use_muon and param.ndim < 2:
         raise ValueError(
             f"use_muon=True needs parameters of two or more dimensions, but the group has "

@@ -1,25 +1,16 @@
 """Routes every parameter of a model to Muon or AdamW, with the reason, and shows it as a table."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from specgd_common.fused import detect_split, stacked_transposed
-
+from .heads import Heads
+from .layouts import fused_cut, stored_in_out
+from .place import Place, is_convolution, places_of
+from .reasons import view_of, why_adamw
 from .split import Split, normalize_split, unpacked
-
-HEAD_NAMES = r"(^|\.)(lm_head|head|heads|classifier|score|embed_out|output_projection|fc_out)$"
-POSITION_NAMES = (
-    r"(^|\.)(pos_embed(ding)?s?|position(al)?_embed(ding)?s?|wpe|cls_token|mask_token|dist_token"
-    r"|register_tokens?|query_tokens?|relative_position_bias_table|rel_pos\w*)(\.|$)"
-)
-# Decay rates and the like of Mamba and RWKV: entrywise, though some are stored as matrices.
-STATE_NAMES = r"(^|\.)(A_logs?|dt_bias|time_(decay|first|faaaa))$"
-ROUTER_NAMES = r"(^|\.)(router|gate|wg)$"
-VIEWS: dict[type, str] = {nn.Conv1d: "flatten", nn.ConvTranspose1d: "flatten"}
 
 Override = str | type | bool | Mapping[str, Any]
 
@@ -61,13 +52,17 @@ def param_groups(
     splits: Mapping[str, Split] | None = None,
     adamw: Mapping[str, Any] | None = None,
 ) -> ParamGroups:
-    """Sorts a model's parameters for ``Muon``, by name and module type as well as by shape.
+    """Sort a model's parameters for ``Muon``, by what each of them is.
 
-    To AdamW go vectors, norms, embeddings (and what is tied to them), positional and other token
-    parameters, a state space model's decay rates, output heads, routers, depthwise convolutions and
-    single rows; to Muon everything else of two or more dimensions. Fused projections are split
-    where the module is known (``nn.MultiheadAttention``, the gates of ``nn.LSTM`` and ``nn.GRU``,
-    GPT-2's ``c_attn``, fused q/k/v and gate/up of Llama-like models and of their expert stacks).
+    To AdamW go vectors, norms, embeddings (and what is tied to them), output heads, positional and
+    other token parameters, a state space model's decay rates, routers, depthwise convolutions,
+    single rows, and every parameter that stands in no known layer; to Muon the weights of layers
+    and stacks of experts. What a layer is shows through parametrizations and wrappers (DDP, FSDP,
+    torch.compile, PEFT, Lightning, a module of your own). Where nothing tells the output head, the
+    last layer is taken for it, and its reason says that this is a guess.
+
+    Fused weights (q/k/v, gate/up, gates of recurrent and state space layers) are cut into their
+    matrices where names, neighbouring layers and the numbers of heads tell how.
 
     Args:
         model: Any module.
@@ -96,7 +91,7 @@ def param_groups(
         0.weight   9 x 4  AdamW      embedding
         1.weight   8 x 4  Muon       matrix
         1.bias     8      AdamW      vector
-        3.weight   9 x 8  AdamW      output head
+        3.weight   9 x 8  AdamW      output head (a guess: declared last)
         3.bias     9      AdamW      vector
         Muon steps 32 of 157 parameters (20.4%)
         >>> optimizer = Muon(groups, lr=0.02)
@@ -104,8 +99,11 @@ def param_groups(
     overrides, splits = dict(overrides or {}), dict(splits or {})
     unused: set[Any] = {*overrides, *splits}
     routes = []
-    for names, owner, param in _parameters(model):
-        settings, reason = _route(model, names, owner, param)
+    found = places_of(model)
+    heads = Heads(model, found)
+    for places in found:
+        names, owner, param = [p.name for p in places], places[0].owner, places[0].param
+        settings, reason = _route(places, heads)
         for key, value in overrides.items():
             if _matches(key, names, owner):
                 unused.discard(key)
@@ -128,71 +126,18 @@ def param_groups(
     return ParamGroups(_group(routes), routes)
 
 
-def _parameters(model: nn.Module) -> Iterator[tuple[list[str], nn.Module, Tensor]]:
-    """Each parameter once: all its names, the module that holds it first, the tensor."""
-    found: dict[int, tuple[list[str], nn.Module, Tensor]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
-            full = f"{prefix}.{name}" if prefix else name
-            found.setdefault(id(p), ([], module, p))[0].append(full)
-    yield from found.values()
-
-
-def _route(
-    model: nn.Module, names: list[str], owner: nn.Module, p: Tensor
-) -> tuple[dict[str, Any], str]:
-    why = _why_adamw(model, names, owner, p)
-    view = next((v for t, v in VIEWS.items() if isinstance(owner, t)), "auto")
-    if type(owner).__name__ == "Conv1D" and p.ndim == 2:
-        view = "transposed"  # transformers' GPT-2 layers store (in, out)
-    if stacked_transposed(owner, p):
-        view = "transposed"  # and so do some of its expert stacks
-    split = None if why else detect_split(model, names[0], owner, p)
+def _route(places: Sequence[Place], heads: Heads) -> tuple[dict[str, Any], str]:
+    place = places[0]
+    why = why_adamw(places, heads)
+    view = "transposed" if stored_in_out(place) else view_of(place)
+    split = None if why else fused_cut(place)
     settings = {"use_muon": why is None, "matrix_view": view, "split": split}
     if why is not None:
         return settings, why
-    kind = "convolution, flattened" if isinstance(owner, nn.modules.conv._ConvNd) else "matrix"
-    return settings, "stack of matrices" if p.ndim == 3 and kind == "matrix" else kind
-
-
-def _why_adamw(model: nn.Module, names: list[str], owner: nn.Module, p: Tensor) -> str | None:
-    """The reason against Muon, or None."""
-    if p.ndim < 2:
-        return "vector" if p.ndim else "scalar"
-    holders = [model.get_submodule(name.rpartition(".")[0]) for name in names]
-    if any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in holders):
-        return "embedding" if len(names) == 1 else "embedding, tied"
-    if "norm" in type(owner).__name__.lower():
-        return "norm"
-    if any(re.search(POSITION_NAMES, name, re.IGNORECASE) for name in names):
-        return "positional or token parameter"
-    if any(name.lower().endswith("bias") for name in names):
-        return "bias"  # of several experts, one row each
-    if any(re.search(STATE_NAMES, name) for name in names):
-        return "state space parameter"
-    modules = [name.rpartition(".")[0] for name in names]
-    if any(re.search(HEAD_NAMES, m) for m in modules) or _is_last(model, owner):
-        return "output head"
-    if any(re.search(ROUTER_NAMES, m) for m in modules):
-        return "router"
-    if isinstance(owner, nn.modules.conv._ConvNd) and owner.groups > 1 and p.shape[1] == 1:
-        return "depthwise convolution"
-    rows, columns = p.shape[0], p.shape[-1]
-    if min(rows, p.numel() // max(rows, 1)) == 1 or (p.ndim == 2 and columns == 1):
-        return "a single row or column"
-    return None
-
-
-def _is_last(model: nn.Module, owner: nn.Module) -> bool:
-    """Whether a linear layer is the model's output: nothing with parameters comes after it."""
-    output: Any = getattr(model, "get_output_embeddings", None)  # a method of transformers' models
-    if output is not None and output() is owner:
-        return True
-    last = None
-    for module in model.modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            last = module
-    return owner is last and isinstance(owner, nn.Linear) and owner is not model
+    if is_convolution(place.owner):
+        return settings, "convolution, flattened"
+    stack = place.param.ndim == 3 and view != "flatten"
+    return settings, "stack of matrices" if stack else "matrix"
 
 
 def _matches(key: str | type, names: list[str], owner: nn.Module) -> bool:

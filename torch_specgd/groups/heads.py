@@ -1,0 +1,150 @@
+"""Which layers are a model's output: by what they are, by name, by width, and as a last guess."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .place import Place, is_applied, is_block, is_embedding, is_linear, raw_weight, unwrapped
+
+# Names of the layer itself, wherever it stands, and names that a layer or a small network outside
+# of the blocks has.
+HEAD = re.compile(
+    r"lm_head|embed_out|unembed|(\w*_)?classifier|(class|bbox|box|span)_embed|qa_outputs|to_logits",
+    re.IGNORECASE,
+)
+OUTER_HEAD = re.compile(
+    r"(\w+_)?heads?(_linear|_proj)?|\w*classifiers?|logits?|score|\w+_logits|output_projection|fc_out"
+    r"|(class|bbox|box|mask|score)_predictor|seq_relationship|(\w+_)?pred(iction)?s?|predict_\w+",
+    re.IGNORECASE,
+)
+HEAD_CLASS = re.compile(r"\w*(Heads?|Classifier|Predictions|Unembed(ding)?)")
+ATTENTION = re.compile(
+    r"(\w+_)?(w?qkv|q|k|query|key|queries|keys|query_key_value|c_attn)(_\w+)?", re.IGNORECASE
+)
+INNER = re.compile(r"(\w+_)?(q|k|v|o|qkv|query|key|gate|up|down|gate_up)(_proj)?")
+# Settings that say how wide an output is.
+WIDTHS = ("vocab_size", "num_labels", "n_vocab", "num_classes")
+
+
+class Heads:
+    """A model's output layers, found once for all of its parameters.
+
+    Args:
+        model: The whole model.
+        places: Of all its parameters.
+    """
+
+    def __init__(self, model: nn.Module, places: Sequence[Sequence[Place]]) -> None:
+        self._declared = _declared_outputs(model)
+        weights = {id(m): w for m in model.modules() if (w := raw_weight(m)) is not None}
+        layers = {id(p.owner): p.owner for some in places for p in some if is_applied(p.owner)}
+        self._taken = {weights[i].shape[1] for i in layers if i in weights and weights[i].ndim > 1}
+        tables = [p.param.shape for some in places for p in some if is_embedding(p)]
+        self._embeddings = {shape[0]: shape[1] for shape in tables if len(shape) == 2}
+        self._tensors = len(places)
+        self._small: dict[int, bool] = {}
+        outer = [p for some in places for p in some if not p.in_block()]
+        linear = [p for p in outer if p.param.ndim > 1 and is_linear(p.owner)]
+        self._guessed: set[int] = set()
+        if not any(self.reason(p) for p in linear):
+            self._guessed = self._guesses(linear, [w for w in weights.values() if w.ndim > 1])
+
+    def reason(self, place: Place) -> str | None:
+        """Return "output head", with what made it one where that is a guess, or None."""
+        if id(place.owner) in self._declared or self._by_name(place) or self._by_width(place):
+            return "output head"
+        if id(place.owner) in self._guessed:
+            return "output head (a guess: declared last)"
+        return None
+
+    def _by_name(self, place: Place) -> bool:
+        for depth, name in enumerate(place.path, 1):
+            module = place.chain[depth]
+            last = depth == len(place.path)
+            if last and HEAD.fullmatch(name):
+                return True
+            if place.in_block(depth):
+                return False
+            if HEAD_CLASS.fullmatch(type(module).__name__) and self._is_small(module):
+                return True
+            named = OUTER_HEAD.fullmatch(name) or HEAD.fullmatch(name)
+            # With blocks of its own it is a network, and the head a layer in it.
+            if named and (last or (self._is_small(module) and not _has_blocks(module))):
+                return True
+        return False
+
+    def _is_small(self, module: nn.Module) -> bool:
+        """Whether a module can be a model's end: without attention, and not most of the model."""
+        known = self._small.get(id(module))
+        if known is None:
+            names = (n.rpartition(".")[2] for n, _ in module.named_modules())
+            attends = any(isinstance(m, nn.MultiheadAttention) for m in module.modules())
+            attends = attends or any(ATTENTION.fullmatch(n) for n in names)
+            count = sum(1 for _ in module.parameters())
+            known = not attends and 2 * count < max(self._tensors, 2)
+            self._small[id(module)] = known
+        return known
+
+    def _by_width(self, place: Place) -> bool:
+        """Whether a layer gives a number for each word or label, which no other layer takes."""
+        weight = raw_weight(place.owner) if is_linear(place.owner) else None
+        if weight is None or weight.ndim != 2 or place.in_block():
+            return False
+        outputs, inputs = weight.shape
+        if outputs in self._taken:
+            return False
+        if any(outputs == place.setting(name) for name in WIDTHS):
+            return True
+        return outputs > inputs and self._embeddings.get(outputs) == inputs
+
+    def _guesses(self, linear: Sequence[Place], matrices: Sequence[Tensor]) -> set[int]:
+        """Ids of the layer that is declared last, and of those that end as it does."""
+        last = next((p for p in linear if raw_weight(p.owner) is matrices[-1]), None)
+        if last is None or len(matrices) < 2 or _is_inner(last):
+            return set()
+        found = {id(last.owner)}
+        for p in linear:
+            outputs = len(raw_weight(p.owner))  # type: ignore[arg-type]
+            beside = p.path[:-1] == last.path[:-1] or outputs == len(matrices[-1])
+            if (beside and outputs not in self._taken and not _is_inner(p)) or _twins(p, last):
+                found.add(id(p.owner))
+        return found
+
+
+def _is_inner(place: Place) -> bool:
+    """Whether a layer's name, or its neighbours', says that it is inside of attention or an MLP."""
+    if not place.path or INNER.fullmatch(place.path[-1]):
+        return True
+    return any(ATTENTION.fullmatch(name) for name in place.chain[-2]._modules)
+
+
+def _declared_outputs(model: nn.Module) -> set[int]:
+    """Ids of what the models of transformers call their output embeddings."""
+    found = set()
+    for module in model.modules():
+        output: Any = getattr(module, "get_output_embeddings", None)
+        if not callable(output):
+            continue
+        try:
+            head = output()
+        except (AttributeError, NotImplementedError):
+            continue
+        if isinstance(head, nn.Module):
+            found |= {id(head), id(unwrapped(head))}
+    return found
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    return any(is_block(parent, m) for parent in module.modules() for m in parent.children())
+
+
+def _twins(a: Place, b: Place) -> bool:
+    """Whether two layers have names that differ in their first words: text_head, image_head."""
+    if type(a.owner) is not type(b.owner) or len(a.path) != len(b.path):
+        return False
+    return all(
+        x == y or ("_" in x and x.rpartition("_")[2] == y.rpartition("_")[2])
+        for x, y in zip(a.path, b.path, strict=True)
+    )
