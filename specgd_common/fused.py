@@ -1,21 +1,48 @@
-"""Names of weights that hold several matrices, and where a name and a shape alone say to cut."""
+"""Weights that hold several matrices: where those are cut whose layout is known."""
 
+import re
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
-CutAlong = tuple[int, tuple[int, ...]]
+from .cuts import Cut, Interleaved
+from .places import (
+    Layer,
+    Place,
+    experts_in_rows,
+    has_class,
+    is_convolution,
+    is_depthwise,
+    is_router,
+    layers_of,
+    place_of,
+)
 
 # Concatenated q, k, v; k, v; gate and up. Names of the layer, in lower case.
 QKV_NAMES = ("c_attn", "qkv", "qkv_proj", "wqkv", "in_proj", "to_qkv", "att_proj", "w_pack")
 KEY_VALUE_NAMES = ("kv", "kv_proj", "to_kv", "wkv", "key_value")
 GATE_UP_NAMES = ("gate_up_proj", "w12", "gate_up", "proj_up_gate_z", "weights_in")
 GATES: dict[type, int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
+KV_HEADS = (
+    "num_key_value_heads",
+    "num_kv_heads",
+    "kv_n_heads",
+    "n_kv_heads",
+    "multi_query_group_num",
+)
+OUTPUT = re.compile(r"(\w+_)?(o|out|wo|dense|output)(_(proj|lin|projection))?|c_proj|proj(ection)?")
+QUERY = re.compile(r"(to_|c_|w)?(q|query|queries)(_(proj|attn|lin|linear))?")
+# Attention of these classes stores q, k and v of one head after those of another.
+BY_HEAD = ("Bloom", "GPTNeoX", "Persimmon", "MiniMaxLightning", "DisentangledSelf")
+BY_GROUP = ("InternLM2",)
+# Gate and up of these experts and mixers alternate row by row.
+BY_ROW = ("GptOss", "ZambaMamba")
 
 
 def split_by_name(
     name: str, shape: Sequence[int], *, stored_in_out: bool = False
-) -> CutAlong | None:
+) -> tuple[int, tuple[int, ...]] | None:
     """Tell how a weight is cut of which only the name and the shape are known, as in a file.
 
     Args:
@@ -48,3 +75,233 @@ def split_by_name(
     elif module in GATE_UP_NAMES or own_name in GATE_UP_NAMES:
         parts = 0 if outputs % 2 else 2
     return (dim, (outputs // parts,) * parts) if parts else None
+
+
+def fused_cut(place: Place) -> Cut | None:
+    """Return how a known fused weight is cut.
+
+    Args:
+        place: Of a parameter of two or more dimensions.
+
+    Returns:
+        A cut, or None for a parameter that is one matrix or whose layout is not known.
+    """
+    owner, p = place.owner, place.param
+    if isinstance(owner, nn.MultiheadAttention):
+        return (0, (owner.embed_dim,) * 3) if place.own_name == "in_proj_weight" else None
+    gates = next((n for kind, n in GATES.items() if isinstance(owner, kind)), 0)
+    if gates:
+        of_gates = place.own_name.startswith(("weight_ih", "weight_hh"))
+        return (0, (p.shape[0] // gates,) * gates) if of_gates else None
+    experts = experts_in_rows(place)
+    if experts:
+        return 0, (p.shape[0] // experts,) * experts
+    if p.ndim == 3 and place.own_name != "weight":
+        return _gate_up_of_stacks(place)
+    return _cut_of_layer(place)
+
+
+def fused_cut_of(model: nn.Module, name: str) -> Cut | None:
+    """Return how a parameter of a model is cut, see ``fused_cut``.
+
+    Args:
+        model: The whole model.
+        name: The parameter's name in it.
+    """
+    return fused_cut(place_of(model, name))
+
+
+def stored_in_out(place: Place) -> bool:
+    """Say whether a stack of experts is stored (experts, in, out), told by its partner."""
+    partner = _stacked_partner(place)
+    p = place.param
+    if partner is None:
+        return False
+    up, down = (p, partner) if p[0].numel() > partner[0].numel() else (partner, p)
+    return up.shape[2] == 2 * down.shape[1] and up.shape[1] == down.shape[2]
+
+
+def _stacked_partner(place: Place) -> Tensor | None:
+    if place.param.ndim != 3:
+        return None
+    stacks = [x for x in place.owner._parameters.values() if x is not None and x.ndim == 3]
+    others = [x for x in stacks if x is not place.param]
+    return others[0] if len(stacks) == 2 else None
+
+
+def _gate_up_of_stacks(place: Place) -> Cut | None:
+    p, partner = place.param, _stacked_partner(place)
+    if partner is not None and p[0].numel() != 2 * partner[0].numel():
+        return None
+    if partner is None and place.own_name not in GATE_UP_NAMES:
+        return None
+    dim = 2 if stored_in_out(place) else 1
+    if partner is not None and p.shape[dim] != 2 * partner.shape[3 - dim]:
+        return None
+    return _halves(place, dim)
+
+
+def _halves(place: Place, dim: int) -> Cut | None:
+    length = place.param.shape[dim]
+    if length % 2:
+        return None
+    if _is_of(place, BY_ROW):
+        return Interleaved(length // 2, (1, 1), dim)
+    return dim, (length // 2,) * 2
+
+
+def _is_of(place: Place, classes: tuple[str, ...]) -> bool:
+    return any(type(m).__name__.startswith(classes) for m in (place.owner, place.holder))
+
+
+def _cut_of_layer(place: Place) -> Cut | None:
+    """The cut of a linear layer or convolution, along its outputs."""
+    if not place.path or not place.own_name.startswith("weight"):
+        return None
+    p, name = place.param, place.module.lower()
+    dim = p.ndim - 2 if p.ndim == 3 and not is_convolution(place.owner) else 0
+    if has_class(place.owner, "Conv1D"):
+        dim = 1
+    siblings = layers_of(place.holder)
+    here = next((x for x in siblings if x.name == place.module), None)
+    if here is None or p.shape[dim] != here.outputs:
+        return None
+    others = [x for x in siblings if x is not here]
+    sizes: tuple[int, ...] | None
+    if hasattr(place.holder, "attention_ratio"):
+        return _by_ratio(place, here, name)
+    if name in DELTA_NETS:
+        return DELTA_NETS[name](place)
+    if name == "in_proj" and hasattr(place.holder, "A_log"):
+        return _state_space(place, here, others)
+    if name in QKV_NAMES or name == "query_key_value":
+        return _query_key_value(place, here, others, dim)
+    if name in KEY_VALUE_NAMES:
+        sizes = _key_value(place, here)
+        return None if sizes is None else (dim, sizes)
+    if name == "kv_a_proj_with_mqa":
+        rank, rope = place.setting("kv_lora_rank"), place.setting("qk_rope_head_dim")
+        fits = rank and rope and rank + rope == here.outputs
+        return (dim, (rank, rope)) if fits else None
+    if name == "kv_b_proj":
+        return _by_head(place, here, ("qk_nope_head_dim", "v_head_dim"))
+    if name == "q_proj" and any(
+        x.name == "o_proj" and 2 * x.inputs == here.outputs for x in others
+    ):
+        width = place.setting("head_dim")  # the query and its gate
+        return Interleaved(here.outputs // 2 // width, (width, width), dim) if width else None
+    if name in GATE_UP_NAMES or _is_gated(place, here, siblings):
+        return _halves(place, dim)
+    return None
+
+
+def _is_gated(place: Place, here: Layer, siblings: list[Layer]) -> bool:
+    """Whether a layer gives twice what the next one takes, which leads back to its own inputs."""
+    if isinstance(place.holder, (nn.ModuleList, nn.ModuleDict)):
+        return False
+    mixing = [x for x in siblings if not is_depthwise(x.module) and not is_router(x.name)]
+    if len(mixing) != 2 or mixing[0] is not here:
+        return False
+    return here.outputs == 2 * mixing[1].inputs and here.inputs == mixing[1].outputs
+
+
+def _query_key_value(place: Place, here: Layer, others: list[Layer], dim: int) -> Cut | None:
+    width = _query_width(place, here, others)
+    if width is None:
+        return None
+    if here.outputs == 2 * width + 1:
+        return dim, (1, width, width)  # separable self-attention
+    if any(QUERY.fullmatch(x.name.lower()) for x in others):
+        return (dim, (width, width)) if here.outputs == 2 * width else None
+    rest, odd = divmod(here.outputs - width, 2)
+    if rest <= 0 or odd:
+        return None
+    heads = place.setting(*HEADS) or 0
+    if type(place.holder).__name__.startswith("CodeGen"):
+        return Interleaved(4, (width // 4,) * 3, dim)
+    grouped = bool(getattr(place.holder, "new_decoder_architecture", False))
+    if grouped or _is_of(place, BY_GROUP):
+        groups = place.setting(*KV_HEADS) or heads
+        fits = groups and not width % groups and not rest % groups
+        sizes = (width // groups, *(rest // groups,) * 2) if fits else ()
+        return Interleaved(groups, sizes, dim) if fits else None
+    one_key = getattr(place.holder, "multi_query", None)
+    by_head = place.module == "query_key_value" or one_key is False or _is_of(place, BY_HEAD)
+    if by_head and rest == width and not one_key:
+        return Interleaved(heads, (width // heads,) * 3, dim) if heads else None
+    return dim, (width, rest, rest)
+
+
+def _query_width(place: Place, here: Layer, others: list[Layer]) -> int | None:
+    """Rows of q: what attention's output projection takes, or told by numbers of heads."""
+    takers = [x for x in others if OUTPUT.fullmatch(x.name.lower())]
+    if len(takers) == 1 and takers[0].inputs < here.outputs:
+        return takers[0].inputs
+    if here.outputs == 3 * here.inputs:
+        return here.inputs
+    heads, kv_heads = place.setting(*HEADS), place.setting(*KV_HEADS)
+    if not heads or not kv_heads or here.outputs % (heads + 2 * kv_heads):
+        return None
+    width = here.outputs // (heads + 2 * kv_heads)
+    hidden = place.setting("hidden_size")
+    known = place.setting("head_dim") or (hidden // heads if hidden else width)
+    return heads * width if width == known else None
+
+
+def _key_value(place: Place, here: Layer) -> tuple[int, int] | None:
+    if here.outputs % 2:
+        return None
+    half = here.outputs // 2
+    heads, width = place.setting(*KV_HEADS), place.setting("head_dim")
+    known = place.setting("kv_projection_size") or (heads * width if heads and width else half)
+    return (half, half) if half == known else None
+
+
+def _by_head(place: Place, here: Layer, names: tuple[str, ...]) -> Cut | None:
+    sizes = [place.setting(name) for name in names]
+    if not all(sizes) or here.outputs % sum(sizes):
+        return None
+    return Interleaved(here.outputs // sum(sizes), sizes)
+
+
+def _by_ratio(place: Place, here: Layer, name: str) -> Cut | None:
+    """LeViT's keys and values, and queries before them, of one head together."""
+    key, ratio = getattr(place.holder, "key_dim", 0), getattr(place.holder, "attention_ratio", 0)
+    kinds = {"queries_keys_values": 2, "keys_values": 1}.get(name, 0)
+    sizes = (*(key,) * kinds, ratio * key)
+    fits = kinds and key and not here.outputs % sum(sizes)
+    return Interleaved(here.outputs // sum(sizes), sizes) if fits else None
+
+
+def _state_space(place: Place, here: Layer, others: list[Layer]) -> Cut | None:
+    """Mamba's input and gate; in Mamba 2 also B, C and the step sizes."""
+    inner = next((x.inputs for x in others if x.name == "out_proj"), 0)
+    if here.outputs == 2 * inner:
+        return _halves(place, 0)
+    states = (place.setting("n_groups") or 0) * (place.setting("ssm_state_size") or 0)
+    sizes = (inner, inner, states, states, here.outputs - 2 * inner - 2 * states)
+    heads = getattr(place.holder, "num_heads", None)
+    return (0, sizes) if states and inner and sizes[-1] == heads else None
+
+
+def _delta_net(place: Place, kinds: str) -> Cut | None:
+    """Gated delta nets: q, k, v, the gate z, and decay rates b and a, of one key head together."""
+    names = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
+    k_heads, v_heads, k_dim, v_dim = (getattr(place.holder, name, 0) for name in names)
+    if not (k_heads and v_heads) or v_heads % k_heads:
+        return None
+    each = v_heads // k_heads
+    per_head = {"q": k_dim, "k": k_dim, "v": each * v_dim, "z": each * v_dim, "b": each, "a": each}
+    sizes = tuple(per_head[kind] for kind in kinds)
+    if place.param.shape[0] != k_heads * sum(sizes):
+        return None
+    if kinds == "qkv":  # in the order of q, k and v, not of heads
+        return 0, tuple(k_heads * n for n in sizes)
+    return Interleaved(k_heads, sizes)
+
+
+DELTA_NETS = {
+    "in_proj_qkvz": lambda place: _delta_net(place, "qkvz"),
+    "in_proj_ba": lambda place: _delta_net(place, "ba"),
+    "in_proj_qkv": lambda place: _delta_net(place, "qkv"),
+}

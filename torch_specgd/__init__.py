@@ -2,9 +2,10 @@
 
 from importlib.metadata import version
 
+from specgd_common.cuts import Interleaved
+
 from .groups.lora import LoraPair, find_lora_pairs, lora_param_groups
 from .groups.param_groups import ParamGroups, param_groups
-from .groups.split import Interleaved
 from .muon import Muon
 from .qk_clip import qk_clip_
 from .schedules.momentum_warmup import MomentumWarmup

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from specgd_common.cuts import check_fit, check_split, cut_of
 from specgd_common.tensors import is_dtensor, local
 
 from .checks import Check, check_schedule, flag, integer, number, one_of, pair
@@ -18,7 +19,6 @@ from .groups.matrix_view import (
     is_matrix,
     uses_muon,
 )
-from .groups.split import check_fit, check_split, cut_of
 from .optimizer import SpectralOptimizer
 from .step.adamw import adamw_step
 from .step.muon import MAX_BATCH_BYTES, Coefficients, muon

@@ -17,7 +17,7 @@ def test_pieces_of_an_interleaved_weight_are_its_matrices(dim: int) -> None:
     assert torch.equal(first, x.index_select(dim, torch.tensor([0, 1, 5, 6])))
     assert torch.equal(second, x.index_select(dim, torch.tensor([2, 3, 4, 7, 8, 9])))
     assert torch.equal(view.joined([first, second]), x)
-    assert view.parts(x.shape) == [first.shape, second.shape]
+    assert view.part_shapes(x.shape) == [first.shape, second.shape]
 
 
 @pytest.mark.parametrize("state_dtype", [None, "bfloat16"])

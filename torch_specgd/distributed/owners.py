@@ -16,7 +16,7 @@ def cost(shape: Sequence[int], view: str | MatrixView) -> int:
     """
     view = MatrixView.of(view)
     if view.split is not None:
-        return sum(cost(part, view.kind) for part in view.parts(shape))
+        return sum(cost(part, view.kind) for part in view.part_shapes(shape))
     m, *n = shape[batch_dims(len(shape), view) :]
     return prod(shape) * min(m, prod(n))
 

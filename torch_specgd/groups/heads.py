@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .place import Place, is_applied, is_block, is_embedding, is_linear, raw_weight, unwrapped
+from specgd_common.places import (
+    Place,
+    is_applied,
+    is_block,
+    is_embedding,
+    is_linear,
+    raw_weight,
+    unwrapped,
+)
 
 # Names of the layer itself, wherever it stands, and names that a layer or a small network outside
 # of the blocks has.

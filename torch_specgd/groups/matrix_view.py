@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Size, Tensor
 
-from .split import Cut, part_sizes, unpacked
+from specgd_common.cuts import Cut, joined, part_sizes, pieces
 
 MATRIX_VIEWS = ("auto", "flatten", "batch", "transposed")
 
@@ -27,31 +26,14 @@ class MatrixView(NamedTuple):
         return MatrixView(view) if isinstance(view, str) else view
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the parts that are orthogonalized on their own, in their order.
+        """Return the parts that are orthogonalized on their own, in their order."""
+        return pieces(x, self.split)
 
-        They are views of ``x``, but for a split with repeats, whose parts are gathered.
-        """
-        if self.split is None:
-            return (x,)
-        dim, sizes, repeats = unpacked(self.split)
-        if repeats == 1:
-            return x.split(list(sizes), dim)
-        dim %= x.ndim
-        runs = x.unflatten(dim, (repeats, -1)).split(list(sizes), dim + 1)
-        return tuple(run.flatten(dim, dim + 1) for run in runs)
-
-    def joined(self, pieces: Sequence[Tensor]) -> Tensor:
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """Return the whole of which these are the pieces: the inverse of ``pieces``."""
-        if self.split is None:
-            return pieces[0]
-        dim, _, repeats = unpacked(self.split)
-        if repeats == 1:
-            return torch.cat(list(pieces), dim)
-        dim %= pieces[0].ndim
-        runs = [x.unflatten(dim, (repeats, -1)) for x in pieces]
-        return torch.cat(runs, dim + 1).flatten(dim, dim + 1)
+        return joined(parts, self.split)
 
-    def parts(self, shape: Sequence[int]) -> list[Size]:
+    def part_shapes(self, shape: Sequence[int]) -> list[Size]:
         """Return the shapes of the pieces of a whole of this shape."""
         if self.split is None:
             return [Size(shape)]
@@ -150,7 +132,7 @@ def piece_shapes(shape: Size, view: MatrixView) -> list[tuple[int, int]]:
         >>> piece_shapes(Size((12, 4)), MatrixView(split=(0, (8, 4))))
         [(8, 4), (4, 4)]
     """
-    return [batch_shape(piece, view)[1:] for piece in view.parts(shape)]
+    return [batch_shape(piece, view)[1:] for piece in view.part_shapes(shape)]
 
 
 def _is_flat(ndim: int, kind: str) -> bool:

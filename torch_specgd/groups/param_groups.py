@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from specgd_common.cuts import Split, normalize_split, unpacked
+from specgd_common.fused import fused_cut, stored_in_out
+from specgd_common.places import Place, is_convolution, places_of
+
 from .heads import Heads
-from .layouts import fused_cut, stored_in_out
-from .place import Place, is_convolution, places_of
 from .reasons import view_of, why_adamw
-from .split import Split, normalize_split, unpacked
 
 Override = str | type | bool | Mapping[str, Any]
 

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from torch import nn
 
 from specgd_common.lora_names import lora_role
-
-from .heads import Heads
-from .place import (
+from specgd_common.places import (
     RECURRENT,
     Place,
+    experts_in_rows,
     has_class,
     is_applied,
     is_convolution,
     is_depthwise,
     is_embedding,
-    is_linear,
+    is_router,
 )
+
+from .heads import Heads
 
 POSITION = re.compile(
     r"pos_embed(ding)?s?|position(al)?_embed(ding)?s?|wpe|relative_position_bias_table|rel_pos\w*"
@@ -28,7 +29,6 @@ TOKEN = re.compile(r"((cls|mask|dist)_token|(register|query)_tokens?)", re.IGNOR
 # Decay rates and the like of Mamba and RWKV: entrywise, though some are stored as matrices.
 STATE = re.compile(r"A_logs?|dt_bias|time_(decay|first|faaaa)")
 EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
-ROUTER = re.compile(r"\w*router\w*|gate|wg", re.IGNORECASE)
 ROUTER_CLASS = re.compile(r"\w*(Router|Gate|Gating)")
 # One matrix for each of q, k, v and the output, stored (d_model, heads, d_head) or by head.
 HEADED = re.compile(r"(w_?)?[qkvor](_(proj|kernel|weight|proj_weight))?", re.IGNORECASE)
@@ -82,7 +82,7 @@ def _router(place: Place) -> str | None:
     if ROUTER_CLASS.fullmatch(type(place.owner).__name__):
         return "router"
     for depth, name in enumerate(place.path, 1):
-        if ROUTER.fullmatch(name) and (name.lower() != "gate" or _is_gate(place, depth)):
+        if is_router(name) and (name.lower() != "gate" or _is_gate(place, depth)):
             return "router"
     return None
 
@@ -133,13 +133,6 @@ def is_stack(place: Place) -> bool:
     names = (type(place.owner).__name__, place.own_name, *place.path[-1:])
     named = any(EXPERTS.search(name) for name in names)
     return named and (place.param.ndim == 3 or experts_in_rows(place) > 1)
-
-
-def experts_in_rows(place: Place) -> int:
-    """Return how many experts' matrices stand on each other in a parameter of two dimensions."""
-    count = place.setting("num_experts", "moe_num_experts") or 0
-    fits = place.param.ndim == 2 and count > 1 and place.param.shape[0] % count == 0
-    return count if fits and not is_linear(place.owner) else 0
 
 
 def is_headed(place: Place) -> bool:

@@ -177,7 +177,7 @@ def fire_state_dict(
         w = whole(t.parameter)
         flipped = stored_in_out(t.kind, w.ndim)
         cut = split_by_name(t.name, w.shape, stored_in_out=flipped) if w.ndim == 2 else None
-        new = w.lerp(isometry(w, t.kind, cut[1] if cut else ()), strength)
+        new = w.lerp(isometry(w, t.kind, (0, cut[1]) if cut else None), strength)
         rows.append(add_value(t, new, values))
     report = ShrinkReport("fire", {"strength": strength}, rows, skipped)
     return with_values(state_dict, targets, values), report

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from specgd_common.fused import detect_split
+from specgd_common.cuts import Cut, joined, pieces, unpacked
+from specgd_common.fused import fused_cut_of
 
 from ..shrink.apply import commit
 from ..shrink.per_parameter import add_value, whole
@@ -96,8 +97,8 @@ def fire_reinit(
     with torch.no_grad():
         for t in targets:
             w = whole(t.parameter)
-            sizes = _equal(w, t, fused(t.name, w)) if fused else _known(model, t, w)
-            new = w.lerp(isometry(w, t.kind, sizes), strength)
+            cut = (0, _equal(w, t, fused(t.name, w))) if fused else _known(model, t, w)
+            new = w.lerp(isometry(w, t.kind, cut), strength)
             rows.append(add_value(t, new, values))
     notes = statistics_notes(model, rows)
     report = ShrinkReport("fire_reinit", {"strength": strength}, rows, skipped, notes)
@@ -106,20 +107,20 @@ def fire_reinit(
     )
 
 
-def isometry(w: Tensor, kind: str = "Linear.weight", sizes: Sequence[int] = ()) -> Tensor:
+def isometry(w: Tensor, kind: str = "Linear.weight", cut: Cut | None = None) -> Tensor:
     """Return the nearest tensor whose taps all have the singular values sqrt(out / in) / taps.
 
     Args:
         w: ``(out, in)`` or ``(out, in, *taps)``; ``(in, out)`` for transformers' Conv1D and
             ``(in, out / groups, *taps)`` for transposed convolutions, told by ``kind``.
         kind: Owner and attribute, as in ``Target.kind``.
-        sizes: Outputs of the independent matrices that are stacked; none means one matrix.
+        cut: How the outputs, as dimension 0, are cut into independent matrices; None: one matrix.
 
     Returns:
         Same shape and dtype.
     """
     x = w.transpose(0, 1) if stored_in_out(kind, w.ndim) else w
-    polar = torch.cat([_scaled_polar(part) for part in x.split(list(sizes) or [len(x)])])
+    polar = joined([_scaled_polar(part) for part in pieces(x, cut)], cut)
     return polar if x is w else polar.transpose(0, 1)
 
 
@@ -136,13 +137,14 @@ def _scaled_polar(x: Tensor) -> Tensor:
     return polar.permute(1, 2, 0).reshape(x.shape)
 
 
-def _known(model: nn.Module, t: Target, w: Tensor) -> tuple[int, ...]:
-    """Return the sizes of a known fused projection's parts along its outputs."""
-    module = unwrap(model)
+def _known(model: nn.Module, t: Target, w: Tensor) -> Cut | None:
+    """Return how a known fused projection is cut along its outputs."""
     name = f"{t.module}.{t.kind.partition('.')[2]}".lstrip(".")
-    cut = detect_split(module, name, module.get_submodule(t.module), w)
-    along_outputs = cut is not None and cut[0] == int(stored_in_out(t.kind, w.ndim))
-    return cut[1] if cut is not None and along_outputs else ()
+    cut = fused_cut_of(unwrap(model), name)
+    if cut is None or cut[0] != int(stored_in_out(t.kind, w.ndim)):
+        return None
+    _, sizes, repeats = unpacked(cut)
+    return 0, sizes, repeats
 
 
 def _equal(w: Tensor, t: Target, parts: int) -> tuple[int, ...]:

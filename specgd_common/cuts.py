@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # (dim, sizes), or (dim, sizes, repeats) where runs of these sizes follow each other. Plain numbers,
@@ -56,6 +57,33 @@ def part_sizes(split: Sequence[Any]) -> tuple[int, ...]:
     """
     _, sizes, repeats = unpacked(split)
     return tuple(n * repeats for n in sizes)
+
+
+def pieces(x: Tensor, cut: Sequence[Any] | None) -> tuple[Tensor, ...]:
+    """Return the matrices of a fused weight, in their order.
+
+    They are views of ``x``, but for a cut with repeats, whose parts are gathered.
+    """
+    if cut is None:
+        return (x,)
+    dim, sizes, repeats = unpacked(cut)
+    if repeats == 1:
+        return x.split(list(sizes), dim)
+    dim %= x.ndim
+    runs = x.unflatten(dim, (repeats, -1)).split(list(sizes), dim + 1)
+    return tuple(run.flatten(dim, dim + 1) for run in runs)
+
+
+def joined(parts: Sequence[Tensor], cut: Sequence[Any] | None) -> Tensor:
+    """Return the whole of which these are the pieces."""
+    if cut is None:
+        return parts[0]
+    dim, _, repeats = unpacked(cut)
+    if repeats == 1:
+        return torch.cat(list(parts), dim)
+    dim %= parts[0].ndim
+    runs = [x.unflatten(dim, (repeats, -1)) for x in parts]
+    return torch.cat(runs, dim + 1).flatten(dim, dim + 1)
 
 
 def normalize_split(split: Split, p: Tensor, name: str) -> Cut | None:

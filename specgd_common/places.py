@@ -17,6 +17,7 @@ LINEAR = (nn.Linear, nn.Bilinear)
 CONVOLUTION = nn.modules.conv._ConvNd
 EMBEDDING_CLASS = re.compile(r"\w*Embed(ding|der)?s?(Bag)?")
 EMBEDDING_NAME = re.compile(r"(\w+_)?embed(ding|der)?s?(_tokens)?|emb|wte|wpe", re.IGNORECASE)
+ROUTER = re.compile(r"\w*router\w*|gate|wg", re.IGNORECASE)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
@@ -100,6 +101,12 @@ def places_of(model: nn.Module) -> list[list[Place]]:
         for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
             found.setdefault(id(p), []).append(_place(model, prefix, name, p))
     return list(found.values())
+
+
+def place_of(model: nn.Module, name: str) -> Place:
+    """Return the place of a parameter by its name."""
+    prefix, _, own_name = name.rpartition(".")
+    return _place(model, prefix, own_name, model.get_parameter(name))
 
 
 def _place(model: nn.Module, prefix: str, own_name: str, p: Tensor) -> Place:
@@ -246,3 +253,15 @@ def _is_only_layer(holder: nn.Module, name: str) -> bool:
 def _count(holder: nn.Module) -> int:
     """Number of weights of two or more dimensions that a module holds."""
     return sum(p.ndim > 1 and p.numel() > max(p.shape) for p in holder.parameters())
+
+
+def experts_in_rows(place: Place) -> int:
+    """Return how many experts' matrices stand on each other in a parameter of two dimensions."""
+    count = place.setting("num_experts", "moe_num_experts") or 0
+    fits = place.param.ndim == 2 and count > 1 and place.param.shape[0] % count == 0
+    return count if fits and not is_linear(place.owner) else 0
+
+
+def is_router(name: str) -> bool:
+    """Say whether a module of this name may choose among experts."""
+    return bool(ROUTER.fullmatch(name))
