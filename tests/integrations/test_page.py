@@ -50,7 +50,7 @@ def test_all_five_frameworks_are_shown() -> None:
 
 def test_counts_of_torchs_checks_are_true() -> None:
     """The page says how many of torch's checks run."""
-    files = (ROOT / "tests").glob("test_optimizer_info*.py")
+    files = (ROOT / "tests" / "optimizers").glob("test_optimizer_info*.py")
     here = set(re.findall(r"^def (test_\w+)", "".join(f.read_text() for f in files), re.MULTILINE))
     checks = set(optimizer_info.TORCH_CHECKS)
     assert f"{len(checks & here)} of {len(checks)}" in PAGE
