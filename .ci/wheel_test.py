@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import subprocess
 import sys
 import zipfile
 
@@ -9,7 +10,7 @@ wheel = sys.argv[1]
 packages = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
 packages = {name for name in packages if not name.endswith(".dist-info")}
 assert packages == {"torch_specgd", "data_prune", "warmstart", "specgd_common"}, packages
-assert os.path.getsize(wheel) < 400_000, f"{os.path.getsize(wheel)} bytes"
+assert os.path.getsize(wheel) < 500_000, f"{os.path.getsize(wheel)} bytes"
 # vLLM, SGLang and Unsloth probe for this name and would take ours for another library.
 assert importlib.util.find_spec("triton_kernels") is None
 
@@ -27,6 +28,11 @@ for part in ("torch_specgd", "torch_specgd.triton_kernels", "data_prune", "warms
     assert spec is not None, part
     assert spec.origin is not None, part
     assert os.path.exists(os.path.join(os.path.dirname(spec.origin), "py.typed")), part
+
+for command in ("data-prune", "warmstart"):
+    script = os.path.join(os.path.dirname(sys.executable), command)
+    told = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert told == f"{command} {torch_specgd.__version__}\n", told
 
 model = torch.nn.Linear(4, 3)
 x, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])

@@ -1,4 +1,4 @@
-"""Command line: ``python -m data_prune report`` and ``select``."""
+"""Command line: ``data-prune report`` and ``select``; also ``python -m data_prune``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     selection.add_argument("--json", action="store_true", help="settings as JSON on stdout")
     parser = argparse.ArgumentParser(
-        prog="python -m data_prune", description="Prune a data set by recorded scores."
+        prog="data-prune", description="Prune a data set by recorded scores."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {version('torch-specgd')}"
     )
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser(

@@ -1,4 +1,4 @@
-"""Command line: ``python -m warmstart inspect|uniform|perturb|fire|dash IN -o OUT``."""
+"""Command line: ``warmstart inspect|uniform|perturb|fire|dash IN -o OUT``."""
 
 from __future__ import annotations
 

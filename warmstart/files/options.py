@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,10 +31,11 @@ class OneLineParser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Return all options, with their defaults in the help."""
     p = OneLineParser(
-        prog="python -m warmstart",
+        prog="warmstart",
         description="Shrink, perturb or reinitialize a checkpoint before training goes on.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    p.add_argument("--version", action="version", version=f"%(prog)s {version('torch-specgd')}")
     commands = p.add_subparsers(dest="command", required=True)
     for name, text in ABOUT.items():
         c = commands.add_parser(
