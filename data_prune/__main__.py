@@ -34,13 +34,16 @@ def build_parser() -> argparse.ArgumentParser:
     selection.add_argument(
         "-r", "--prune-ratio", type=float, default=0.5, help="fraction REMOVED, in [0, 1)"
     )
-    selection.add_argument("--method", choices=METHODS, default="beta")
+    selection.add_argument("--method", choices=METHODS, help="default: plausible")
     selection.add_argument("--by", help="column that ranks the examples (default: score)")
     selection.add_argument(
-        "--c-d", type=_c_d, default=4.0, help="a number, cifar10, cifar100, imagenet or auto"
+        "--c-d", type=_c_d, help="the paper's rule: a number, cifar10, cifar100, imagenet or auto"
     )
     selection.add_argument("--seed", type=int, default=0)
-    selection.add_argument("--per-class", action="store_true", help="every class its share")
+    selection.add_argument("--preset", choices=("paper",), help="the paper's rule")
+    selection.add_argument(
+        "--per-class", action=argparse.BooleanOptionalAction, help="every class its share"
+    )
     selection.add_argument(
         "--ignore-nonfinite", action="store_true", help="accept a recording with NaN logits"
     )
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Carry out one command and return what was done."""
     if os.path.lexists(args.output):
         raise FileExistsError(f"{args.output} exists and is not overwritten")
-    names = ("method", "by", "c_d", "seed", "per_class", "ignore_nonfinite")
+    names = ("method", "by", "c_d", "seed", "per_class", "preset", "ignore_nonfinite")
     options = {name: getattr(args, name) for name in names}
     if args.command == "select":
         return select_parquet(

@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from ..record.state import check_keys, check_whole
+from ..report.evaluate import Comparison
 from ..score.table import ScoreTable
 from .indexed import check_loader, rebuild
 
@@ -185,6 +186,11 @@ class ScoredLoader:
         """Return the positions of the examples that stay, once the scores are known."""
         self._settle()
         return self.sampler.kept
+
+    def beats_random(self, train_and_score: Callable[..., float], **options: Any) -> Comparison:
+        """Compare what will be kept with random subsets; see ``DualScoreSampler.beats_random``."""
+        self._settle()
+        return self.sampler.beats_random(train_and_score, **options)
 
     @property
     def scoring(self) -> bool:

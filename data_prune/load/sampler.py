@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..record.state import check_keys, check_same, check_version, check_whole
 from ..record.tracker import DualTracker
+from ..report.evaluate import Comparison, beats_random
 from ..score.table import ScoreTable
 from ..select.noise import shuffled, uniform
-from ..select.plan import METHODS
-from ..select.planner import keep_count
+from ..select.planner import keep_count, resolve_method
 from .loader import ScoredLoader
 from .order import Handout, share, share_length
 
@@ -44,6 +44,7 @@ class DualScoreSampler(Sampler[int]):
         c_d: See ``ScoreTable.select``.
         seed: Of the draw and of the order.
         method: See ``ScoreTable.select``.
+        preset: "paper" for the paper's rule; see ``ScoreTable.select``.
         shuffle: Whether each epoch has a new random order.
         table: Scores of an earlier run; then every epoch yields the kept part only. This is the
             paper's protocol: train from scratch on what an earlier run has chosen.
@@ -77,9 +78,10 @@ class DualScoreSampler(Sampler[int]):
         *,
         score_epochs: int = 30,
         window: int = 10,
-        c_d: float | str = 4.0,
+        c_d: float | str | None = None,
         seed: int = 0,
-        method: str = "beta",
+        method: str | None = None,
+        preset: str | None = None,
         shuffle: bool = True,
         table: ScoreTable | None = None,
         redraw: bool = False,
@@ -91,8 +93,7 @@ class DualScoreSampler(Sampler[int]):
     ) -> None:
         self.num_examples = _length(data_source)
         self.num_kept = keep_count(self.num_examples, prune_ratio)
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        resolve_method(method, preset, c_d)
         if (num_replicas is None) != (rank is None):
             raise ValueError(f"give both or neither: num_replicas {num_replicas}, rank {rank}")
         if num_replicas is not None and rank is not None and not 0 <= rank < num_replicas:
@@ -110,7 +111,12 @@ class DualScoreSampler(Sampler[int]):
         self.data_source, self.prune_ratio, self.seed = data_source, float(prune_ratio), int(seed)
         self.shuffle, self.redraw = shuffle, redraw
         self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
-        self.select_options = {"method": method, "c_d": c_d, **(select_options or {})}
+        self.select_options = {
+            "method": method,
+            "c_d": c_d,
+            "preset": preset,
+            **(select_options or {}),
+        }
         self.score_epochs = 0 if table is not None else score_epochs
         self.tracker = (
             DualTracker(
@@ -178,6 +184,23 @@ class DualScoreSampler(Sampler[int]):
         if self._kept is None:
             self._kept = self.table.select(self.prune_ratio, seed=self.seed, **self.select_options)
         return self._kept
+
+    def beats_random(
+        self,
+        train_and_score: Callable[[NDArray[np.int64], NDArray[np.int64], int], float],
+        **options: Any,
+    ) -> Comparison:
+        """Compare this sampler's selection with random ones, before anything is thrown away.
+
+        Args:
+            train_and_score: See ``data_prune.beats_random``.
+            **options: ``repeats``, ``holdout`` and ``confidence``, as there.
+
+        Raises:
+            RuntimeError: Before all scoring epochs are recorded.
+        """
+        options = {"seed": self.seed, **self.select_options, **options}
+        return beats_random(train_and_score, self.table, self.prune_ratio, **options)
 
     # -- order ------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ def select_parquet(
             files that every worker can read (see ``ray_data``).
         ignore_nonfinite: Accept tables whose recording met NaN or infinite logits.
         **options: method, by, c_d, C, beta_sum, anchor, anchor_statistic, seed, per_class,
-            cutoff, strata as for ``ScoreTable.select``.
+            min_per_class, preset, cutoff, strata as for ``ScoreTable.select``.
 
     Returns:
         The settings of the selection, also written to ``<destination>.json``.

@@ -77,15 +77,17 @@ class ScoreTable:
         self,
         prune_ratio: float,
         *,
-        method: str = "beta",
+        method: str | None = None,
         by: str | None = None,
-        c_d: float | str = 4.0,
+        c_d: float | str | None = None,
         C: float = 15.0,
         beta_sum: float | None = None,
         anchor: int = 10,
         anchor_statistic: str = "mean",
         seed: int = 0,
-        per_class: bool = False,
+        per_class: bool | None = None,
+        min_per_class: int = 1,
+        preset: str | None = None,
         cutoff: float | None = None,
         strata: int = 50,
         within: NDArray | Sequence[int] | None = None,
@@ -93,21 +95,34 @@ class ScoreTable:
     ) -> NDArray[np.int64]:
         r"""Return the positions of the examples that stay, ascending.
 
-        Exactly ``N (1 - r)`` examples, rounded half to even. Method "beta" draws without
-        replacement with weights BetaPDF(mean_prob; alpha_r, beta_r) * score. If fewer examples
-        have a positive weight than are wanted, those with score 0 or none follow, drawn by the
-        Beta density alone. Ties go to the lower key. The draw depends on (seed, key) only.
+        Exactly ``N (1 - r)`` examples, rounded half to even. The default, "plausible", is our
+        rule, not the paper's. It sets aside every label that is less probable than half the
+        median of its class, and draws among the others class by class, without replacement,
+        by the paper's weights at a c_D of its own:
+
+        .. math:: w = \mathrm{Beta}(ar p; lpha_r, eta_r) \cdot \mathrm{score}, \qquad
+            E_w[ar p] = (1 - r)\, E_{\mathrm{score}}[ar p] + r\, E[ar p],
+
+        the means taken over what was not set aside: the fewer stay, the more typical they are.
+        Labels set aside follow only where the others do not suffice, the more probable first.
+
+        Method "beta" is the paper's: the same weights over all examples, at the c_D that is
+        given. If fewer examples have a positive weight than are wanted, those with score 0 or
+        none follow, drawn by the Beta density alone. Ties go to the lower key. The draw depends
+        on (seed, key) only.
 
         Args:
             prune_ratio: r, the fraction REMOVED, in [0, 1).
-            method: "beta" (the paper); "weighted" (weights = score, no Beta); "top" (the highest
-                scores); "ccs" (coverage-centric: cut the hardest, then equal budgets over
-                strata); "random".
+            method: "plausible" (the default); "beta" (the paper, and the default where ``c_d``,
+                ``beta_sum`` or ``preset`` is given); "weighted" (weights = score, no Beta); "top"
+                (the highest scores); "ccs" (coverage-centric: cut the hardest, then equal
+                budgets over strata); "random".
             by: Column that ranks or weighs the examples; default "score", for "ccs" "aum". For
                 "aum" and "mean_prob" low values are the hard ones.
             c_d: How late easy examples are favoured, > 0; "cifar10" (5.5), "cifar100" (4) or
                 "imagenet" (11), the papers' values; or "auto", our own rule: the value that
                 keeps examples half as hard as the score alone would (see ``select.auto_c_d``).
+                None takes 4 for "beta"; "plausible" finds its own.
             C: Constant of the Beta parameters.
             beta_sum: alpha + beta; None takes C (the paper), C + 1 is the authors' code.
             anchor: Number of highest scores whose mean probabilities give mu_D.
@@ -115,8 +130,13 @@ class ScoreTable:
                 labels among them do not move.
             seed: Of the draw; one seed uses the same noise at every ratio. "top", "weighted"
                 and "random" are therefore nested across ratios, with ``per_class`` up to the
-                rounding of the quotas. "beta" is not: its weights change with the ratio.
-            per_class: Give every class its share of N.
+                rounding of the quotas. "plausible" and "beta" are not: their weights change
+                with the ratio.
+            per_class: Give every class its share of N. None does so for "plausible" where the
+                table has labels, and for no other method.
+            min_per_class: Smallest share of a class that has so many examples, while all
+                classes can have it.
+            preset: "paper" for the paper's rule with its c_D of 4 and without class shares.
             cutoff: Fraction of hardest examples removed first ("ccs"); None interpolates the
                 values published for CIFAR-10.
             strata: Number of strata ("ccs").
@@ -146,6 +166,8 @@ class ScoreTable:
             anchor_statistic=anchor_statistic,
             seed=seed,
             per_class=per_class,
+            min_per_class=min_per_class,
+            preset=preset,
             cutoff=cutoff,
             strata=strata,
         )
@@ -198,11 +220,15 @@ class ScoreTable:
             )
         if plan.classes is not None:
             # Quotas by largest remainder may grow by one while the total shrinks.
-            there = np.bincount(
-                class_index(plan.classes, self.label[rows]), minlength=len(plan.classes)
+            columns, group = self.columns(rows), class_index(plan.classes, self.label[rows])
+            believed = np.bincount(
+                group[plan.believed(columns, group)], minlength=len(plan.classes)
             )
+            there = np.bincount(group, minlength=len(believed))
             sizes = np.bincount(class_index(plan.classes, self.label), minlength=len(there))
-            plan = dataclasses.replace(plan, quotas=class_quotas(sizes, kept, there))
+            available = believed if believed.sum() >= kept else there
+            quotas = class_quotas(sizes, kept, available, plan.least)
+            plan = dataclasses.replace(plan, quotas=quotas)
         return rows, dataclasses.replace(plan, total=len(rows))
 
     def digest(self) -> str:

@@ -1,9 +1,10 @@
 """The data's own c_D: how difficult a subset of this size should be. Ours, not the paper's.
 
 Larger c_D keeps harder examples, and the best value depends on the data and on the ratio. The
-rule takes the value at which the kept examples are, on average, as probable as halfway between
-all examples and a draw by score alone: half as hard as the score wants them. It looks at a table
-of counts over (mean probability, score) only, which is one mergeable pass, and trains nothing.
+rule takes the value at which the kept examples are, on average, as probable as a point between a
+draw by score alone and all examples: halfway for ``c_d="auto"``, at the prune ratio for the
+default, whose kept examples are the more typical the fewer they are. It looks at a table of
+counts over (mean probability, score) only, which is one mergeable pass, and trains nothing.
 """
 
 from __future__ import annotations
@@ -66,9 +67,14 @@ def expected_mean_prob(
 
 
 def auto_c_d(
-    counts: NDArray[np.int64], prune_ratio: float, mu_d: float, kept: int, C: float
+    counts: NDArray[np.int64],
+    prune_ratio: float,
+    mu_d: float,
+    kept: int,
+    C: float,
+    typical: float = 0.5,
 ) -> float:
-    """Return the c_D at which the kept examples are half as hard as the score wants them.
+    """Return the c_D at which the kept examples are as hard as wanted.
 
     Args:
         counts: What ``joint_counts`` gives, summed over all chunks.
@@ -76,6 +82,8 @@ def auto_c_d(
         mu_d: Anchor of the Beta distribution.
         kept: Number of examples to keep.
         C: Constant of the Beta distribution.
+        typical: How far their mean probability goes from a draw by score alone (0) to that of
+            all examples (1).
 
     Returns:
         A value in [0.25, 32]; an end of it where no value meets the target.
@@ -87,7 +95,8 @@ def auto_c_d(
     p = (i + 0.5) / P_BINS
     log_score = (LOG_SCORE[0] + (j + 0.5) / S_BINS * (LOG_SCORE[1] - LOG_SCORE[0])) * np.log(10)
     everyone = float((n * p).sum() / n.sum())
-    target = (everyone + expected_mean_prob(n, p, log_score, kept)) / 2
+    hard = expected_mean_prob(n, p, log_score, kept)
+    target = typical * everyone + (1 - typical) * hard
 
     def mean_at(c_d: float) -> float:
         alpha, beta = beta_parameters(prune_ratio, mu_d, c_d, C=C)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from .beta import log_beta_density
 from .noise import gumbel
+from .plausible import prob_bins
 from .quotas import class_index
 from .topk import Chunk, Search, find_threshold, sortable
 
-METHODS = ("beta", "weighted", "top", "ccs", "random")
+METHODS = ("plausible", "beta", "weighted", "top", "ccs", "random")
 # Scores of which a LOW value means a difficult example.
 LOW_IS_HARD = ("aum", "mean_prob")
 # Rows whose priorities are computed at once: their temporaries stay in the caches.
@@ -95,6 +96,9 @@ class Plan:
         settings: Everything a report needs to say how the selection was made.
         classes: (groups,) label of each group where groups are classes.
         strata: The groups where they are strata.
+        floors: (groups,) lowest bin of the mean probability that a group believes; the rows
+            below it come after all others, the more probable first.
+        least: Smallest quota of a class.
     """
 
     method: str
@@ -107,6 +111,8 @@ class Plan:
     settings: dict[str, Any] = field(default_factory=dict)
     classes: NDArray | None = None
     strata: Strata | None = None
+    floors: NDArray[np.int16] | None = None
+    least: int = 0
 
     def chunk(self, columns: Columns) -> Chunk:
         """Return priority, id and group of each row."""
@@ -115,20 +121,34 @@ class Plan:
         priority = noise
         if self.method == "top":
             priority = np.where(np.isnan(value), noise, value)
-        elif self.method in ("beta", "weighted"):
+        elif self.method != "random" and self.strata is None:
             tier = (value > 0).astype(np.uint64)  # rows without weight come last
             with np.errstate(divide="ignore", invalid="ignore"):
                 weight = np.where(value > 0, np.log(value), 0.0)
-            if self.method == "beta":
+            if self.method != "weighted":
                 density = log_beta_density(columns["mean_prob"], self.alpha, self.beta)
                 weight = np.where(np.isnan(density), 0.0, density) + weight
             priority = weight + noise
-        group = None
-        if self.classes is not None:
-            group = class_index(self.classes, columns["label"])
-        elif self.strata is not None:
-            group = self.strata.of(columns, self.by)
+        group = self.groups(columns)
+        if self.floors is not None:
+            believed, p = self.believed(columns, group), columns["mean_prob"]
+            # Rows never seen come last, in any order.
+            priority = np.where(believed, priority, np.where(np.isnan(p), noise - 1e3, p))
+            tier = np.where(believed, tier + np.uint64(2), np.uint64(0))
         return sortable(priority, tier), ids, group
+
+    def groups(self, columns: Columns) -> NDArray | None:
+        """Return the group of each row; None where all are one group."""
+        if self.classes is not None:
+            return class_index(self.classes, columns["label"])
+        return None if self.strata is None else self.strata.of(columns, self.by)
+
+    def believed(self, columns: Columns, group: NDArray | None) -> NDArray[np.bool_]:
+        """Say of each row whether its group believes its label."""
+        bins = prob_bins(columns["mean_prob"])
+        if self.floors is None:
+            return np.ones(len(bins), dtype=bool)
+        return bins >= (self.floors[0] if group is None else self.floors[group])
 
     def draw(
         self, columns: Callable[[slice], Columns], ids: NDArray[np.uint64]

@@ -6,6 +6,7 @@ merges in any order.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 import warnings
@@ -27,6 +28,7 @@ from .beta import (
     top_scores,
 )
 from .plan import METHODS, Columns, Plan, Strata, hardness, importance
+from .plausible import floors, prob_counts
 from .quotas import class_quotas, stratum_budgets
 from .topk import Fold, find_threshold
 
@@ -38,22 +40,30 @@ class Options:
     ``columns`` are the names that the table has; ``by`` must be one of them.
     """
 
-    method: str = "beta"
+    method: str | None = None
     by: str | None = None
-    c_d: float | str = 4.0
+    c_d: float | str | None = None
     C: float = 15.0
     beta_sum: float | None = None
     anchor: int = 10
     anchor_statistic: str = "mean"
     seed: int = 0
-    per_class: bool = False
+    per_class: bool | None = None
+    min_per_class: int = 1
+    preset: str | None = None
     cutoff: float | None = None
     strata: int = 50
     columns: InitVar[Iterable[str]] = ()
 
     def __post_init__(self, columns: Iterable[str]) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {self.method!r}")
+        method = resolve_method(self.method, self.preset, self.c_d, self.beta_sum)
+        object.__setattr__(self, "method", method)
+        if isinstance(self.min_per_class, bool) or not isinstance(
+            self.min_per_class, (int, np.integer)
+        ):
+            raise TypeError(f"min_per_class must be an int, got {self.min_per_class!r}")
+        if self.min_per_class < 0:
+            raise ValueError(f"min_per_class must not be negative, got {self.min_per_class}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, (int, np.integer)):
             raise TypeError(f"seed must be an int, got {self.seed!r}")
         if self.per_class and self.method == "ccs":
@@ -70,6 +80,28 @@ class Options:
             names = sorted(set(columns) - {"id", "key", "label", "observed"})
             raise ValueError(f"the table has no column {by!r}; it has {names}. Record it: peers=")
         object.__setattr__(self, "by", by)
+
+
+def resolve_method(
+    method: str | None,
+    preset: str | None,
+    c_d: float | str | None,
+    beta_sum: float | None = None,
+) -> str:
+    """Return the method that was named, or the one that the paper's own numbers belong to."""
+    if method not in (None, *METHODS):
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if preset not in (None, "paper"):
+        raise ValueError(f"preset must be 'paper' or None, got {preset!r}")
+    papers = preset is not None or c_d is not None or beta_sum is not None
+    if preset is not None and method not in (None, "beta"):
+        raise ValueError(f"method must be 'beta' for preset {preset!r}, got {method!r}")
+    if method == "plausible" and papers:
+        raise ValueError(
+            f"method must be 'beta' where c_d or beta_sum is given, got {method!r}, c_d {c_d!r} "
+            f"and beta_sum {beta_sum!r}"
+        )
+    return method or ("beta" if papers else "plausible")
 
 
 def keep_count(num_examples: int, prune_ratio: float) -> int:
@@ -107,33 +139,33 @@ def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
     about = summarize(fold, options)
     total, by = about["total"], str(options.by)
     kept = keep_count(total, prune_ratio)
+    method, labels, per_class = str(options.method), about["labels"], options.per_class
+    if per_class is None:
+        per_class = method == "plausible" and set(labels) != {-1}
     settings: dict[str, Any] = {
         "prune_ratio": float(prune_ratio),
-        "method": options.method,
+        "method": method,
         "by": by,
         "seed": int(options.seed),
-        "per_class": options.per_class,
+        "per_class": per_class,
         "examples": total,
         "kept": kept,
     }
     groups: dict[str, Any] = {"quotas": np.array([kept], dtype=np.int64)}
-    if options.method == "ccs":
+    if method == "ccs":
         groups = _strata(fold, options, total, kept, settings)
-    elif options.per_class:
-        groups = _classes(about["labels"], kept, settings)
-    alpha = beta = 1.0
-    if options.method == "beta":
-        alpha, beta = _beta(fold, options, about["mu_d"], settings)
-    return Plan(
-        method=options.method,
-        by=by,
-        seed=int(options.seed),
-        total=total,
-        alpha=alpha,
-        beta=beta,
-        settings=settings,
-        **groups,
-    )
+    elif per_class:
+        groups = _classes(labels, kept, options.min_per_class, settings)
+    plan = Plan(method, by, int(options.seed), total, settings=settings, **groups)
+    if method == "plausible":
+        plan = _set_aside(fold, plan, labels)
+    if method in ("plausible", "beta"):
+        alpha, beta = _beta(fold, options, about["mu_d"], plan)
+        plan = dataclasses.replace(plan, alpha=alpha, beta=beta)
+    if plan.classes is not None:
+        pairs = zip(plan.classes, plan.quotas, strict=True)
+        settings["quotas"] = {str(label): int(quota) for label, quota in pairs}
+    return plan
 
 
 def summarize(fold: Fold, options: Options) -> dict[str, Any]:
@@ -164,9 +196,20 @@ def summarize(fold: Fold, options: Options) -> dict[str, Any]:
     return {**summary, "mu_d": anchor_probability(prob, options.anchor_statistic)}
 
 
-def _beta(
-    fold: Fold, options: Options, mu_d: float, settings: dict[str, Any]
-) -> tuple[float, float]:
+def _set_aside(fold: Fold, plan: Plan, labels: dict[int, int]) -> Plan:
+    """Return the plan with the labels that their class hardly believes behind all others."""
+    groups = len(plan.quotas)
+    counts = fold(lambda c: prob_counts(c["mean_prob"], plan.groups(c), groups), operator.iadd)
+    lowest, believed = floors(counts)
+    plan.settings["set_aside"] = int(counts.sum() - believed.sum())
+    quotas = plan.quotas
+    if plan.classes is not None and believed.sum() >= quotas.sum():
+        sizes = np.array([labels[c] for c in plan.classes.tolist()], dtype=np.int64)
+        quotas = class_quotas(sizes, int(quotas.sum()), believed, plan.least)
+    return dataclasses.replace(plan, floors=lowest, quotas=quotas)
+
+
+def _beta(fold: Fold, options: Options, mu_d: float, plan: Plan) -> tuple[float, float]:
     """Return the parameters of the Beta distribution, and note where they come from."""
     if math.isnan(mu_d) or mu_d > MAX_ANCHOR:
         warnings.warn(
@@ -175,10 +218,17 @@ def _beta(
             stacklevel=5,
         )
         mu_d = MAX_ANCHOR
-    prune_ratio, c_d = settings["prune_ratio"], options.c_d
-    if c_d == "auto":
-        counts = fold(lambda c: joint_counts(c["mean_prob"], c["score"]), operator.iadd)
-        c_d = auto_c_d(counts, prune_ratio, mu_d, settings["kept"], options.C)
+    settings, c_d = plan.settings, 4.0 if options.c_d is None else options.c_d
+    prune_ratio = settings["prune_ratio"]
+    if c_d == "auto" or plan.method == "plausible":
+
+        def joint(columns: Columns) -> NDArray[np.int64]:
+            rows = plan.believed(columns, plan.groups(columns))
+            return joint_counts(columns["mean_prob"][rows], columns["score"][rows])
+
+        typical = prune_ratio if plan.method == "plausible" else 0.5
+        counts = fold(joint, operator.iadd)
+        c_d = auto_c_d(counts, prune_ratio, mu_d, settings["kept"], options.C, typical)
     elif isinstance(c_d, str):
         if c_d not in C_D_PRESETS:
             names = [*sorted(C_D_PRESETS), "auto"]
@@ -192,14 +242,17 @@ def _beta(
     return alpha, beta
 
 
-def _classes(labels: dict[int, int], kept: int, settings: dict[str, Any]) -> dict[str, Any]:
+def _classes(
+    labels: dict[int, int], kept: int, least: int, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Return the classes as groups, each with its share of what is kept."""
     if set(labels) == {-1}:
         raise ValueError("per_class needs labels, and this table has none")
     classes = np.array(sorted(labels))
-    quotas = class_quotas(np.array([labels[c] for c in classes.tolist()], dtype=np.int64), kept)
-    settings["quotas"] = {str(c): int(q) for c, q in zip(classes, quotas, strict=True)}
-    return {"classes": classes, "quotas": quotas}
+    sizes = np.array([labels[c] for c in classes.tolist()], dtype=np.int64)
+    quotas = class_quotas(sizes, kept, least=least)
+    settings["min_per_class"] = least
+    return {"classes": classes, "quotas": quotas, "least": least}
 
 
 def _strata(

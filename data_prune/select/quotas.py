@@ -28,7 +28,10 @@ def stratum_budgets(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
 
 
 def class_quotas(
-    sizes: NDArray[np.int64], total: int, available: NDArray[np.int64] | None = None
+    sizes: NDArray[np.int64],
+    total: int,
+    available: NDArray[np.int64] | None = None,
+    least: int = 0,
 ) -> NDArray[np.int64]:
     """Return quotas proportional to the class sizes, by largest remainder; exactly ``total``.
 
@@ -36,17 +39,25 @@ def class_quotas(
         sizes: (groups,) Examples of each class.
         total: Sum of the quotas.
         available: (groups,) No quota exceeds this; what one class lacks goes to the others.
+        least: No quota of a class is below this, or below what it has; the largest quotas pay
+            for it. Fewer where ``total`` is too small for so many from every class.
 
     Example:
         >>> class_quotas(np.array([50, 30, 21]), 10).tolist()
         [5, 3, 2]
+        >>> class_quotas(np.array([500, 30, 2]), 10, least=1).tolist()
+        [8, 1, 1]
     """
     available = sizes if available is None else available
     share = sizes * (total / sizes.sum())
-    quotas = np.minimum(np.floor(share).astype(np.int64), available)
+    lowest = np.minimum(min(least, total // len(sizes)), available)
+    quotas = np.clip(np.floor(share).astype(np.int64), lowest, available)
     order = np.lexsort((np.arange(len(sizes)), -(share - quotas)))
     while (left := total - int(quotas.sum())) > 0:
         quotas[order[quotas[order] < available[order]][:left]] += 1
+    while (over := int(quotas.sum()) - total) > 0:
+        largest = np.argsort(-quotas, kind="stable")
+        quotas[largest[quotas[largest] > lowest[largest]][:over]] -= 1
     return quotas
 
 

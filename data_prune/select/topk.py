@@ -28,11 +28,11 @@ _SIGN = np.uint64(1 << 63)
 
 
 def sortable(x: NDArray[np.float64], tier: NDArray | int = 1) -> NDArray[np.uint64]:
-    """Return unsigned integers in the order of (tier, x); x gives its last bit to the tier.
+    """Return unsigned integers in the order of (tier, x); x gives its last bits to the tier.
 
     Args:
         x: (N,) float64 without NaN; -inf and +inf are allowed.
-        tier: 0 or 1; every example of tier 1 comes before all of tier 0.
+        tier: 0 to 3; every example of a tier comes before all of the lower ones.
 
     Returns:
         (N,) uint64.
@@ -44,7 +44,7 @@ def sortable(x: NDArray[np.float64], tier: NDArray | int = 1) -> NDArray[np.uint
     # Adding 0.0 turns -0.0 into 0.0: they are equal and must tie.
     bits = (np.asarray(x, dtype=np.float64) + 0.0).view(np.uint64)
     ordered = np.where(bits & _SIGN, ~bits, bits | _SIGN)
-    return (ordered >> np.uint64(1)) | (np.asarray(tier, dtype=np.uint64) << np.uint64(63))
+    return (ordered >> np.uint64(2)) | (np.asarray(tier, dtype=np.uint64) << np.uint64(62))
 
 
 @dataclass

@@ -18,4 +18,4 @@ def make_table(n=1000, seed=0, classes=10, **changes):
     return ScoreTable(**{**columns, **changes})
 
 
-METHODS = ("beta", "weighted", "top", "ccs", "random")
+METHODS = ("plausible", "beta", "weighted", "top", "ccs", "random")

@@ -63,7 +63,7 @@ def test_beta_weights_are_density_times_score():
     ours = np.zeros(5)
     theirs = np.zeros(5)
     for seed in range(rounds):
-        ours[table.select(0.6, anchor=1, seed=seed)] += 1
+        ours[table.select(0.6, method="beta", anchor=1, seed=seed)] += 1
         theirs[naive.draw_without_replacement(w, 2, rng)] += 1
     # Inclusion counts of two independent samples of `rounds` draws: five standard deviations.
     spread = np.sqrt(2 * rounds * 0.25)

@@ -27,19 +27,18 @@ def test_methods_that_ignore_the_ratio_are_nested_for_one_seed(method, ratios, s
 
 
 @given(
-    st.sampled_from(["beta", "weighted", "top", "random"]),
+    st.sampled_from(["plausible", "beta", "weighted", "top", "random"]),
     st.booleans(),
-    st.sampled_from([4.0, "auto"]),
     RATIOS,
     st.integers(0, 2**63),
 )
 @settings(max_examples=60, derandomize=True, deadline=None)
-def test_a_sweep_that_chooses_within_the_last_step_is_nested(method, per_class, c_d, ratios, seed):
+def test_a_sweep_that_chooses_within_the_last_step_is_nested(method, per_class, ratios, seed):
     """The documented loop over ratios, for every method that takes `within`; counts stay exact."""
     table = make_table()
     kept = None
     for r in sorted(ratios):
-        options = {"method": method, "per_class": per_class, "c_d": c_d, "seed": seed}
+        options = {"method": method, "per_class": per_class, "seed": seed}
         last, kept = kept, table.select(r, within=kept, **options)
         assert len(kept) == round(1000 * (1 - r))
         assert last is None or set(kept.tolist()) < set(last.tolist())
@@ -48,11 +47,11 @@ def test_a_sweep_that_chooses_within_the_last_step_is_nested(method, per_class, 
 def test_beta_alone_is_not_nested_but_nearly_so():
     """The paper's weights change with the ratio: whoever needs nested sets must use `within`."""
     table = make_table()
-    half, tenth = (set(table.select(r).tolist()) for r in (0.5, 0.9))
+    half, tenth = (set(table.select(r, preset="paper").tolist()) for r in (0.5, 0.9))
     assert 0 < len(tenth - half) < 30  # of 100
-    tenth = table.select(0.9, within=sorted(half))
+    tenth = table.select(0.9, within=sorted(half), preset="paper")
     with pytest.raises(ValueError, match="at least 500 positions"):
-        table.select(0.5, within=tenth)
+        table.select(0.5, within=tenth, preset="paper")
     with pytest.raises(ValueError, match="within does not combine with method 'ccs'"):
         table.select(0.95, method="ccs", within=tenth)
 
@@ -67,12 +66,12 @@ def test_no_draw_by_the_papers_law_could_be_nested():
     score = np.array([0.05, 0.08, 0.1, 0.1, 0.1, 0.08, 0.05, 0.02])
     table, rounds, chances = make_table(8, score=score, mean_prob=prob), 1000, []
     for r, kept in ((0.5, 4), (0.75, 2)):
-        plan = table.plan(r, anchor=3)
+        plan = table.plan(r, method="beta", anchor=3)
         w = stats.beta.pdf(prob, plan.alpha, plan.beta) * score
         exact = np.array(naive.inclusion_probabilities(w, kept))
         drawn = np.zeros(8)
         for seed in range(rounds):
-            drawn[table.select(r, anchor=3, seed=seed)] += 1
+            drawn[table.select(r, method="beta", anchor=3, seed=seed)] += 1
         # Five standard deviations, and one draw for chances too small to be seen.
         spread = np.sqrt(exact * (1 - exact) / rounds)
         assert (np.abs(drawn / rounds - exact) <= 5 * spread + 1 / rounds).all()

@@ -39,6 +39,9 @@ def write_folder(table, folder, parts=3):
 
 
 OPTIONS = [
+    {},
+    {"method": "plausible", "per_class": False, "seed": 3},
+    {"preset": "paper"},
     {"method": "beta", "c_d": 5.5},
     {"method": "beta", "c_d": "auto"},
     {"method": "beta", "per_class": True, "seed": 3},
@@ -68,7 +71,7 @@ def test_stream_keeps_what_memory_keeps(tmp_path, monkeypatch, options, prune_ra
     assert settings["kept"] == len(expected)
 
 
-@pytest.mark.parametrize("options", [{"c_d": "auto", "per_class": True}, {"method": "ccs"}])
+@pytest.mark.parametrize("options", [{}, {"method": "ccs"}])
 def test_parquet_is_read_twice_however_long_the_search(tmp_path, monkeypatch, options):
     """A wide table costs two readings; what is searched between them are a few columns."""
     read, start = [], pq.ParquetFile.iter_batches

@@ -93,3 +93,12 @@ def inclusion_probabilities(weights, k):
                 longer[more] = longer.get(more, 0.0) + q * weights[i] / total
         chance = longer
     return [sum(q for drawn, q in chance.items() if i in drawn) for i in range(len(weights))]
+
+
+def set_aside(prob, label, share=0.5):
+    """Mark what is less probable than a share of its class's median."""
+    out = []
+    for p, own in zip(prob, label, strict=True):
+        of_class = sorted(q for q, other in zip(prob, label, strict=True) if other == own)
+        out.append(p < share * of_class[(len(of_class) - 1) // 2])
+    return np.array(out)

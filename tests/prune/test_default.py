@@ -1,0 +1,222 @@
+"""The default selection: ours, and not the paper's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.utils.data import DataLoader, TensorDataset
+
+from data_prune import DualScoreSampler, DualTracker, ScoreTable
+from data_prune.select.noise import example_ids
+from prune.tables import METHODS, make_table
+from reference import dual as naive
+
+
+def noisy_table(n=2000, wrong=0.2, seed=0, classes=4):
+    """Right labels are learned, each class to its own height; wrong ones stay improbable."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(classes, size=n)
+    bad = rng.random(n) < wrong
+    height = np.array([0.95, 0.8, 0.6, 0.3, 0.9, 0.7])[label]
+    prob = np.where(bad, 0.15 * rng.random(n) * height, height * rng.beta(8, 1.5, n))
+    score = (1 - prob) * rng.uniform(0.02, 0.2, n)
+    return make_table(n, label=label, mean_prob=prob, score=score), bad
+
+
+def test_what_its_class_hardly_believes_is_left_out():
+    """A class that is learned to 0.3 is not the rubbish of one that is learned to 0.95."""
+    table, bad = noisy_table()
+    aside = naive.set_aside(table.mean_prob, table.label)
+    assert aside[bad].all()
+    for ratio in (0.3, 0.5, 0.9):
+        kept = table.select(ratio)
+        # A bin is a hundredth of a probability: only what lies that close to the floor may differ.
+        assert aside[kept].mean() < 0.01
+        assert not bad[kept].any()
+        shares = np.bincount(table.label[kept]) / np.bincount(table.label)
+        np.testing.assert_allclose(shares, 1 - ratio, atol=0.01)
+    settings = table.plan(0.5).settings
+    assert settings["set_aside"] == pytest.approx(aside.sum(), rel=0.02)
+    assert (settings["method"], settings["per_class"]) == ("plausible", True)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
+def test_the_fewer_stay_the_more_typical_they_are(ratio):
+    """The equation of the docstring, against draws by score and the mean over the believed."""
+    table, _ = noisy_table(classes=1)
+    aside = naive.set_aside(table.mean_prob, table.label)
+    rest = np.flatnonzero(~aside)
+    kept = round(len(table) * (1 - ratio))
+    rng = np.random.default_rng(0)
+    weight = table.score[rest] / table.score[rest].sum()
+    hard = np.mean(
+        [table.mean_prob[rng.choice(rest, kept, replace=False, p=weight)].mean() for _ in range(5)]
+    )
+    wanted = (1 - ratio) * hard + ratio * table.mean_prob[rest].mean()
+    got = np.mean([table.mean_prob[table.select(ratio, seed=s)].mean() for s in range(5)])
+    assert got == pytest.approx(wanted, abs=0.01)
+
+
+def test_the_draw_follows_beta_times_score_among_the_believed():
+    """Inclusion frequencies of one class against exact ones by scipy's density."""
+    prob = np.array([0.02, 0.4, 0.6, 0.8, 0.95, 0.7])
+    score = np.array([0.5, 0.08, 0.10, 0.05, 0.03, 0.04])
+    table, rounds = make_table(6, classes=1, score=score, mean_prob=prob), 2000
+    plan, ids = table.plan(0.5), example_ids(table.key)
+    weights = stats.beta.pdf(prob[1:], plan.alpha, plan.beta) * score[1:]
+    exact = np.array([0.0, *naive.inclusion_probabilities(weights, 3)])
+    drawn = np.zeros(6)
+    for seed in range(rounds):
+        drawn[dataclasses.replace(plan, seed=seed).draw(table.columns, ids)] += 1
+    np.testing.assert_array_equal(plan.draw(table.columns, ids), table.select(0.5))
+    spread = np.sqrt(exact * (1 - exact) / rounds)
+    assert (np.abs(drawn / rounds - exact) <= 5 * spread + 1 / rounds).all()
+
+
+def test_where_the_believed_do_not_suffice_the_more_probable_follow():
+    """Keeping 90 % of data that are 40 % wrong must keep wrong ones, and not at random."""
+    table, bad = noisy_table(wrong=0.4, classes=1)
+    kept = table.select(0.1)
+    assert len(kept) == 1800
+    assert np.isin(np.flatnonzero(~bad), kept).mean() > 0.999
+    left = np.setdiff1d(np.arange(2000), kept)
+    wrong_kept = np.intersect1d(kept, np.flatnonzero(bad))
+    assert table.mean_prob[left].max() <= table.mean_prob[wrong_kept].min()
+
+
+def test_without_labels_and_with_unseen_examples():
+    """Streams without labels have one median, and what was never seen comes last."""
+    table, _ = noisy_table(500, classes=1)
+    prob, score = table.mean_prob.copy(), table.score.copy()
+    prob[:100] = score[:100] = np.nan
+    table = make_table(500, label=np.full(500, -1), mean_prob=prob, score=score)
+    with pytest.warns(UserWarning, match="100 of 500 examples have no complete window"):
+        kept = table.select(0.5)
+    assert len(kept) == 250
+    assert kept.min() >= 100
+    with pytest.warns(UserWarning, match="no complete window"):
+        assert len(table.select(0.1)) == 450
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "ccs"])
+@pytest.mark.parametrize("ratio", [0.5, 0.8, 0.9, 0.95])
+def test_no_class_is_emptied(method, ratio):
+    """Four examples of a class are its whole share of a data set: one of them stays."""
+    sizes = np.array([5000, 1000, 200, 40, 8, 4])
+    label = np.repeat(np.arange(6), sizes)
+    table = make_table(len(label), label=label)
+    kept = table.select(ratio, method=method, per_class=True)
+    counts = np.bincount(label[kept], minlength=6)
+    assert counts.min() >= 1
+    assert counts.sum() == round(len(label) * (1 - ratio))
+    assert np.abs(counts - sizes * (1 - ratio)).max() <= 2
+    more = table.select(ratio, method=method, per_class=True, min_per_class=3)
+    assert np.bincount(label[more]).min() >= 3
+    assert len(more) == len(kept)
+
+
+def test_more_classes_than_places_take_what_there_is():
+    """1,000 classes and 100 places: the count stays exact."""
+    table = make_table(2000, label=np.arange(2000) % 1000)
+    assert len(table.select(0.95)) == 100
+    assert np.bincount(table.label[table.select(0.5)], minlength=1000).min() == 1
+
+
+def test_the_papers_numbers_take_the_papers_rule():
+    """Whoever gives c_D, the authors' sum or the preset gets Cho et al., as before."""
+    table = make_table()
+    paper = table.select(0.7, method="beta", c_d=4.0)
+    for options in ({"preset": "paper"}, {"c_d": 4.0}, {"method": "beta"}, {"c_d": "cifar100"}):
+        np.testing.assert_array_equal(table.select(0.7, **options), paper)
+    assert table.plan(0.7, beta_sum=16.0).method == "beta"
+    assert not np.array_equal(table.select(0.7), paper)
+    sampler = DualScoreSampler(range(1000), 0.7, table=table)
+    np.testing.assert_array_equal(sampler.kept, table.select(0.7))
+    sampler = DualScoreSampler(range(1000), 0.7, table=table, preset="paper")
+    np.testing.assert_array_equal(sampler.kept, paper)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "cifar"}, "preset must be 'paper' or None, got 'cifar'"),
+        ({"preset": "paper", "method": "top"}, "method must be 'beta' for preset 'paper'"),
+        ({"method": "plausible", "c_d": 4.0}, "method must be 'beta' where c_d or beta_sum"),
+        ({"min_per_class": -1}, "min_per_class must not be negative, got -1"),
+    ],
+)
+def test_contradictions_are_refused(options, message):
+    """Two rules at once are a misunderstanding, not a choice."""
+    with pytest.raises(ValueError, match=message):
+        make_table(50).select(0.5, **options)
+
+
+def digits_with_wrong_labels():
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    x = torch.from_numpy(data.data / 16).float()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], torch.from_numpy(data.target)[order].long()
+    g = torch.Generator().manual_seed(1)
+    hit = torch.rand(1300, generator=g) < 0.2
+    given = torch.where(hit, torch.randint(10, (1300,), generator=g), y[:1300])
+    return x[:1300], given, (given != y[:1300]).numpy(), x[1300:], y[1300:]
+
+
+def train(x, y, epochs, record=None):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(32):
+            logits = net(x[rows])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits, y[rows]).backward()
+            optimizer.step()
+            if record is not None:
+                record.update(rows, logits.detach(), y[rows])
+        if record is not None:
+            record.end_epoch()
+    return net
+
+
+def test_wrong_labels_of_real_digits_do_not_beat_us():
+    """20 % redrawn: the default keeps hardly any of them, and ends points above random."""
+    x, y, wrong, test_x, test_y = digits_with_wrong_labels()
+    tracker = DualTracker(len(x), epochs=10, window=5)
+    train(x, y, 10, tracker)
+    table, share, accuracy = tracker.table(), {}, {}
+    for name, options in {"default": {}, "random": {"method": "random"}}.items():
+        kept = torch.from_numpy(table.select(0.5, **options))
+        share[name] = wrong[kept].mean()
+        net = train(x[kept], y[kept], 20)
+        accuracy[name] = float((net(test_x).argmax(1) == test_y).float().mean())
+    assert share["default"] < 0.02 < 0.1 < share["random"]
+    assert accuracy["default"] > accuracy["random"] + 0.03
+
+
+def test_the_loader_answers_before_the_data_is_thrown_away():
+    """One call between scoring and pruning, with the loader's own ratio and rule."""
+    data = TensorDataset(torch.randn(400, 3), torch.arange(400) % 2)
+    model = torch.nn.Linear(3, 2)
+    loader = DualScoreSampler.wrap(
+        DataLoader(data, batch_size=50, shuffle=True), 0.5, score_epochs=2, window=2, method="top"
+    )
+    with pytest.raises(RuntimeError, match="0 of 2 scoring epochs"):
+        loader.beats_random(lambda kept, held, seed: 0.0)
+    for _ in range(2):
+        for x, y in loader:
+            loader.record(model(x), y)
+    top = loader.table.select(0.5, method="top")
+
+    def metric(kept, held, seed):
+        assert not np.intersect1d(kept, held).size
+        return float(np.isin(kept, top).mean())
+
+    answer = loader.beats_random(metric, repeats=3)
+    assert answer.verdict == "yes"
+    assert len(loader.kept) == 200
+    assert isinstance(loader.table, ScoreTable)
