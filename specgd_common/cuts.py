@@ -124,7 +124,7 @@ def check_split(split: Any, name: str = "split") -> None:
         dim, sizes, repeats = unpacked(split)
         ok = len(split) < 4 and isinstance(dim, int) and isinstance(repeats, int) and repeats > 0
         ok = ok and len(sizes) > 0 and all(n > 0 for n in sizes)
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, LookupError):
         ok = False
     if not ok:
         raise ValueError(

@@ -14,6 +14,7 @@ from .groups.matrix_view import describe
 from .triton_kernels import resolve_schedule
 
 Check = Callable[[str, Any], None]
+_LARGEST = torch.finfo(torch.float32).max
 ADAMW = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state, of which no part is of use alone
 
 
@@ -62,7 +63,7 @@ def number(low: float = 0.0, below: float = math.inf, *, none: bool = False) -> 
             value = float(value)
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be {wanted}, got {value!r} of {type(value).__name__}")
-        if not (low <= float(value) < below and math.isfinite(value)):
+        if not low <= float(value) < below or float(value) > _LARGEST:
             raise ValueError(f"{name} must be {wanted}, got {value}")
 
     return check
@@ -109,7 +110,7 @@ def one_of(*choices: Any, function: str = "") -> Check:
     """
 
     def check(name: str, value: Any) -> None:
-        if function and callable(value):
+        if function and callable(value) and not isinstance(value, type):
             return
         # By kind as well: 1 equals True, and a tensor equals nothing that can be asked for.
         if not any(type(value) is type(x) and value == x for x in choices):
@@ -167,6 +168,8 @@ def state_fault(p: Tensor, key: str, value: Any, shape: torch.Size) -> str:
         return f"{key} must be a tensor, got {value!r:.80}"
     if not value.is_floating_point() and not (count and value.dtype in (torch.int64, torch.int32)):
         return f"{key} must be a floating-point tensor, got {value.dtype}"
+    if value.is_meta and not p.is_meta:
+        return f"{key} must have data, got a tensor on the meta device"
     if value.dtype.itemsize < 2 or value.layout != torch.strided:
         return f"{key} must be dense and of 16 bits or more, got {value.dtype}, {value.layout}"
     if count:
@@ -244,9 +247,9 @@ def check_form(loaded: Any, groups: Sequence[Mapping[str, Any]], owner: str) -> 
     ids = [i for g in saved for i in g["params"]]
     if not all(isinstance(i, (int, str)) for i in ids) or len(set(ids)) != len(ids):
         raise ValueError("params of the state dict's groups must be different numbers or names")
-    unknown = [key for key in state if isinstance(key, int) and key not in ids]
+    unknown = [key for key in state if key not in ids]
     if unknown:
-        raise ValueError(f"the state dict has state of unknown parameters: {unknown[:5]}")
+        raise ValueError(f"the state dict has state of unknown parameters: {unknown[:5]!r:.80}")
 
 
 def by_name(

@@ -149,8 +149,8 @@ class SpectralOptimizer(Optimizer):
                     group.setdefault(key, value)
         for values in self.state.values():
             # Older and foreign checkpoints count steps in plain numbers; torch's AdamW does not.
-            if "step" in values and not isinstance(values["step"], Tensor):
-                values["step"] = torch.tensor(float(values["step"]), dtype=torch.float32)
+            if "step" in values:
+                values["step"] = torch.as_tensor(values["step"], dtype=torch.float32).reshape(())
 
     def state_dict(self) -> dict[str, Any]:
         """Return state and groups as plain data; functions among the settings are left out."""
@@ -195,8 +195,9 @@ class SpectralOptimizer(Optimizer):
             for saved_id, p in zip(loaded["params"], group["params"], strict=True):
                 for key, value in seen[0]["state"].get(saved_id, {}).items():
                     if isinstance(value, Tensor):
-                        device = self.state[p][key].device
-                        self.state[p][key] = value.detach().clone().to(device)
+                        own = self.state[p][key]
+                        dtype = own.dtype if key == "step" else value.dtype
+                        self.state[p][key] = value.detach().to(own.device, dtype, copy=True)
 
     def _checked(self, loaded: Mapping[str, Any]) -> dict[str, Any]:
         """Return the state dict that is to be loaded, once it is known to fit."""

@@ -218,7 +218,7 @@ class SpecGD(SpectralOptimizer):
         super()._check_group(group)
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov=True needs momentum above 0, but momentum is 0")
-        if group["method"] == "smoothed" and not group["smoothing"] > 0:
+        if not group["smoothing"] > 0:
             raise ValueError(f"smoothing must be above 0, got {group['smoothing']}")
 
     def _state_shapes(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:

@@ -162,5 +162,5 @@ def test_what_cannot_be_warmed_up_is_named() -> None:
         MomentumWarmup(torch.optim.AdamW(params))
     with pytest.raises(ValueError, match=r"start must be from 0 to the momentum of group 0, 0\.5"):
         MomentumWarmup(Muon(params, momentum=0.5))
-    with pytest.raises(ValueError, match="total_steps must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="total_steps must be an integer of at least 1, got 0"):
         MomentumWarmup(Muon(params), total_steps=0)

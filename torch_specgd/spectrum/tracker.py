@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from specgd_common.files import replacing
+
 from ..groups.lora import LoraPair, find_lora_pairs
 from ..groups.matrix_view import as_matrices
 from .lora_report import lora_report
@@ -21,6 +23,7 @@ from .measures import (
     triangle,
     wide,
 )
+from .records import checked_records
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -244,25 +247,32 @@ class SpectrumTracker:
         return spectrum_table(self.records)
 
     def to_csv(self, path: str | Path) -> None:
-        """Writes :meth:`table` as CSV."""
+        """Write :meth:`table` as CSV; an old file is replaced when the new one is whole."""
         from pyarrow import csv
 
-        csv.write_csv(self.table(), str(path))
+        with replacing(path) as file:
+            csv.write_csv(self.table(), file)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Writes :meth:`table` as Parquet."""
+        """Write :meth:`table` as Parquet; an old file is replaced when the new one is whole."""
         from pyarrow import parquet
 
-        parquet.write_table(self.table(), str(path))
+        with replacing(path) as file:
+            parquet.write_table(self.table(), file)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything recorded so far, for a checkpoint."""
-        return {"records": list(self.records), "next_step": self._next_step}
+        """Return everything recorded so far, for a checkpoint."""
+        return {"records": [dict(record) for record in self.records], "next_step": self._next_step}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continues from :meth:`state_dict`; replaces what was recorded."""
-        self.records = list(state_dict["records"])
-        self._next_step = state_dict["next_step"]
+        """Continue from :meth:`state_dict`; replaces what was recorded.
+
+        Raises:
+            ValueError: If a key is missing or unknown or a value cannot be one; nothing has
+                changed then.
+        """
+        records = checked_records(state_dict)
+        self.records, self._next_step = records, state_dict["next_step"]
 
     def plot(self, name: str | None = None, ax: "Axes | None" = None) -> "Axes":
         """Draws sqrt(singular values) over steps; with a target, sqrt(d_i) and predicted hits.

@@ -74,8 +74,8 @@ def muon(
         # All but the orthogonalization is elementwise: it runs on this rank's pieces.
         grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
         momentum_buffers = [local(b) for b in momentum_buffers]
-    named = isinstance(ns_coefficients, str)
-    schedule = ns_coefficients if named else _hashable(ns_coefficients)
+    steps = isinstance(ns_coefficients, Sequence) and not isinstance(ns_coefficients, str)
+    schedule = _hashable(ns_coefficients) if steps else ns_coefficients
     traced = torch.compiler.is_compiling()
     dtype_of = _own_dtype if traced else partial(update_dtype, schedule, compute_dtype)
     batches = arrange(params, momentum_buffers, views or ["auto"] * len(params), dtype_of)
