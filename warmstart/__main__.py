@@ -15,7 +15,11 @@ from .files.with_model import EntryError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 with one line on standard error otherwise."""
-    args = parser().parse_args(argv)
+    try:
+        args = parser().parse_args(argv)
+    except SystemExit:  # after the help, or one line of refusal
+        _say([])
+        raise
     try:
         lines = run(args)
     except EntryError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from specgd_common.files import Replacement, replacing, write_text
+from specgd_common.files import Replacement, alone_in, replacing, write_text
 
 
 def names(folder: Path) -> set[str]:
@@ -103,3 +103,20 @@ def test_a_killed_writer_changes_nothing_and_is_cleared_by_the_next(tmp_path: Pa
         other.write(b"second")
     assert target.read_bytes() == b"first"
     assert names(tmp_path) == {"a.bin", ".a.bin.notes.tmp"}
+
+
+def test_an_open_file_has_a_path_for_its_name(tmp_path: Path) -> None:
+    """Writers that want a path, such as safetensors' save_file, take it from there."""
+    with Replacement() as files:
+        file = files.open(tmp_path / "a")
+        Path(file.name).write_bytes(b"by its path")
+    assert (tmp_path / "a").read_bytes() == b"by its path"
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    """Two runs that replace the same set of files would leave a mixture."""
+    refused = pytest.raises(BlockingIOError, match="another process writes into")
+    with alone_in(tmp_path), refused, alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass

@@ -1,5 +1,6 @@
 """Damaged files for every reader of the command line: the same, refused in one line, or legal."""
 
+import copy
 import json
 import random
 from collections import Counter
@@ -119,6 +120,64 @@ def loaded(out: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(out)
 
 
+ODD = (None, True, -1, 2.5, "text", [], {}, [torch.ones(2)], {"x": torch.ones(2)})
+
+
+def odd_values(draw: random.Random) -> object:
+    """What no script puts where a tensor belongs, and tensors of kinds that weights are not."""
+    tensors: list[Callable[[], torch.Tensor]] = [
+        lambda: torch.ones(4, 6, dtype=torch.int64), lambda: torch.ones(4, 6, dtype=torch.bool),
+        lambda: torch.ones(4, 6, dtype=torch.complex64), lambda: torch.ones(()),
+        lambda: torch.ones(0, 6), lambda: torch.ones(4, 6).to_sparse(), lambda: torch.ones(1),
+        lambda: torch.full((4, 6), float("nan")), lambda: torch.full((4, 6), float("inf")),
+        lambda: torch.ones(4, 6).to(torch.float8_e4m3fn), lambda: torch.ones(4, 6, device="meta"),
+        lambda: torch.ones(1).expand(4, 6), lambda: torch.full((4, 6), 3e38),
+        lambda: torch.zeros(4, 6), lambda: torch.ones(2, 3, 4, 5, 6),
+    ]  # fmt: skip
+    if draw.random() < 0.4:
+        return draw.choice(ODD)
+    return draw.choice(tensors)()
+
+
+@pytest.mark.parametrize("kind", ["pt", "nested", "directions"])
+def test_whole_files_with_strange_content(tmp_path: Path, kind: str) -> None:
+    """What torch loads without a complaint may still be no state dict."""
+    target, command, out = prepare(tmp_path, kind)
+    whole = torch.load(target, weights_only=True)
+    draw, outcomes = random.Random(7), Counter()
+    for _ in range(MUTANTS):
+        content = copy.deepcopy(whole)
+        holders = [(content, k) for k in content]
+        holders += [(v, k) for v in content.values() if isinstance(v, dict) for k in v]
+        node, key = draw.choice(holders)
+        kind_of_change = draw.choice(("value", "value", "drop", "rename", "more"))
+        if kind_of_change == "value":
+            node[key] = odd_values(draw)
+        elif kind_of_change == "drop":
+            del node[key]
+        elif kind_of_change == "rename":
+            node[draw.choice((3, "", "a\nb", "x.weight", None))] = node.pop(key)
+        else:
+            node["more.weight"] = odd_values(draw)
+        torch.save(content, target)
+        out.unlink(missing_ok=True)
+        status, _, error = run(*command)
+        outcomes["refused" if status else "legal"] += 1
+        if status:
+            one_line(status, error)
+            assert str(tmp_path) in error
+            assert not out.exists()
+        elif kind != "directions":
+            old = content.get("model", content)
+            for name, x in loaded(out).items():
+                strange = not isinstance(x, torch.Tensor) or x.is_meta or x.is_sparse
+                strange = strange or x.dtype.itemsize < 2
+                if not strange and old[name].isfinite().all():
+                    assert x.isfinite().all()
+    print(kind, dict(outcomes))
+    assert len(outcomes) == 2
+
+
 READERS = (
     "safetensors", "pt", "legacy", "nested", "index", "shard", "report", "directions", "plain"
 )  # fmt: skip
@@ -141,6 +200,7 @@ def test_damaged_files(tmp_path: Path, kind: str, record_property: Callable) -> 
         status, _, error = run(*command)
         if status:
             one_line(status, error)
+            assert str(tmp_path) in error
             assert not out.exists()
             outcomes["refused"] += 1
         else:

@@ -72,7 +72,7 @@ FILES = {
     "other.pt": (PLAIN, "give it the suffix .safetensors"),
     "other.safetensors": (WHOLE, "give it the suffix .pt"),
     "noise.safetensors": (bytes(range(256)), "no safetensors file, or damaged"),
-    "model.onnx": (b"\x08\x07", "must end in .safetensors"),
+    "model.onnx": (b"\x08\x07", "must end in one of .safetensors"),
 }
 
 

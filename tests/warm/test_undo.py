@@ -71,6 +71,13 @@ def test_a_reader_that_has_gone_is_no_error(source: Path) -> None:
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
     assert len(json.loads(Path("r.json").read_text())["factors"]) == 400
+    for arguments in (["--help"], ["inspect", "many.pt"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "warmstart", *arguments]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_undo_takes_the_report_of_this_file_once(source: Path, capsys) -> None:

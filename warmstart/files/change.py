@@ -16,7 +16,7 @@ from ..shrink.report import ShrinkReport
 from .copies import Beside, change_beside, left_notes
 from .read import Checkpoint, FileError, read
 from .shards import INDEX, read_index, unfinished, writing_shards
-from .write import check_format, make_folder, write_checkpoint
+from .write import check_format, make_folder, reason, write_checkpoint
 
 
 @dataclass
@@ -75,13 +75,20 @@ def change(job: Job, edit: Edit) -> ShrinkReport | None:
     Raises:
         FileError: For anything that cannot be read or written, and files that would be replaced.
     """
-    _check_paths(job)
-    if job.source.name.endswith(INDEX):
-        return _change_shards(job, edit)
+    try:
+        _check_paths(job)
+        sharded = job.source.name.endswith(INDEX)
+        return _change_shards(job, edit) if sharded else _change_file(job, edit)
+    except OSError as error:  # what is read has errors of its own
+        written = job.target or job.report or job.source
+        raise FileError(written, f"cannot be written ({reason(error)})") from None
+
+
+def _change_file(job: Job, edit: Edit) -> ShrinkReport | None:
     checkpoint = read(job.source, job.key)
     if job.target is not None:
         check_format(job.source, job.target)
-    edited = edit(checkpoint.tensors)
+    edited = _edited(job.source, edit, checkpoint)
     whole = _changed_whole(job, checkpoint, edited)
     report = _finished(job, [edited.report])
     if job.target is None:
@@ -93,6 +100,18 @@ def change(job: Job, edit: Edit) -> ShrinkReport | None:
         _write_report(job, report, files)
         write_checkpoint(files.open(job.target), new, job.target)
     return report
+
+
+def _edited(path: Path, edit: Edit, checkpoint: Checkpoint) -> Edited:
+    """Edit one file's tensors; what an edit refuses is told with the file's name."""
+    try:
+        return edit(checkpoint.tensors)
+    except FileError:
+        raise
+    except KeyError as error:
+        raise FileError(path, error.args[0] if error.args else error) from None
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise FileError(path, reason(error)) from None
 
 
 def _changed_whole(
@@ -124,13 +143,14 @@ def _change_shards(job: Job, edit: Edit) -> ShrinkReport | None:
         raise FileError(job.source, "shards hold weights alone: leave out --along and the like")
     reports: list[ShrinkReport | None] = []
     if job.target is None:
-        reports = [edit(read(job.source.parent / s).tensors).report for s in index.shards]
+        paths = [job.source.parent / s for s in index.shards]
+        reports = [_edited(path, edit, read(path)).report for path in paths]
         return _only_report(job, _finished(job, reports))
     make_folder(job.target)
     with writing_shards(job.target, index.content) as open_shard:
         for shard in index.shards:
             checkpoint = read(job.source.parent / shard)
-            edited = edit(checkpoint.tensors)
+            edited = _edited(job.source.parent / shard, edit, checkpoint)
             reports.append(edited.report)
             metadata = {**checkpoint.metadata, **_metadata(job, edited)}
             new = Checkpoint(edited.tensors, metadata)
@@ -152,7 +172,7 @@ def _finished(job: Job, reports: Sequence[ShrinkReport | None]) -> ShrinkReport 
         if first.factors is not None and other.factors is not None:
             first.factors.update(other.factors)
     if not first.rows:
-        raise ValueError("no tensor of the checkpoint is selected")
+        raise FileError(job.source, "no tensor of the checkpoint is selected")
     first.applied = job.target is not None
     return first
 
@@ -169,7 +189,7 @@ def _write_report(job: Job, report: ShrinkReport | None, files: Replacement) -> 
         return
     make_folder(job.report)
     text = (report.to_json(factors=True) + "\n").encode()
-    if job.report.exists() and not job.force and job.report.read_bytes() != text:
+    if job.report.is_file() and not job.force and job.report.read_bytes() != text:
         raise FileError(job.report, "exists; --force replaces it")
     files.open(job.report).write(text)
 

@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..direction.gradient_direction import Direction
 from ..targets.find import check_patterns
 from ..targets.state_targets import state_targets
 from .change import Edit, Edited, Job, change
 from .copies import Beside
 from .options import changed_from_defaults
-from .read import FileError, opened_safetensors, read, read_pickled
+from .read import SAFETENSORS, FileError, read, read_pickled
 from .shards import INDEX, read_index
 from .state_dicts import (
     fire_state_dict,
     perturb_state_dict,
+    saved_direction,
     shrink_state_dict,
     uniform_state_dict,
 )
-from .undo import inverse_factors, read_report, undo_state_dict
+from .undo import read_report, undone
 from .with_model import shrink_with_model
 
 
@@ -105,17 +107,20 @@ def _editor(args: argparse.Namespace) -> Edit:
         )
     if args.entry is not None:
         return _model_editor(args)
-    saved = _read_directions(args.directions)
+    direction, alpha = _read_directions(args.directions)
     options = {k: getattr(args, k) for k in ("floor", "units", "zero_gradient", "bias")}
 
     def edit(state: Mapping[str, Any]) -> Edited:
         # A shard has some of the tensors.
-        own = {n: d for n, d in saved["directions"].items() if n in state}
-        part = saved if args.elsewhere is None else {**saved, "directions": own}
+        own = [n for n in direction.average if args.elsewhere is None or n in state]
+        part: dict[str, Any] = {"alpha": alpha, "num_batches": direction.num_batches}
+        part["directions"] = {n: direction.average[n] for n in own}
+        if direction.odd is not None:
+            part["odd_batches"] = {n: direction.odd[n] for n in own}
         return Edited.of(*shrink_state_dict(state, part, **options, **_selection(args)))
 
     if args.elsewhere is not None:
-        unknown = [n for n in saved["directions"] if n not in args.elsewhere]
+        unknown = [n for n in direction.average if n not in args.elsewhere]
         if unknown:
             raise ValueError(f"directions for {unknown[:5]} have no tensor in the checkpoint")
     return edit
@@ -163,17 +168,13 @@ def read_whole(path: Path, key: str | None = None) -> dict[str, Any]:
     return {k: v for s in shards for k, v in read(path.parent / s).tensors.items()}
 
 
-def _read_directions(path: Path) -> dict[str, Any]:
+def _read_directions(path: Path) -> tuple[Direction, float | None]:
     """Read what ``GradientDirection.state_dict()`` or plain name -> direction was saved as."""
-    if path.suffix == ".safetensors":
-        with opened_safetensors(path) as f:
-            return {"directions": {k: f.get_tensor(k) for k in f.keys()}}  # noqa: SIM118
-    saved = read_pickled(path)
-    saved = saved if isinstance(saved.get("directions"), Mapping) else {"directions": saved}
-    wrong = [n for n, d in saved["directions"].items() if not hasattr(d, "isfinite")]
-    if wrong:
-        raise FileError(path, f"must hold directions by name, but {wrong[0]!r} is no tensor")
-    return saved
+    saved = read(path).tensors if path.suffix == SAFETENSORS else read_pickled(path)
+    try:
+        return saved_direction(saved)
+    except (TypeError, ValueError) as error:
+        raise FileError(path, error) from None
 
 
 def _undo(args: argparse.Namespace) -> list[str]:
@@ -182,22 +183,27 @@ def _undo(args: argparse.Namespace) -> list[str]:
     extra = changed_from_defaults(args, kept)
     if extra:
         raise ValueError(f"--undo does what the report says: leave out {', '.join(extra)}")
-    report = read_report(args.undo)
+    report, told = read_report(args.undo)
     if str(report.get("method")).removesuffix("_shrink") != args.command:
         raise FileError(args.undo, f"reports {report.get('method')!r}, not {args.command!r}")
     settings = report.get("settings")
     along = settings.get("along") if isinstance(settings, Mapping) else None
-    args.along = along if isinstance(along, list) else None
-    inverse = inverse_factors(report)
+    args.along = along
+    if along is not None and not (
+        isinstance(along, list) and all(isinstance(key, str) for key in along)
+    ):
+        raise FileError(args.undo, "settings.along must be a list of keys")
     names = args.elsewhere
-    missing = [] if names is None else [n for n in inverse if n not in names]
+    missing = [] if names is None else [n for n in told.factors if n not in names]
     if missing:
         raise FileError(args.undo, f"tells of {missing[:5]}, which {args.input} does not hold")
 
     def edit(state: Mapping[str, Any]) -> Edited:
-        own = {n: f for n, f in report["factors"].items() if names is None or n in state}
-        new = undo_state_dict(state, {**report, "factors": own}) if own else state
-        return Edited(new, None, inverse, [(n,) for n in own])
+        own = told if names is None else told.of(state)
+        inverse = {n: 1.0 / f for n, f in own.factors.items()}
+        return Edited(
+            undone(state, own) if inverse else state, None, inverse, [(n,) for n in inverse]
+        )
 
     job = _job(args, reads=[args.undo], done={"method": "undo", "undone": args.command})
     change(job, edit)

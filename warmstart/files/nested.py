@@ -23,7 +23,8 @@ WEIGHT_KEYS = (
 
 def is_state_dict(value: object) -> bool:
     """Say whether a value is a dictionary of names with tensors in it."""
-    return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
+    named = isinstance(value, dict) and all(isinstance(k, str) for k in value)
+    return named and any(isinstance(v, Tensor) for v in value.values())  # type: ignore[attr-defined]
 
 
 def find_weights(loaded: Mapping[str, Any], key: str | None) -> tuple[str, ...]:

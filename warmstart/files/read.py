@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,7 +82,8 @@ def read_pickled(path: Path) -> dict[str, Any]:
     """
     _check_is_file(path)
     if path.suffix not in PICKLED:
-        raise FileError(path, f"must end in {SAFETENSORS}, {SAFETENSORS}.index.json or {PICKLED}")
+        known = ", ".join((SAFETENSORS, f"{SAFETENSORS}.index.json", *PICKLED))
+        raise FileError(path, f"must end in one of {known}")
     head = _head(path)
     wrong = what_the_archive_is(path) if head.startswith(b"PK") else what_it_is(head)
     if wrong is None and _is_safetensors(head):
@@ -89,7 +91,9 @@ def read_pickled(path: Path) -> dict[str, Any]:
     if wrong is not None:
         raise FileError(path, wrong)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damaged content, and old kinds of storage
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes torch raise nearly everything
         raise FileError(path, _why_not_loaded(error)) from None
     if not isinstance(loaded, dict):

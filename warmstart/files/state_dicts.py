@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specgd_common.fused import split_by_name
 
-from ..direction.gradient_direction import Direction, GradientDirection
+from ..direction.gradient_direction import Direction, GradientDirection, check_alpha
 from ..methods.fire import isometry, stored_in_out
 from ..methods.perturb import check_strengths
 from ..methods.uniform import constant
@@ -78,7 +78,7 @@ def shrink_state_dict(
     """
     check_floor(floor)
     check_zero_gradient(zero_gradient)
-    direction, alpha = _saved(directions)
+    direction, alpha = saved_direction(directions)
     given = direction.average
     unknown = [n for n in given if n not in state_dict]
     if unknown:
@@ -183,14 +183,38 @@ def fire_state_dict(
     return with_values(state_dict, targets, values), report
 
 
-def _saved(given: Any) -> tuple[Direction, float | None]:
-    """Return the direction that ``GradientDirection.state_dict()`` or a plain mapping holds."""
+def saved_direction(given: Any) -> tuple[Direction, float | None]:
+    """Return the direction that ``GradientDirection.state_dict()`` or a plain mapping holds.
+
+    Raises:
+        TypeError: For values of another kind.
+        ValueError: For halves of other parameters or shapes.
+    """
     if isinstance(given, GradientDirection):
         given = given.state_dict()
-    if not isinstance(given.get("directions"), Mapping):
-        given = {"directions": given}
-    batches = int(given.get("num_batches", 0))
-    return Direction(given["directions"], given.get("odd_batches"), batches), given.get("alpha")
+    if not isinstance(given, Mapping):
+        raise TypeError(f"directions must be a mapping, got {type(given).__name__}")
+    plain = isinstance(given.get("directions", Tensor()), Tensor)
+    saved: Mapping[str, Any] = {"directions": given} if plain else given
+    average, odd = saved["directions"], saved.get("odd_batches")
+    batches, alpha = saved.get("num_batches", 0), saved.get("alpha")
+    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 0:
+        raise TypeError(f"num_batches must be an integer >= 0, got {batches!r}")
+    if alpha is not None:
+        check_alpha(alpha)
+    for key, tensors in (("directions", average), ("odd_batches", odd)):
+        if not isinstance(tensors, Mapping):
+            if key == "odd_batches" and odd is None:
+                continue
+            raise TypeError(f"{key} must be tensors by name, got {type(tensors).__name__}")
+        for name, d in tensors.items():
+            if not isinstance(d, Tensor) or not d.is_floating_point():
+                raise TypeError(f"{key} of {name!r} must be a floating-point tensor")
+    if odd is not None and {n: d.shape for n, d in odd.items()} != {
+        n: d.shape for n, d in average.items()
+    }:
+        raise ValueError("odd_batches and directions must have the same names and shapes")
+    return Direction(average, odd, batches), alpha
 
 
 def _noise(name: str, shape: torch.Size, seed: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,36 @@ from .read import FileError, read_json
 from .state_dicts import StateDict, with_values
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Read a report that ``undo_state_dict`` can follow.
+@dataclass(frozen=True)
+class Told:
+    """What a report tells of the tensors that were shrunk.
+
+    Attributes:
+        factors: By tensor name.
+        norms: By tensor name, after the shrink.
+    """
+
+    factors: dict[str, Tensor]
+    norms: dict[str, float]
+
+    def of(self, names: Container[str]) -> Told:
+        """Return what it tells of some of them, of one shard's say."""
+        return Told({n: f for n, f in self.factors.items() if n in names}, self.norms)
+
+
+def read_report(path: Path) -> tuple[dict[str, Any], Told]:
+    """Read a report that a shrink can be undone by, and what it tells.
 
     Raises:
-        FileError: For other files, reports of dry runs, and factors that are damaged.
+        FileError: For other files, reports of dry runs, and reports that are damaged.
     """
     report = read_json(path)
     if report.get("format") != FORMAT:
         raise FileError(path, "is not a report of this program")
     try:
-        report_factors(report)
+        return report, told_by(report)
     except ValueError as error:
         raise FileError(path, error) from None
-    return report
 
 
 def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) -> StateDict:
@@ -54,29 +71,29 @@ def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) ->
         tensor([[1., 1.],
                 [1., 1.]])
     """
-    factors = report_factors(report)
-    missing = [n for n in factors if n not in state_dict]
+    return undone(state_dict, told_by(report))
+
+
+def undone(state_dict: Mapping[str, Any], told: Told) -> StateDict:
+    """Divide by factors; see ``undo_state_dict``."""
+    missing = [n for n in told.factors if n not in state_dict]
     if missing:
         raise KeyError(f"no tensor named {missing[:5]} in the state dict")
-    targets, _ = state_targets(state_dict, include=lambda name, x: name in factors)
-    unfit = sorted(set(factors) - {n for t in targets for n in (t.name, *t.aliases)})
+    targets, _ = state_targets(state_dict, include=lambda name, x: name in told.factors)
+    unfit = sorted(set(told.factors) - {n for t in targets for n in (t.name, *t.aliases)})
     if unfit:
         raise ValueError(f"the report's factors of {unfit[:5]} are of tensors that have none here")
-    inverse = {t.name: 1.0 / _broadcast(factors[t.name], t) for t in targets}
-    _check_norms(targets, report)
+    inverse = {t.name: 1.0 / _broadcast(told.factors[t.name], t) for t in targets}
+    for t in targets:
+        _check_norm(t, told.norms[t.name])
     return with_values(state_dict, targets, products(targets, inverse))
 
 
-def inverse_factors(report: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return what copies of the weights are multiplied by to undo a report."""
-    return {n: 1.0 / f for n, f in report_factors(report).items()}
-
-
-def report_factors(report: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the factors of a report by tensor name.
+def told_by(report: Mapping[str, Any]) -> Told:
+    """Return what a report tells.
 
     Raises:
-        ValueError: If it is of a dry run, has none, or has some that no shrink can have written.
+        ValueError: If it is of a dry run, or is none that a shrink has written whole.
     """
     if report.get("applied") is not True:
         raise ValueError("the report is of a dry run: nothing was changed that could be undone")
@@ -86,14 +103,42 @@ def report_factors(report: Mapping[str, Any]) -> dict[str, Tensor]:
     factors = {}
     for name, p in packed.items():
         try:
-            factors[name] = unpack(p)
+            f = factors[name] = unpack(p)
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise ValueError(f"the report has damaged factors of {name!r} ({error})") from None
-        if not bool(((factors[name] > 0) & (factors[name] <= 1)).all()):
-            raise ValueError(
-                f"the report has factors of {name!r} outside (0, 1], which no shrink writes"
-            )
-    return factors
+        if not bool(((f > 0) & (f <= 1)).all()):
+            raise ValueError(f"the report has factors of {name!r} outside (0, 1]: no shrink does")
+    norms = _norms(report)
+    for name in factors:
+        if name not in norms:
+            raise ValueError(f"the report does not tell the norm of {name!r}")
+    for names in _rows(report):
+        if not set(names) & set(factors):
+            raise ValueError(f"the report has lost its factors of {names[0]!r}")
+    return Told(factors, norms)
+
+
+def _rows(report: Mapping[str, Any]) -> dict[tuple[str, ...], object]:
+    """Return all names of every changed tensor -> its norm, as far as a report tells them."""
+    rows = report.get("parameters")
+    out: dict[tuple[str, ...], object] = {}
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, Mapping):
+            aliases = row.get("aliases")
+            names = (row.get("name"), *(aliases if isinstance(aliases, (list, tuple)) else ()))
+            texts = tuple(n for n in names if isinstance(n, str))
+            if texts:
+                out[texts] = row.get("norm_after")
+    return out
+
+
+def _norms(report: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(norm)
+        for names, norm in _rows(report).items()
+        if isinstance(norm, (int, float)) and math.isfinite(norm)
+        for name in names
+    }
 
 
 def unpack(packed: Mapping[str, Any]) -> Tensor:
@@ -132,24 +177,14 @@ def _broadcast(f: Tensor, t: Target) -> Tensor:
     return f
 
 
-def _check_norms(targets: list[Target], report: Mapping[str, Any]) -> None:
-    """Hold every tensor against the norm that the report has left it with."""
-    rows = report.get("parameters")
-    left = {
-        name: row.get("norm_after")
-        for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, Mapping)
-        for name in (row.get("name"), *(row.get("aliases") or ()))
-    }
-    for t in targets:
-        w = t.parameter
-        norm, told = float(w.double().norm()), left.get(t.name)
-        if not isinstance(told, (int, float)) or not math.isfinite(told):
-            raise ValueError(f"the report does not tell the norm of {t.name!r}")
-        # Weights were rounded once after the norm was taken.
-        slack = 2 * torch.finfo(w.dtype).eps * told + w.numel() ** 0.5 * torch.finfo(w.dtype).tiny
-        if not abs(norm - told) <= slack + 1e-5 * told:
-            raise ValueError(
-                f"{t.name!r} has norm {norm:.6g}, but the report left it with {told:.6g}: this is "
-                "not the file that it tells of, or it was undone already"
-            )
+def _check_norm(t: Target, told: float) -> None:
+    """Hold a tensor against the norm that the report has left it with."""
+    w = t.parameter
+    norm = float(w.double().norm())
+    # Weights were rounded once after the norm was taken.
+    slack = 2 * torch.finfo(w.dtype).eps * told + w.numel() ** 0.5 * torch.finfo(w.dtype).tiny
+    if not abs(norm - told) <= slack + 1e-5 * told:
+        raise ValueError(
+            f"{t.name!r} has norm {norm:.6g}, but the report left it with {told:.6g}: this is not "
+            "the file that it tells of, or it was undone already"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from specgd_common.fused import split_by_name
@@ -100,6 +101,8 @@ def _skip_reason(
         return "excluded"
     if not x.is_floating_point() or x.dtype.itemsize < 2:
         return f"{x.dtype}"
+    if x.layout is not torch.strided or x.is_meta:
+        return "without values (meta device)" if x.is_meta else f"{x.layout}"
     if x.numel() == 0:
         return "empty"
     included = includes(include, [name], x)
