@@ -126,7 +126,7 @@ class ScoredLoader:
         self._pass = self._handed_out = None
         recorded, self._recorded = self._recorded, 0
         if self._pass_epoch < self.sampler.score_epochs and not recorded:
-            self.sampler.set_epoch(self._pass_epoch)
+            self.sampler.rewind(self._pass_epoch)
             if complete and not self._warned:
                 self._warned = True
                 warnings.warn(

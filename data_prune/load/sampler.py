@@ -209,7 +209,11 @@ class DualScoreSampler(Sampler[int]):
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
         if epoch != self.epoch:
-            self.epoch, self.resume = epoch, 0
+            self.rewind(epoch)
+
+    def rewind(self, epoch: int) -> None:
+        """Begin ``epoch`` anew, as if none of its indices had been handed out."""
+        self.epoch, self.resume, self._handout = epoch, 0, None
 
     def order(self) -> NDArray[np.int64]:
         """Return the present epoch's indices in order, before they are divided among ranks."""

@@ -44,8 +44,9 @@ def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int
     """Return a whole number of a state, refused if it is none or outside [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} of the state must be an int, got {value!r}")
-    if value < low or (high is not None and value > high):
-        limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
+    high = 2**62 if high is None else high
+    if not low <= value <= high:
+        limits = f"at least {low}" if high == 2**62 else f"in [{low}, {high}]"
         raise ValueError(f"{name} of the state must be {limits}, got {value}")
     return value
 
@@ -88,30 +89,83 @@ def check_array(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtyp
     return value.detach().cpu()
 
 
+def limits_of(name: str, counters: dict[str, Any], task: str) -> tuple[float, float]:
+    """Return between which values an array of a recording with these counters lies."""
+    epoch, window, classes = counters["epoch"], counters["window"], counters["num_classes"]
+    windows = max(0, epoch + 1 - window)
+    # The largest sample standard deviation of probabilities, and the largest error norm.
+    more = 1 + 1e-6  # rounding
+    spread, norm = 2**-0.5 * more, 2**0.5 * more
+    base = name if name.startswith(("row.", "ring.")) else name.partition(".")[0]
+    prob = (0.0, more if task != "regression" else np.inf)
+    return {
+        "label": (-1, np.inf if classes in (None, -1) else classes - 1),
+        "observed": (0, epoch),
+        "events": (0, epoch),
+        "windows": (0, windows),
+        "last": (0, 1),
+        "learned": (0, 1),
+        "prob_sum": (0.0, epoch * more),
+        "score_sum": (0.0, windows * spread),
+        "dyn_unc_sum": (0.0, windows * spread),
+        "el2n_sum": (0.0, epoch * norm),
+        "tdds_sum": (0.0, np.inf),
+        "row.prob": prob,
+        "row.el2n": (0.0, norm),
+        "row.forgetting": (0.0, 1.0),
+        "row.tdds": (0.0, np.inf),
+        "previous": (-np.inf, 1e-6),
+    }.get(base, (-np.inf, np.inf))
+
+
 def check_values(name: str, array: NDArray, counters: dict[str, Any], store: Store) -> None:
     """Refuse an array whose values no recording with these counters can have."""
-    epoch, classes = counters["epoch"], counters["num_classes"]
-    base, _, slot = name.partition(".")
-    if slot in ("0", "1") and f".{slot}" != store.slot(epoch):
+    slot = name.rpartition(".")[2]
+    if slot in ("0", "1") and f".{slot}" != store.slot(counters["epoch"]):
         return  # the sums of another epoch, which are written over
-    low, high = -np.inf, np.inf
-    if base == "label":
-        low, high = -1, np.inf if classes in (None, -1) else classes - 1
-    elif base in ("observed", "events"):
-        high = epoch
-    elif base == "windows":
-        high = max(0, epoch + 1 - store.window)
-    elif base in ("last", "learned"):
-        high = 1
-    elif base == "prob_sum" or (name == "row.prob" and store.task != "regression"):
-        low, high = 0.0, max(epoch, 1) * (1 + 1e-6)
-    fill = layout(store, classes)[name].fill
+    low, high = limits_of(name, counters, store.task)
+    fill = layout(store, counters["num_classes"])[name].fill
     known = array[~np.isnan(array)] if np.isnan(fill) else array
-    if not (np.isfinite(known).all() and ((known >= low) & (known <= high)).all()):
+    masked = name == "previous"  # a class that cannot occur has the log-probability -inf
+    if not (masked or np.isfinite(known).all()) or not ((known >= low) & (known <= high)).all():
         raise ValueError(
-            f"{name} of the state must be finite and in [{low}, {high}], got {known.min()} to "
+            f"{name} of the state must be in [{low:g}, {high:g}], got {known.min()} to "
             f"{known.max()}"
         )
+
+
+def check_whole_recording(
+    state: dict[str, Any], arrays: dict[str, NDArray], store: Store, used: int
+) -> None:
+    """Refuse entries that are right each by itself and cannot be of one recording.
+
+    Args:
+        state: With checked entries.
+        arrays: Of the state, checked.
+        store: That takes them.
+        used: Examples that there are; what lies beyond is spare room.
+    """
+    counters, row = state["counters"], arrays["row.prob"]
+    slot = store.slot(counters["epoch"])
+    observed, windows = arrays[f"observed{slot}"], arrays[f"windows{slot}"]
+    seen = int(observed.sum(dtype=np.int64)) + sum(counters["missing"])
+    wrong = None
+    if used == store.num_examples and seen != counters["epoch"] * used:
+        wrong = f"missing and observed must add up to {counters['epoch'] * used}, got {seen}"
+    elif (windows > observed).any():
+        wrong = "an example has more windows than epochs in which it was seen"
+    elif observed[used:].any() or not np.isnan(row[used:]).all():
+        wrong = f"there are {used} keys, and values of more examples"
+    elif state["updates"] == 0 and not (np.isnan(row).all() and not state["repeats"]):
+        wrong = "updates is 0, and the open epoch has values"
+    elif any(np.isnan(row[np.asarray(index)]).any() for index, _ in state["repeats"]):
+        wrong = "repeats name an example that the open epoch has not seen"
+    elif state["loss_scale"] is not None and store.task != "regression":
+        wrong = f"loss_scale must be None for task {store.task!r}, got {state['loss_scale']}"
+    elif state["merged"][0] > counters["duplicates"] or state["merged"][1] > counters["nonfinite"]:
+        wrong = f"merged must not exceed duplicates and nonfinite, got {state['merged']}"
+    if wrong is not None:
+        raise ValueError(f"the state is of no recording: {wrong}")
 
 
 def checked_arrays(arrays: Any, counters: dict[str, Any], store: Store) -> dict[str, np.ndarray]:

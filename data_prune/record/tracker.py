@@ -25,6 +25,7 @@ from .state import (
     check_same,
     check_version,
     check_whole,
+    check_whole_recording,
     check_wholes,
     checked_arrays,
     checked_repeats,
@@ -327,6 +328,8 @@ class DualTracker:
             raise ValueError(f"merged of the state must have 2 entries, got {len(merged)}")
         arrays = checked_arrays(state_dict["arrays"], counters, store)
         repeats = checked_repeats(state_dict["repeats"], store)
+        used = len(state_dict["keys"]) if "keys" in names else store.num_examples
+        check_whole_recording(state_dict, arrays, store, used)
 
         def take() -> None:
             store.take_counters(counters)

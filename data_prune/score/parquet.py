@@ -111,9 +111,10 @@ def open_parquet(path: Path) -> Iterator[Any]:
     except broken as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk, not of the file's content
-        said = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "no data"
+        said = [*str(error).strip().splitlines(), "no data"][0].rstrip(".")
+        damaged = f"{said}. Copy it again, or write it again with ScoreTable.to_parquet"
         raise ValueError(
-            f"{path} cannot be read as Parquet: {_what_it_is(head) or said}"
+            f"{path} cannot be read as Parquet: {_what_it_is(head) or damaged}"
         ) from error
 
 
@@ -126,8 +127,9 @@ def _what_it_is(head: bytes) -> str | None:
     for signature, what in KNOWN.items():
         if head.lstrip().startswith(signature):
             return f"it is {what}"
-    text = all(byte >= 32 or byte in b"\r\n\t" for byte in head)
-    what = "a text file" if text else "something else"
+    text = head.decode("utf-8", "replace")[:-1]  # the last character may be cut
+    printable = all((c.isprintable() and c != "\ufffd") or c in "\r\n\t" for c in text)
+    what = "a text file" if printable else "something else"
     return f"it is {what}: write scores with ScoreTable.to_parquet"
 
 

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from data_prune import KeyedTracker
+from data_prune import KeyedTracker, ScoreTable
 from reference import dual as naive
 
 
@@ -60,6 +61,7 @@ def test_keyed_state_and_integer_hashes_round_trip():
 @pytest.mark.parametrize(
     ("keys", "error", "message"),
     [
+        (["\ud800"], ValueError, "text that UTF-8 can hold"),
         ("abc", TypeError, "a sequence with one key per example"),
         ([1.5], TypeError, "a key must be a string or an integer, got 1.5"),
         ([-1], ValueError, r"must be in \[0, 2\*\*64\), got -1"),
@@ -70,3 +72,64 @@ def test_bad_keys_are_refused(keys, error, message):
     """A float key would merge neighbours."""
     with pytest.raises(error, match=message):
         KeyedTracker(epochs=2, window=2).update_probability(keys, [0.5] * len(keys))
+
+
+def test_every_inherited_method_speaks_of_the_keys_seen(tmp_path):
+    """to_parquet once wrote the room that was made: 4,096 rows keyed 0, 1, 2."""
+    tracker = KeyedTracker(epochs=2, window=2, peers=("aum",))
+    assert tracker.num_examples == 0
+    assert tracker.coverage()["examples"] == 0
+    keys = [f"cat/{i}.jpg" for i in range(10)]
+    for _ in range(2):
+        tracker.update(keys, torch.randn(10, 3), torch.arange(10) % 3)
+        tracker.end_epoch()
+    assert tracker.num_examples == 10
+    tracker.to_parquet(tmp_path / "s.parquet")
+    stored, table = ScoreTable.from_parquet(tmp_path / "s.parquet"), tracker.table()
+    assert stored.key.tolist() == table.key.tolist() == keys
+    assert stored.digest() == table.digest()
+    assert stored.meta == table.meta
+    coverage = tracker.coverage()
+    assert (coverage["examples"], coverage["seen_in_every_epoch"]) == (10, 10)
+    assert (coverage["never_seen"], coverage["unscored"]) == (0, 0)
+    with pytest.raises(ValueError, match="storage needs positions"):
+        KeyedTracker(epochs=2, window=2, storage=tmp_path / "x")
+
+
+def test_keys_of_a_refused_batch_are_not_known():
+    """A key that no batch has brought must not be an example without a score."""
+    tracker = KeyedTracker(epochs=2, window=2)
+    tracker.update(["a", "b"], torch.randn(2, 3), torch.tensor([0, 1]))
+    for keys, labels in ((["c", "d"], [0, 3]), (["c", "a"], [0, 2]), (["e", "e"], [0, 1])):
+        with pytest.raises(ValueError, match="label"):
+            tracker.update(keys, torch.randn(2, 3), torch.tensor(labels))
+    with pytest.raises(ValueError, match=r"prob must be in \[0, 1\]"):
+        tracker.update_probability(["f"], [1.5])
+    assert tracker.state_dict()["keys"] == ["a", "b"]
+    assert tracker.coverage()["examples"] == 2
+
+
+@pytest.mark.parametrize("length", [20, 4000])
+def test_one_long_key_takes_its_own_length_only(length):
+    """In an array of fixed width it would take that length for every example."""
+    tracker = KeyedTracker(epochs=2, window=2)
+    keys = [f"{i:05d}" for i in range(3000)]
+    keys[7] = "x" * length
+    for _ in range(2):
+        tracker.update_probability(keys, np.full(len(keys), 0.5))
+        tracker.end_epoch()
+    table = tracker.table()
+    assert table.key.nbytes <= 8 * len(keys)
+    assert table.key.tolist() == keys
+    assert len(table.select(0.5)) == 1500
+
+
+def test_keys_may_be_numpy_values():
+    """Arrays and lists of array elements name the same examples."""
+    tracker = KeyedTracker(epochs=2, window=2)
+    tracker.update_probability([np.str_("a"), "b"], [0.1, 0.2])
+    tracker.update_probability(np.array(["a", "b"]), [0.1, 0.2])
+    assert [type(key) for key in tracker.state_dict()["keys"]] == [str, str]
+    numbers = KeyedTracker(epochs=2, window=2)
+    numbers.update_probability([np.int64(3), 2**63], [0.1, 0.2])
+    assert numbers.state_dict()["keys"] == [3, 2**63]

@@ -70,3 +70,50 @@ def test_another_label_for_the_same_example_is_an_error():
         tracker.update([2, 1], torch.zeros(2, 4), torch.tensor([2, 3]))
     with pytest.raises(ValueError, match="5 classes, but 4"):
         tracker.update([2], torch.zeros(1, 5), torch.tensor([2]))
+
+
+def test_refused_batches_count_for_nothing():
+    """A loader that was shuffled: every batch is refused, and the epoch must not close."""
+    tracker = DualTracker(4, epochs=3, window=2)
+    index, logits, labels = torch.arange(4), torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
+    tracker.update(index, logits, labels)
+    tracker.end_epoch()
+    for wrong in (1 - labels, torch.tensor([0, 1, 0, 0])):
+        with pytest.raises(ValueError, match="was recorded with label"):
+            tracker.update(index, logits, wrong)
+    with pytest.raises(ValueError, match="3 classes, but 2"):
+        tracker.update(index, torch.randn(4, 3), labels)
+    assert not tracker.recording
+    with pytest.raises(RuntimeError, match="nothing was recorded"):
+        tracker.end_epoch()
+    assert tracker.epoch == 1
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_two_labels_for_one_example_in_one_batch_are_refused(probabilities):
+    """Whichever came last would be taken for the truth."""
+    tracker, labels = DualTracker(2, epochs=2, window=2), torch.tensor([0, 1, 0])
+    values = ([0.5, 0.5, 0.5],) if probabilities else (torch.randn(3, 2),)
+    credit = tracker.update_probability if probabilities else tracker.update
+    with pytest.raises(ValueError, match="example 0 comes with the labels 0 and 1 in one batch"):
+        credit([0, 0, 1], *values, labels)
+    assert not tracker.recording
+    tracker.update([0, 0, 1], torch.randn(3, 2), torch.tensor([1, 1, 0]))
+    assert tracker.recording
+
+
+@pytest.mark.parametrize(
+    ("label", "error", "message"),
+    [
+        ([0.5, 1.0], TypeError, "label must hold integers"),
+        ([0], ValueError, r"label has shape \(1,\), index \(2,\)"),
+        ([0, -2], ValueError, r"label must be in \[-1, 2\*\*31\), got -2 to 0"),
+        ([0, 2**31], ValueError, "label must be in"),
+    ],
+)
+def test_labels_beside_probabilities_are_checked(label, error, message):
+    """A label that is rounded or broadcast would belong to another class."""
+    tracker = DualTracker(2, epochs=2, window=2)
+    with pytest.raises(error, match=message):
+        tracker.update_probability([0, 1], [0.5, 0.5], label)
+    assert not tracker.recording

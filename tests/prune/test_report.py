@@ -1,7 +1,10 @@
 """The command line and the page: what a user looks at before he prunes."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -101,3 +104,39 @@ def test_bad_input_ends_with_code_2_and_one_line(scores, tmp_path, capsys, argum
     """A script must see the failure, a person the reason."""
     assert main(["select", str(scores), "-o", str(tmp_path / "k.parquet"), *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_warnings_and_errors_take_one_line_each(tmp_path, capsys):
+    """No code of ours on a person's screen."""
+    table = make_table(100, mean_prob=np.ones(100, np.float32))
+    table.to_parquet(tmp_path / "s.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.filters", [])
+        assert main(["select", str(tmp_path / "s.parquet"), "-o", str(tmp_path / "k")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("warning: the 10 highest scores belong to examples")
+
+
+def test_a_closed_pipe_is_no_error(scores, tmp_path):
+    """`... select | head -0`: the work is done and nobody wants to read of it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "data_prune", "select", str(scores), "--json"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "k.parquet")],
+        stdout=writing, stderr=subprocess.PIPE, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(ScoreTable.from_parquet(tmp_path / "k.parquet")) == 1000
+
+
+def test_a_file_of_the_records_name_is_not_replaced(scores, tmp_path, capsys):
+    """The record of a selection lies beside it, and that name may be taken."""
+    (tmp_path / "k.json").write_text('{"mine": 1}')
+    assert main(["select", str(scores), "-o", str(tmp_path / "k")]) == 2
+    assert "is no record of a selection and is not replaced" in capsys.readouterr().err
+    assert not (tmp_path / "k").exists()
+    (tmp_path / "k.json").write_text('{"kept": 3}')  # of a run that was killed
+    assert main(["select", str(scores), "-o", str(tmp_path / "k")]) == 0
