@@ -8,7 +8,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def qk_clip_(q: Tensor, k: Tensor, max_logits: Tensor, *, tau: float = 100.0) -> Tensor:
-    """Scales each attention head so that its largest logit is at most ``tau``, in place.
+    """Scale each attention head so that its largest logit is at most ``tau``, in place.
 
         gamma_h = min(1, tau / S_h)
 

@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 def to_owners(
     pieces: Pieces, d: Division, whole: Mapping[int, Shape], owner: Mapping[int, int], like: Tensor
 ) -> InFlight:
-    """Brings the pieces of each matrix to its owner and puts them together there.
+    """Bring the pieces of each matrix to its owner and puts them together there.
 
     Args:
         pieces: This rank's piece of each matrix.
@@ -49,7 +49,7 @@ def to_owners(
 def from_owners(
     results: Pieces, d: Division, whole: Mapping[int, Shape], owner: Mapping[int, int], like: Tensor
 ) -> InFlight:
-    """Undoes `to_owners`: each owner hands out the pieces of what it has computed.
+    """Undo `to_owners`: each owner hands out the pieces of what it has computed.
 
     Args:
         results: The matrices that this rank owns, undivided.
@@ -105,7 +105,7 @@ def _cut(x: Tensor, d: Division) -> tuple[Tensor, ...]:
 def _all_to_all(
     sent: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[Shape]], d: Division, like: Tensor
 ) -> Generator[None, None, list[list[Tensor]]]:
-    """Sends a list of tensors to every rank; ``shapes`` says what comes from each of them."""
+    """Send a list of tensors to every rank; ``shapes`` says what comes from each of them."""
     outgoing = [_flat(tensors, like) for tensors in sent]
     sizes = [sum(map(_numel, theirs)) for theirs in shapes]
     buffer = like.new_empty(sum(sizes))
@@ -120,7 +120,7 @@ def _all_to_all(
 def _all_gather(
     sent: Sequence[Tensor], shapes: Sequence[Sequence[Shape]], d: Division, like: Tensor
 ) -> Generator[None, None, list[list[Tensor]]]:
-    """Shows a list of tensors to every rank; ``shapes`` says what comes from each of them."""
+    """Show a list of tensors to every rank; ``shapes`` says what comes from each of them."""
     sizes = [sum(map(_numel, theirs)) for theirs in shapes]
     # Padded to the largest: gloo refuses to gather tensors of different lengths.
     buffer = like.new_empty(d.size * max(sizes))
@@ -134,7 +134,7 @@ def _all_gather(
 
 
 def all_gather_flat(buffer: Tensor, flat: Tensor, group: "dist.ProcessGroup") -> "dist.Work":
-    """Launches the gathering of each rank's ``flat`` into ``buffer``, one after the other."""
+    """Launch the gathering of each rank's ``flat`` into ``buffer``, one after the other."""
     # torch 2.13 gave it this name, and warns of the old one, which older versions need.
     launch = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     return launch(buffer, flat, group=group, async_op=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def local_like(x: Tensor, p: Tensor) -> Tensor:
-    """This rank's piece of x, once x lies as p does.
+    """Return this rank's piece of x, once x lies as p does.
 
     Gradients may lie elsewhere than their parameter: those of replicated weights under sequence
     parallelism arrive as partial sums, which the redistribution adds up.
@@ -37,7 +37,7 @@ def local_like(x: Tensor, p: Tensor) -> Tensor:
 
 
 def placed_like(x: Tensor, p: Tensor) -> Tensor:
-    """x, divided among the ranks as p is; plain tensors stay what they are."""
+    """Return x, divided among the ranks as p is; plain tensors stay what they are."""
     if is_dtensor(x) and is_dtensor(p) and tuple(x.placements) != tuple(p.placements):
         return x.redistribute(p.device_mesh, p.placements)
     return x
@@ -48,7 +48,7 @@ def _kind(x: Tensor) -> str:
 
 
 def rewrapped(x: Tensor, p: Tensor) -> Tensor:
-    """The DTensor that lies as p does and has x as this rank's piece; x itself for a plain p."""
+    """Return the DTensor that lies as p does and has x as this rank's piece; x for a plain p."""
     if not is_dtensor(p):
         return x
     from torch.distributed.tensor import DTensor
@@ -59,7 +59,7 @@ def rewrapped(x: Tensor, p: Tensor) -> Tensor:
 
 
 def without_partial_sums(x: Tensor) -> Tensor:
-    """The same tensor with its pending sums done: a reduction over a divided dimension has them."""
+    """Return the same tensor with its pending sums done, as a reduction over shards leaves some."""
     if not is_dtensor(x) or not any(place.is_partial() for place in x.placements):
         return x
     from torch.distributed.tensor import Replicate
@@ -90,14 +90,14 @@ class Division:
     moves: bool = True
 
     def lengths(self, n: int) -> list[int]:
-        """Lengths of the pieces of a dimension of length n; trailing ones may be 0."""
+        """Return the lengths of the pieces of a dimension of length n; trailing ones may be 0."""
         if self.split_factor == 1:
             return _chunks(n, self.size)
         segments = [_chunks(s, self.size) for s in _chunks(n, self.split_factor)]
         return [sum(column) for column in zip(*segments, strict=True)]
 
     def order(self, n: int) -> list[int] | None:
-        """Position in the whole of each row of the concatenated pieces; None: as they are."""
+        """Return each concatenated row's position in the whole; None: as they are."""
         if self.split_factor == 1:
             return None
         pieces: list[list[int]] = [[] for _ in range(self.size)]
@@ -124,7 +124,7 @@ class Layout:
 
     @staticmethod
     def of(x: Tensor) -> "Layout":
-        """Reads the layout of a parameter."""
+        """Read the layout of a parameter."""
         if is_dtensor(x):
             return Layout(x.shape, x.device_mesh, tuple(x.placements))
         return Layout(x.shape)
@@ -135,11 +135,11 @@ class Layout:
         return self.mesh is None or self.mesh.get_coordinate() is not None
 
     def as_column(self) -> "Layout":
-        """Layout of the same vector as a matrix of one column."""
+        """Return the layout of the same vector as a matrix of one column."""
         return Layout(torch.Size((self.shape.numel(), 1)), self.mesh, self.placements)
 
     def divisions(self, view: str | MatrixView = "auto") -> list[Division]:
-        """What each mesh dimension does, those that leave matrices whole first, else outermost."""
+        """Return what each mesh dimension does, those that leave matrices whole first."""
         if self.mesh is None or not self.here:
             return []
         whole = batch_dims(len(self.shape), view)
@@ -157,7 +157,7 @@ class Layout:
 
 
 def shapes_before(shape: Sequence[int], divisions: Sequence[Division]) -> list[tuple[int, ...]]:
-    """Shape of this rank's piece before each division, and after the last one."""
+    """Return the shape of this rank's piece before each division, and after the last one."""
     shapes = [tuple(shape)]
     for d in divisions:
         piece = list(shapes[-1])
@@ -168,7 +168,7 @@ def shapes_before(shape: Sequence[int], divisions: Sequence[Division]) -> list[t
 
 
 def check_layout(p: Tensor, name: str | None = None) -> None:
-    """Raises unless every placement of a parameter can be undone and done again.
+    """Raise unless every placement of a parameter can be undone and done again.
 
     Args:
         p: The parameter.

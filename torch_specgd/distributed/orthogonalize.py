@@ -21,7 +21,7 @@ def orthogonalize_distributed(
     share_work: bool = False,
     bucket_bytes: int = BUCKET_BYTES,
 ) -> list[Tensor]:
-    """Applies ``compute`` to whole matrices, of which each rank may hold pieces only.
+    """Apply ``compute`` to whole matrices, of which each rank may hold pieces only.
 
     The pieces of each matrix travel to one owner, are put together and orthogonalized there in
     one batch with the owner's other matrices of that shape, and the result travels back: two
@@ -58,7 +58,7 @@ def orthogonalize_distributed(
 
 
 def _stages(layout: Layout, view: str | MatrixView, share_work: bool) -> list[Division]:
-    """What divides a tensor; a replicated plain one is "divided" by the default group."""
+    """Return what divides a tensor; a replicated plain one is "divided" by the default group."""
     if layout.mesh is not None:
         return layout.divisions(view)
     if not (share_work and dist.is_available() and dist.is_initialized()):

@@ -8,7 +8,7 @@ from ..groups.matrix_view import MatrixView, batch_dims
 
 
 def cost(shape: Sequence[int], view: str | MatrixView) -> int:
-    """Multiplications of one Newton-Schulz product, n^2 m with n the short side, all matrices.
+    """Count the multiplications of one Newton-Schulz product: n^2 m, n the short side.
 
     Example:
         >>> cost((4, 2, 3), "auto")
@@ -22,7 +22,7 @@ def cost(shape: Sequence[int], view: str | MatrixView) -> int:
 
 
 def balanced_owners(costs: Sequence[int], loads: list[int]) -> list[int]:
-    """Gives each matrix to the least loaded owner, costly ones first.
+    """Give each matrix to the least loaded owner, costly ones first.
 
     The same on every rank: it depends on shapes alone, and ties go to the lower number.
 
@@ -56,7 +56,7 @@ def buckets(
     owners: int,
     max_bytes: int,
 ) -> list[list[int]]:
-    """Cuts matrices into the buckets that travel together.
+    """Cut matrices into the buckets that travel together.
 
     Costly ones come first and like shapes lie together, so that an owner has a batch of one
     shape. A bucket ends at a multiple of the number of owners, so that each has its share.

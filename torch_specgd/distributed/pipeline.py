@@ -27,7 +27,7 @@ def exchange_and_compute(
     compute: Compute,
     bucket_bytes: int,
 ) -> list[Tensor]:
-    """Applies ``compute`` to whole matrices, each on its owner; see `orthogonalize_distributed`.
+    """Apply ``compute`` to whole matrices, each on its owner; see `orthogonalize_distributed`.
 
     Args:
         updates: This rank's pieces.
@@ -66,7 +66,7 @@ def exchange_and_compute(
 
 
 def _coordinates(owner: int, divisions: Sequence[Division]) -> list[int]:
-    """The owner's coordinate in every division; in one that does not move, this rank's own."""
+    """Return the owner's coordinate in every division, or this rank's own where nothing moves."""
     result = []
     for d in reversed(divisions):
         result.append(owner % d.size if d.moves else d.index)
@@ -81,7 +81,7 @@ def _job(
     owner: dict[int, int],
     compute: Compute,
 ) -> Job:
-    """One bucket's way: to the owners, through ``compute``, and back."""
+    """Take one bucket to the owners, through ``compute``, and back."""
     like = result[next(iter(whole))]
     coordinates = {i: _coordinates(o, divisions) for i, o in owner.items()}
     shapes = {i: shapes_before(s, divisions) for i, s in whole.items()}
@@ -113,7 +113,7 @@ def _at(
     k: int,
     replicated: bool,
 ) -> tuple[dict[int, Shape], dict[int, int]]:
-    """Shape and owner of each matrix at one division; replicas exchange their finished pieces."""
+    """Return each matrix's shape and owner at one division; replicas exchange finished pieces."""
     ids = list(ids)
     before = -1 if replicated else k
     return {i: shapes[i][before] for i in ids}, {i: coordinates[i][k] for i in ids}
@@ -127,7 +127,7 @@ def _compute_here(result: list[Tensor], members: list[int], compute: Compute) ->
 
 
 def _run(jobs: Iterable[Job]) -> None:
-    """Moves every job by one exchange at a time, the newest first.
+    """Move every job by one exchange at a time, the newest first.
 
     So the next bucket's exchange is launched before this bucket is computed, and at most as many
     buckets are under way as one has exchanges. The order is the same on every rank.

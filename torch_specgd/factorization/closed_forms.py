@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def conserved_quantity(lam1: Tensor | float, lam2: Tensor | float, depth: int) -> Tensor | float:
-    """What gradient flow keeps from the (alpha, m) start under block-diagonal observations.
+    """Return what gradient flow keeps from the (alpha, m) start under block-diagonal observations.
 
     lam1 / lam2 at depth 2; lam2^(2-L) - lam1^(2-L) at depth L >= 3, where lam1 (once) and lam2
     (n - 1 times) are the non-zero eigenvalues that all factors share.
@@ -35,7 +35,7 @@ def conserved_quantity(lam1: Tensor | float, lam2: Tensor | float, depth: int) -
 def family_eigenvalues(
     blocks: int, *, alpha: float, m: float, block_size: int = 1
 ) -> tuple[float, float]:
-    """lam1(0) = s alpha (1 + (n-1)/m) and lam2(0) = s alpha (1 - 1/m) of ``family_init``.
+    """Return lam1(0) = s alpha (1 + (n-1)/m) and lam2(0) = s alpha (1 - 1/m) of ``family_init``.
 
     Args:
         blocks: Number n of diagonal blocks.
@@ -56,7 +56,7 @@ def family_eigenvalues(
 def limit_eigenvalues(
     blocks: int, depth: int, *, alpha: float, m: float, block_size: int = 1, value: float = 1.0
 ) -> tuple[float, float]:
-    """Eigenvalues of a factor when gradient flow has fitted the block-diagonal observations.
+    """Return a factor's eigenvalues once gradient flow has fitted the block-diagonal observations.
 
     Solves lam1^L + (n-1) lam2^L = n s w together with the conserved quantity.
 
@@ -103,7 +103,7 @@ def limit_eigenvalues(
 def limit_stable_rank(
     blocks: int, depth: int, *, alpha: float, m: float, block_size: int = 1, value: float = 1.0
 ) -> float:
-    """Stable rank 1 + (n-1) (lam2/lam1)^(2L) of the fitted product, from the (alpha, m) start.
+    """Return the fitted product's stable rank 1 + (n-1) (lam2/lam1)^(2L), from an (alpha, m) start.
 
     At depth 2 it is 1 + (n-1) ((m-1)/(m+n-1))^4 for every alpha; from depth 3 on it falls to 1
     as O(alpha^(2L)); for m = inf it is n at every depth.
@@ -138,7 +138,7 @@ def limit_stable_rank(
 
 
 def gram_limit(factors: Sequence[Tensor], value: Tensor | float = 1.0) -> Tensor:
-    """Where depth-2 gradient flow ends from a small random start, the diagonal being observed.
+    """Return where depth-2 gradient flow ends from a small random start on an observed diagonal.
 
     As the start shrinks, W(inf) = D Z Z^T D with D = diag(sqrt(w)) and the rows of Z the
     normalized rows of W_2(0) + W_1(0)^T.
@@ -177,7 +177,7 @@ def hit_time(
     singular_values: Sequence[float] | Tensor, *, depth: int = 2, rate: float = 1.0,
     fraction: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """When spectral descent from a small start reaches each mode: (f sigma)^(1/L) / rate.
+    """Return when spectral descent from a small start reaches each mode: (f sigma)^(1/L) / rate.
 
     sigma^(1/L) grows at the factors' common rate, so small modes arrive first.
 
@@ -208,7 +208,7 @@ def hit_time(
 
 
 def soft_threshold(target: Tensor, l2: float) -> Tensor:
-    """The optimum U max(Sigma - l2, 0) V^T of a two-factor problem with l2 in the gradient.
+    """Return the optimum U max(Sigma - l2, 0) V^T of a two-factor problem with l2 in the gradient.
 
     Args:
         target: Y = U Sigma V^T, (..., m, n).
@@ -232,7 +232,7 @@ def soft_threshold(target: Tensor, l2: float) -> Tensor:
 
 
 def weight_decay_cap(weight_decay: float, *, depth: int = 2) -> float:
-    """Largest singular value, (1 / weight_decay)^L, that decoupled weight decay lets W have.
+    """Return (1 / weight_decay)^L, the singular value that decoupled weight decay caps W at.
 
     A spectral step lengthens no singular value of a factor by more than lr, and the decay
     shortens it by lr weight_decay sigma: the two balance at 1 / weight_decay.

@@ -10,7 +10,7 @@ from .model import check_factors, surroundings
 
 
 def coupling_matrix(factors: Sequence[Tensor], mask: Tensor, *, max_entries: int = 4096) -> Tensor:
-    """Inner products of the gradients of all observed entries of W = W_L ... W_1.
+    """Return the inner products of the gradients of all observed entries of W = W_L ... W_1.
 
     K[(ij), (pq)] = sum_l (W_{L:l+1} W_{L:l+1}^T)_{ip} (W_{l-1:1}^T W_{l-1:1})_{jq}. At depth 2 two
     entries interact only within a row or a column, whatever the weights; from depth 3 on, the
@@ -54,7 +54,7 @@ def coupling_matrix(factors: Sequence[Tensor], mask: Tensor, *, max_entries: int
 
 
 def sample_mask(mask: Tensor, count: int, *, seed: int = 0) -> Tensor:
-    """Keeps `count` of a mask's entries, drawn without replacement, for :func:`coupling_matrix`.
+    """Keep `count` of a mask's entries, drawn without replacement, for :func:`coupling_matrix`.
 
     Args:
         mask: Bool tensor.
@@ -81,7 +81,7 @@ def sample_mask(mask: Tensor, count: int, *, seed: int = 0) -> Tensor:
 
 
 def connected_components(adjacency: Tensor) -> Tensor:
-    """Labels the connected components of undirected graphs.
+    """Label the connected components of undirected graphs.
 
     Args:
         adjacency: (..., N, N), bool, symmetric; the diagonal does not matter.
@@ -113,7 +113,7 @@ def connected_components(adjacency: Tensor) -> Tensor:
 
 
 def coupled_components(coupling: Tensor, *, tolerance: float = 1e-12) -> Tensor:
-    """Groups of observed entries that can learn independently of each other.
+    """Return the groups of observed entries that can learn independently of each other.
 
     Args:
         coupling: K, (S, N, N), from :func:`coupling_matrix`.
@@ -137,7 +137,7 @@ class CrossCoupling(NamedTuple):
 
 
 def cross_coupling(coupling: Tensor, groups: Tensor) -> CrossCoupling:
-    """Measures how strongly entries of different groups interact.
+    """Measure how strongly entries of different groups interact.
 
     Args:
         coupling: K, (S, N, N).
@@ -161,7 +161,7 @@ def cross_coupling(coupling: Tensor, groups: Tensor) -> CrossCoupling:
 
 
 def bipartite_components(mask: Tensor) -> Tensor:
-    """Components of the bipartite graph: rows and columns are nodes, observed entries edges.
+    """Label the components of the graph of rows and columns whose edges are observed entries.
 
     At depth 2 the dynamics is coupled exactly where this graph is connected.
 
@@ -187,7 +187,7 @@ def bipartite_components(mask: Tensor) -> Tensor:
 
 
 def is_connected(mask: Tensor) -> bool:
-    """Says whether the observed entries form one connected bipartite graph.
+    """Say whether the observed entries form one connected bipartite graph.
 
     Args:
         mask: (m, n) bool.

@@ -22,7 +22,7 @@ def descend(
     record_every: int = 1,
     make_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
 ) -> Trajectory:
-    """Runs an optimizer on the factors and takes a snapshot every few steps.
+    """Run an optimizer on the factors and takes a snapshot every few steps.
 
     Args:
         factors: Start [W_1, ..., W_L], each (S, d_l, d_{l-1}). With one seed the parameters are

@@ -24,7 +24,7 @@ def gradient_flow(
     atol: float = 1e-10,
     max_steps: int = 100_000,
 ) -> Trajectory:
-    """Integrates dW_l/dt = -grad_{W_l} loss.
+    """Integrate dW_l/dt = -grad_{W_l} loss.
 
     Args:
         factors: Start [W_1, ..., W_L], each (S, d_l, d_{l-1}).
@@ -68,7 +68,7 @@ def spectral_gradient_flow(
     min_step: float | None = None,
     max_steps: int = 100_000,
 ) -> Trajectory:
-    """Integrates dW_l/dt = -T(grad_{W_l} loss), T the polar factor or its smoothed form.
+    """Integrate dW_l/dt = -T(grad_{W_l} loss), T the polar factor or its smoothed form.
 
     T_beta(G) = G (G^T G + beta^2 I)^(-1/2) maps singular values s to s / sqrt(s^2 + beta^2).
 
@@ -162,7 +162,7 @@ def integrate(
     min_step: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Solves dy/dt = field(y) for a batch of independent rows by the Bogacki-Shampine pair.
+    """Solve dy/dt = field(y) for a batch of independent rows by the Bogacki-Shampine pair.
 
     Args:
         field: Maps (S, P) to (S, P), row by row.

@@ -10,7 +10,7 @@ from torch import Tensor
 def family_init(
     blocks: int, depth: int, *, alpha: float, m: float, block_size: int = 1
 ) -> list[Tensor]:
-    """Starts every factor at alpha on the diagonal blocks and alpha / m off them.
+    """Start every factor at alpha on the diagonal blocks and alpha / m off them.
 
     W_l(0) = alpha ((1 - 1/m) I_n + (1/m) 1 1^T) (x) 1 1^T, the rank-control family: m = 1 has
     rank one, m = inf is block-diagonal.
@@ -50,7 +50,7 @@ def family_init(
 def gaussian_init(
     dims: Sequence[int], *, std: float | Sequence[float], seeds: Sequence[int] = (0,)
 ) -> list[Tensor]:
-    """Draws every entry of every factor from a centred normal law.
+    """Draw every entry of every factor from a centred normal law.
 
     Args:
         dims: Widths (d_0, ..., d_L): W_l is d_l x d_{l-1}.
@@ -87,7 +87,7 @@ def gaussian_init(
 def lora_init(
     m: int, rank: int, n: int, *, gamma: float = 1e-3, seeds: Sequence[int] = (0,)
 ) -> list[Tensor]:
-    """Starts W = A B as LoRA does: A = 0 and B = gamma times Gaussian.
+    """Start W = A B as LoRA does: A = 0 and B = gamma times Gaussian.
 
     Args:
         m: Rows of the product.

@@ -11,7 +11,7 @@ from .problem import Problem
 
 
 def check_factors(factors: Sequence[Tensor]) -> None:
-    """Raises ValueError unless the factors can be multiplied, first factor first.
+    """Raise ValueError unless the factors can be multiplied, first factor first.
 
     Args:
         factors: [W_1, ..., W_L], each (S, d_l, d_{l-1}).
@@ -30,7 +30,7 @@ def check_factors(factors: Sequence[Tensor]) -> None:
 
 
 def product(factors: Sequence[Tensor]) -> Tensor:
-    """W = W_L ... W_1.
+    """Return W = W_L ... W_1.
 
     Args:
         factors: [W_1, ..., W_L], each (..., d_l, d_{l-1}).
@@ -46,7 +46,7 @@ def product(factors: Sequence[Tensor]) -> Tensor:
 
 
 def surroundings(factors: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """Products before and after each factor: W_{l-1} ... W_1 and W_L ... W_{l+1}.
+    """Return the products before and after each factor: W_{l-1} ... W_1 and W_L ... W_{l+1}.
 
     Args:
         factors: [W_1, ..., W_L].
@@ -64,7 +64,7 @@ def surroundings(factors: Sequence[Tensor]) -> tuple[list[Tensor | None], list[T
 
 
 def loss(factors: Sequence[Tensor], problem: Problem) -> Tensor:
-    """1/2 ||E||_F^2 + l2/2 sum_l ||W_l||_F^2 for each seed; see :class:`Problem`.
+    """Return 1/2 ||E||_F^2 + l2/2 sum_l ||W_l||_F^2 for each seed; see :class:`Problem`.
 
     Args:
         factors: [W_1, ..., W_L], each (S, d_l, d_{l-1}).
@@ -80,7 +80,7 @@ def loss(factors: Sequence[Tensor], problem: Problem) -> Tensor:
 
 
 def gradients(factors: Sequence[Tensor], problem: Problem) -> list[Tensor]:
-    """G_l = (W_L ... W_{l+1})^T E (W_{l-1} ... W_1)^T + l2 W_l.
+    """Return G_l = (W_L ... W_{l+1})^T E (W_{l-1} ... W_1)^T + l2 W_l.
 
     Args:
         factors: [W_1, ..., W_L], each (S, d_l, d_{l-1}).

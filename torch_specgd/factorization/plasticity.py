@@ -42,7 +42,7 @@ class PlasticityReport:
 
 
 def unseen_rmse(product: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Root mean square error on the entries that were not observed.
+    """Return the root mean square error on the entries that were not observed.
 
     Args:
         product: W, (..., m, n).
@@ -77,7 +77,7 @@ def plasticity(
     rtol: float = 1e-6,
     max_steps: int = 100_000,
 ) -> PlasticityReport:
-    """Pre-trains on few observations, goes on with more, and compares with starting cold.
+    """Pre-train on few observations, go on with more, and compare with starting cold.
 
     Both runs see the same second data and stop at the same loss; the entries that neither has
     seen are the test set.

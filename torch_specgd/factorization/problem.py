@@ -57,7 +57,7 @@ class Problem:
         return m * n if self.mask is None else int(self.mask.sum())
 
     def residual(self, product: Tensor) -> Tensor:
-        """E = W - Y on the observed entries, zero elsewhere; (..., m, n)."""
+        """Return E = W - Y on the observed entries, zero elsewhere; (..., m, n)."""
         error = product - self.target
         return error if self.mask is None else error * self.mask
 
@@ -65,7 +65,7 @@ class Problem:
 def target_from_spectrum(
     m: int, n: int, singular_values: Sequence[float] | Tensor, *, seed: int = 0
 ) -> Tensor:
-    """Draws Y = U diag(sigma) V^T with uniformly random orthonormal U and V.
+    """Draw Y = U diag(sigma) V^T with uniformly random orthonormal U and V.
 
     Args:
         m: Rows.
@@ -97,7 +97,7 @@ def target_from_spectrum(
 
 
 def diagonal_mask(blocks: int, block_size: int = 1) -> Tensor:
-    """Observes the diagonal blocks of a square matrix: the disconnected setting.
+    """Observe the diagonal blocks of a square matrix: the disconnected setting.
 
     Args:
         blocks: Number n of blocks.
@@ -115,7 +115,7 @@ def diagonal_mask(blocks: int, block_size: int = 1) -> Tensor:
 
 
 def chain_mask(d: int) -> Tensor:
-    """Observes the diagonal and the one above it: the smallest connected superset.
+    """Observe the diagonal and the one above it: the smallest connected superset.
 
     Args:
         d: Side of the matrix.
@@ -131,7 +131,7 @@ def chain_mask(d: int) -> Tensor:
 
 
 def random_mask(m: int, n: int, count: int, *, seed: int = 0) -> Tensor:
-    """Observes `count` entries drawn without replacement; for one seed, more entries contain fewer.
+    """Observe `count` entries drawn without replacement; for one seed, more entries contain fewer.
 
     Args:
         m: Rows.

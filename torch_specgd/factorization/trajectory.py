@@ -39,11 +39,11 @@ class Trajectory:
 
 
 def pack(factors: Sequence[Tensor]) -> Tensor:
-    """Lays all factors of a seed into one row; (S, P)."""
+    """Lay all factors of a seed into one row; (S, P)."""
     return torch.cat([w.flatten(1) for w in factors], dim=1)
 
 
 def unpack(rows: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Inverse of :func:`pack`, for factors of these (d_l, d_{l-1}) shapes."""
+    """Undo :func:`pack`, for factors of these (d_l, d_{l-1}) shapes."""
     parts = rows.split([shape.numel() for shape in shapes], dim=-1)
     return [p.unflatten(-1, shape) for p, shape in zip(parts, shapes, strict=True)]

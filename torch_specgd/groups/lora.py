@@ -65,7 +65,7 @@ class LoraPair:
 
 
 def find_lora_pairs(model: nn.Module, *, adapter: str | None = None) -> list[LoraPair]:
-    """Pairs the LoRA factors of a model by their names (PEFT, loralib, torchtune).
+    """Pair the LoRA factors of a model by their names (PEFT, loralib, torchtune).
 
     Args:
         model: Any module.
@@ -118,7 +118,7 @@ def _scale(module: Any, adapter: str) -> float:
 
 
 def as_pairs(model: nn.Module | Iterable[LoraPair]) -> list[LoraPair]:
-    """Pairs of a model, or the pairs themselves.
+    """Return the pairs of a model, or the pairs themselves.
 
     Args:
         model: A module to search, or pairs made by hand.
@@ -147,7 +147,7 @@ def lora_param_groups(
     lr_other: float | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for SpecGD or Muon: each factor has its own rate and shape factor.
+    """Make groups for SpecGD or Muon: each factor has its own rate and shape factor.
 
     Both optimizers orthogonalize in float32 then, whatever the weights' type (SpecGD always does,
     for Muon the groups say ``compute_dtype="float32"``).

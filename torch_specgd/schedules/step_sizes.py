@@ -33,10 +33,10 @@ class _ConstantThenDecay(LRScheduler, ABC):
 
     @abstractmethod
     def decay(self, progress: float) -> float:
-        """What is left of the learning rate at a progress of the decay from 0 to 1."""
+        """Return what is left of the learning rate at a progress of the decay from 0 to 1."""
 
     def factor(self, step: int) -> float:
-        """What the initial learning rate is multiplied by at a step, from 0."""
+        """Return what the initial learning rate is multiplied by at a step, from 0."""
         constant = self.constant_fraction * self.total_steps
         if step <= constant or constant >= self.total_steps:
             return 1.0
@@ -48,7 +48,7 @@ class _ConstantThenDecay(LRScheduler, ABC):
         return base * math.fsum(self.factor(k) for k in range(self.total_steps))
 
     def get_lr(self) -> list[float | Tensor]:
-        """Learning rates of all groups at the current step."""
+        """Return the learning rates of all groups at the current step."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
@@ -93,7 +93,7 @@ class ConstantThenLinear(_ConstantThenDecay):
         super().__init__(optimizer, total_steps, constant_fraction, final_factor, last_epoch)
 
     def decay(self, progress: float) -> float:
-        """1 at progress 0, final_factor at progress 1."""
+        """Return 1 at progress 0, final_factor at progress 1."""
         return 1.0 - progress * (1.0 - self.final_factor)
 
 
@@ -133,7 +133,7 @@ class ConstantThenGeometric(_ConstantThenDecay):
         super().__init__(optimizer, total_steps, constant_fraction, final_factor, last_epoch)
 
     def decay(self, progress: float) -> float:
-        """1 at progress 0, final_factor at progress 1."""
+        """Return 1 at progress 0, final_factor at progress 1."""
         return self.final_factor**progress
 
 
@@ -167,7 +167,7 @@ def check_travel_budget(
     depth: int = 2,
     initial_norm: float = 0.0,
 ) -> TravelBudget:
-    """Warns if a schedule's steps cannot reach a target.
+    """Warn if a schedule's steps cannot reach a target.
 
     Every step moves a factor by at most lr in spectral norm, so the sum of the step sizes must
     exceed (sigma_1 / c)^(1/L) + ||W_l(0)||_2: a start in the wrong direction is walked back.

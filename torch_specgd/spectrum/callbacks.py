@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def hf_callback(tracker: "SpectrumTracker") -> Any:
-    """Builds the callback for ``transformers.Trainer(callbacks=[...])``.
+    """Build the callback for ``transformers.Trainer(callbacks=[...])``.
 
     Args:
         tracker: Updated after every optimizer step, with the trainer's step number.
@@ -33,7 +33,7 @@ def hf_callback(tracker: "SpectrumTracker") -> Any:
 
 
 def lightning_callback(tracker: "SpectrumTracker") -> Any:
-    """Builds the callback for ``lightning.Trainer(callbacks=[...])``.
+    """Build the callback for ``lightning.Trainer(callbacks=[...])``.
 
     Args:
         tracker: Updated after every optimizer step; its records travel in Lightning's checkpoints.

@@ -39,7 +39,7 @@ class LoraRate:
         return (self.scale * self.lr_b * self.lr_a) ** 0.5
 
     def predicted_steps(self, sigma: float) -> float:
-        """Steps until a mode from near zero reaches sigma: sqrt(sigma) / effective_rate."""
+        """Return a mode's steps from near zero to sigma: sqrt(sigma) / effective_rate."""
         return sigma**0.5 / self.effective_rate if self.effective_rate else float("inf")
 
 
@@ -62,7 +62,7 @@ class LoraReport(list[LoraRate]):
 
 
 def lora_report(model: nn.Module | Iterable[LoraPair], optimizer: Optimizer) -> LoraReport:
-    """Reports each adapter's effective rate sqrt(c lr_a lr_b) under an optimizer.
+    """Report each adapter's effective rate sqrt(c lr_a lr_b) under an optimizer.
 
     Args:
         model: A module or pairs.

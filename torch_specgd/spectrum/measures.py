@@ -7,7 +7,7 @@ from ..triton_kernels.iterate.arithmetic import as_written
 
 
 def stable_rank(x: Tensor, *, is_spectrum: bool = False) -> Tensor:
-    """||X||_F^2 / ||X||_2^2: between 1 and the rank, and 0 for the zero matrix.
+    """Return ||X||_F^2 / ||X||_2^2: between 1 and the rank, and 0 for the zero matrix.
 
     Args:
         x: (..., m, n), or (..., r) singular values if ``is_spectrum``.
@@ -26,7 +26,7 @@ def stable_rank(x: Tensor, *, is_spectrum: bool = False) -> Tensor:
 
 
 def effective_rank(x: Tensor, *, is_spectrum: bool = False) -> Tensor:
-    """exp(H(sigma / sum sigma)), H the entropy: between 1 and the rank, 0 for the zero matrix.
+    """Return exp(H(sigma / sum sigma)), H the entropy: from 1 to the rank, 0 for the zero matrix.
 
     Args:
         x: (..., m, n), or (..., r) singular values if ``is_spectrum``.
@@ -49,7 +49,7 @@ def effective_rank(x: Tensor, *, is_spectrum: bool = False) -> Tensor:
 
 
 def lora_singular_values(lora_b: Tensor, lora_a: Tensor, scale: float = 1.0) -> Tensor:
-    """Singular values of scale * lora_b @ lora_a from two thin QRs; the product is never formed.
+    """Return the singular values of scale * lora_b @ lora_a from two thin QRs, without the product.
 
     B = Q_B R_B and A^T = Q_A R_A give sigma(B A) = sigma(R_B R_A^T), an r x r problem. The Gram
     matrices A A^T and B^T B would square the condition number and lose the small values.
@@ -79,7 +79,7 @@ def lora_singular_values(lora_b: Tensor, lora_a: Tensor, scale: float = 1.0) -> 
 
 
 def lora_balance(lora_b: Tensor, lora_a: Tensor) -> Tensor:
-    """||sqrt(B^T B) - sqrt(A A^T)||_F: constant along an aligned Muon flow, 0 if balanced.
+    """Return ||sqrt(B^T B) - sqrt(A A^T)||_F: constant along an aligned Muon flow, 0 if balanced.
 
     Args:
         lora_b: B, (..., m, r).
@@ -99,7 +99,7 @@ def lora_balance(lora_b: Tensor, lora_a: Tensor) -> Tensor:
 
 
 def mode_projections(left: Tensor, right: Tensor, u: Tensor, vh: Tensor) -> Tensor:
-    """d_i = u_i^T (left right) v_i: how much of each of a target's modes a product has learned.
+    """Return d_i = u_i^T (left right) v_i: how much a product has learned of a target's modes.
 
     Args:
         left: (..., m, r).
@@ -121,12 +121,12 @@ def mode_projections(left: Tensor, right: Tensor, u: Tensor, vh: Tensor) -> Tens
 
 
 def triangle(x: Tensor) -> Tensor:
-    """R of the thin X = Q R: it has X's singular values and X^T X, in r x r numbers."""
+    """Return R of the thin X = Q R: it has X's singular values and X^T X, in r x r numbers."""
     return torch.linalg.qr(wide(x), mode="r").R
 
 
 def wide(x: Tensor) -> Tensor:
-    """Converts half precision to float32, which decompositions need; leaves the rest."""
+    """Convert half precision to float32, which decompositions need; leaves the rest."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

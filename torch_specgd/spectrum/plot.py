@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def plot_spectrum(
     tracker: "SpectrumTracker", name: str | None = None, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draws the square root of every singular value over the steps.
+    """Draw the square root of every singular value over the steps.
 
     With a known target it draws sqrt(d_i) instead (equal growth makes the sorted singular values
     of the product nearly equal, so they cannot be told apart early on), a dashed line at
