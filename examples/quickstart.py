@@ -75,11 +75,13 @@ def optimizers(data: Split, args: argparse.Namespace, seed: int) -> Iterator[tup
         yield f"a. {name}", train(model, optimizer, loader(data, seed), data, steps=args.steps)
 
 
-# --- b. pruning by scores from the first epochs, against random pruning, at equal steps
+# --- b. pruning by scores from the first epochs, against random pruning, at equal steps; a share
+# of the training labels is wrong, as in most data that people collect
 
 
 def pruning(data: Split, args: argparse.Namespace, seed: int) -> Iterator[tuple[str, Any]]:
     """Scores the data while a net trains on it, then trains new nets on what is kept."""
+    data = redraw_labels(data, args.wrong, seed)
     scoring = DualScoreSampler.wrap(
         loader(data, seed),
         prune_ratio=args.prune_ratio,
@@ -108,6 +110,14 @@ def pruning(data: Split, args: argparse.Namespace, seed: int) -> Iterator[tuple[
         batches = loader(part, seed)
         result = train(model, new_muon(model), batches, data, steps=2 * args.steps)
         yield f"b. {name}", {**result, "examples": len(kept)}
+
+
+def redraw_labels(data: Split, share: float, seed: int) -> Split:
+    """Draws the labels of a share of the training examples anew; the test part stays right."""
+    g = torch.Generator().manual_seed(seed)
+    hit = torch.rand(len(data.train_y), generator=g) < share
+    drawn = torch.randint(int(data.train_y.max()) + 1, data.train_y.shape, generator=g)
+    return data._replace(train_y=torch.where(hit, drawn, data.train_y))
 
 
 # --- c. new data arrives: go on from the converged model, or start again
@@ -234,6 +244,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="seeds from --seed on")
     parser.add_argument("--steps", type=int, default=90, help="optimizer steps in part a")
     parser.add_argument("--max-steps", type=int, default=2000, help="steps at most in part c")
+    parser.add_argument("--wrong", type=float, default=0.2, help="labels redrawn in part b")
     parser.add_argument("--prune-ratio", type=float, default=0.5, help="fraction removed")
     parser.add_argument("--score-epochs", type=int, default=10)
     parser.add_argument("--window", type=int, default=5)

@@ -47,6 +47,7 @@ METHODS: dict[str, dict] = {
     "DUAL top-k": {"method": "top"},
     "DUAL + Beta": {"method": "beta", "c_d": 4.0},
     "DUAL + Beta, auto, per class": {"method": "beta", "c_d": "auto", "per_class": True},
+    "default": {},
 }
 PEERS = ("el2n", "forgetting", "aum", "dyn_unc")
 COLUMNS = (
@@ -366,7 +367,7 @@ def figure(rows: list[dict[str, str]], path: Path) -> None:
     fig = Figure(figsize=(2.4 + 5.0 * len(noises), 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(fig)
     colours = ("#000000", "#8a8a8a", "#CC79A7", "#999933", "#56B4E9", "#009E73", "#E69F00")
-    colours += ("#0072B2", "#D55E00")
+    colours += ("#0072B2", "#009292", "#D55E00")
     for panel, noise in enumerate(noises):
         axes = fig.add_subplot(1, len(noises), panel + 1)
         for name, colour in zip(METHODS, colours, strict=True):

@@ -108,14 +108,14 @@ def _table(header: list[str], rows: list[list[Any]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _notices(about: dict[str, Any], table: ScoreTable) -> str:
+def _notices(about: dict[str, Any], table: ScoreTable, settings: dict[str, Any]) -> str:
     notes = []
     if about["empty"]:
         names = ", ".join(map(str, about["empty"][:20]))
-        notes.append(
-            f"{len(about['empty'])} classes are empty after pruning: {names}. "
-            "per_class=True (--per-class) gives every class its share."
-        )
+        advice = "per_class=True (--per-class) gives every class its share."
+        if settings["per_class"]:
+            advice = "A lower prune ratio, or min_per_class=1, leaves some of each."
+        notes.append(f"{len(about['empty'])} classes are empty after pruning: {names}. {advice}")
     if about["unscored"]:
         notes.append(f"{about['unscored']:,} examples have no complete window and rank last.")
     if table.meta.get("nonfinite"):
@@ -209,7 +209,7 @@ def build_report(
         f'<meta name=viewport content="width=device-width"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
         f"<p class=lead>{len(kept):,} of {len(table):,} examples are kept by method "
-        f"“{html.escape(settings['method'])}”.</p>{_notices(about, table)}"
+        f"“{html.escape(settings['method'])}”.</p>{_notices(about, table, settings)}"
         + "<div class=tiles>"
         + "".join(f"<div class=tile><b>{b}</b><span>{s}</span></div>" for b, s in tiles)
         + "</div><div class=grid>"

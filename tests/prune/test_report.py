@@ -60,6 +60,10 @@ def test_empty_classes_are_called_out():
     page = build_report(table, 0.9, method="top")
     assert "3 classes are empty after pruning: 0, 1, 3" in page
     assert "per_class=True" in page
+    page = build_report(table, 0.999, per_class=True)
+    assert "2 classes are empty after pruning" in page
+    assert "per_class=True" not in page
+    assert "A lower prune ratio" in page
 
 
 def test_overlap_is_the_share_in_common():
