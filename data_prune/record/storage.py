@@ -7,7 +7,6 @@ an epoch has been closed. A folder without it that is not empty is somebody else
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import mmap
 import os
@@ -24,15 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specgd_common.files import write_text
+from .marker import MARKER, check_settings, read_marker, write_marker
 
 try:
     import fcntl
 except ImportError:  # Windows has none: there nobody is kept from opening a storage twice
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 3  # 1 and 2 had neither headers nor checksums
-MARKER, LOCK = "meta.json", "lock"
+LOCK = "lock"
 # A header is as long as the largest page, so that arrays begin where pages do.
 HEADER = 1 << 16
 BLOCK = 1 << 20
@@ -274,54 +272,13 @@ class Storage:
         self.commit(counters, slot, next_row)
 
     def _write_marker(self, content: dict[str, Any]) -> None:
-        content = {"format": FORMAT, "id": self._id, "crc": {}, **content}
-        content["checksum"] = _checksum(content)
-        write_text(self.path / MARKER, json.dumps(content))
+        write_marker(self.path, {"id": self._id, "crc": {}, **content})
 
     def release(self) -> None:
         """Let the kernel drop the pages of all files; dirty ones stay in the page cache."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for mapped in self._maps.values():
                 mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def read_marker(path: Path) -> dict[str, Any] | None:
-    """Return the marker of a storage, or None where there is none yet.
-
-    Raises:
-        ValueError: If it was damaged, or another program or version wrote it.
-    """
-    file = path / MARKER
-    if not file.exists():
-        return None
-    try:
-        content = json.loads(file.read_bytes())
-        ours = content.get("format", 1), content["window"] if "window" in content else content["id"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        ours = None
-    if ours is None:
-        raise ValueError(
-            f"{file} must be the marker of a storage, got something else: it was damaged, or "
-            "belongs to another program. Copy it again, or record anew in an empty folder"
-        )
-    if ours[0] != FORMAT:
-        raise ValueError(
-            f"{path} has storage format {ours[0]}, known is {FORMAT}: finish it with the version "
-            "that began it, or record again in a new folder"
-        )
-    if content.get("checksum") != _checksum(content):
-        raise ValueError(
-            f"{file} was changed after it was written: its checksum does not match. Copy it "
-            "again, or record anew in an empty folder"
-        )
-    return content
-
-
-def check_settings(theirs: dict[str, Any], mine: dict[str, Any], where: str) -> None:
-    """Refuse a recording of another data set length, epochs, window or peers."""
-    for name in ("num_examples", "epochs", "window", "peers", "task"):
-        if theirs[name] != mine[name]:
-            raise ValueError(f"{where} has {name} = {theirs[name]}, this tracker has {mine[name]}")
 
 
 @contextmanager
@@ -336,11 +293,6 @@ def suppress_unsupported() -> Iterator[None]:
 
 def _crc32(array: NDArray, before: int = 0) -> int:
     return zlib.crc32(array.data, before)
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    text = json.dumps({k: v for k, v in content.items() if k != "checksum"}, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _leave_to_parent() -> None:

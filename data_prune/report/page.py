@@ -141,8 +141,36 @@ def build_report(
     plan_options = {k: v for k, v in options.items() if k not in ("within", "ignore_nonfinite")}
     settings = dict(table.plan(prune_ratio, **plan_options).settings or {})
     about = describe_selection(table, kept, settings["seed"])
-    worst = sorted(about["classes"], key=lambda c: (c["share"], c["label"]))
-    sections = [
+    sections = [*_plots(table, kept, settings, about), *_tables(table, kept, settings, about)]
+    tiles = _tiles(table, kept, settings, about)
+    return (
+        f"<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f'<meta name=viewport content="width=device-width"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
+        f"<p class=lead>{len(kept):,} of {len(table):,} examples are kept by method "
+        f"“{html.escape(settings['method'])}”.</p>{_notices(about, table, settings)}"
+        + "<div class=tiles>"
+        + "".join(f"<div class=tile><b>{b}</b><span>{s}</span></div>" for b, s in tiles)
+        + "</div><div class=grid>"
+        + "".join(f"<section><h2>{h}</h2><p>{p}</p>{c}</section>" for h, p, c in sections)
+        + "</div></body></html>\n"
+    )
+
+
+Kept = NDArray[np.int64]
+
+
+def _least_kept(about: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(about["classes"], key=lambda c: (c["share"], c["label"]))
+
+
+def _plots(
+    table: ScoreTable, kept: Kept, settings: dict[str, Any], about: dict[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Return heading, text and figure of each section with a figure."""
+    many = len(about["classes"]) > MAX_BARS
+    classes = _least_kept(about)[:MAX_BARS] if many else about["classes"]
+    return [
         (
             "Score against mean probability",
             "Difficult examples are on the left, learned ones on the right; wrong labels sit at "
@@ -158,33 +186,31 @@ def build_report(
         (
             "Kept share per class",
             f"{len(about['classes']):,} classes, {len(about['empty']):,} of them empty after "
-            f"pruning{'; the least kept are shown' if len(worst) > MAX_BARS else ''}.",
-            inline_png(
-                lambda a: draw_classes(
-                    a,
-                    worst[:MAX_BARS] if len(worst) > MAX_BARS else about["classes"],
-                    len(kept) / len(table),
-                )
-            ),
+            f"pruning{'; the least kept are shown' if many else ''}.",
+            inline_png(lambda a: draw_classes(a, classes, len(kept) / len(table))),
         ),
+    ]
+
+
+def _tables(
+    table: ScoreTable, kept: Kept, settings: dict[str, Any], about: dict[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Return heading, text and table of each section with a table."""
+    overlap = [[name, f"{share:.1%}"] for name, share in about["overlap"].items()]
+    least = [
+        [c["label"], f"{c['examples']:,}", f"{c['kept']:,}", f"{c['share']:.1%}"]
+        for c in _least_kept(about)[:10]
+    ]
+    return [
         (
             "Overlap with other selections of the same size",
             f"By chance a share of {len(kept) / len(table):.1%} would be common.",
-            _table(
-                ["selection", "share in common"],
-                [[name, f"{share:.1%}"] for name, share in about["overlap"].items()],
-            ),
+            _table(["selection", "share in common"], overlap),
         ),
         (
             "Classes that keep least",
             "Shares far from each other change the balance the model learns.",
-            _table(
-                ["class", "examples", "kept", "share"],
-                [
-                    [c["label"], f"{c['examples']:,}", f"{c['kept']:,}", f"{c['share']:.1%}"]
-                    for c in worst[:10]
-                ],
-            ),
+            _table(["class", "examples", "kept", "share"], least),
         ),
         (
             "Settings",
@@ -194,28 +220,20 @@ def build_report(
             ),
         ),
     ]
-    tiles = [
+
+
+def _tiles(
+    table: ScoreTable, kept: Kept, settings: dict[str, Any], about: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Return the numbers at the head of the page, each with what it says."""
+    prob = about["mean_prob"]
+    return [
         (f"{len(kept):,}", f"of {len(table):,} examples stay"),
         (f"{settings['prune_ratio']:.1%}", "are pruned"),
         (settings["method"], f"method, seed {settings['seed']}"),
-        (
-            f"{about['mean_prob']['all']:.3f} → {about['mean_prob']['kept']:.3f}",
-            "mean probability, all → kept",
-        ),
+        (f"{prob['all']:.3f} → {prob['kept']:.3f}", "mean probability, all → kept"),
         (f"{about['overlap']['random']:.1%}", "in common with a random subset"),
     ]
-    return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8>"
-        f'<meta name=viewport content="width=device-width"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        f"<p class=lead>{len(kept):,} of {len(table):,} examples are kept by method "
-        f"“{html.escape(settings['method'])}”.</p>{_notices(about, table, settings)}"
-        + "<div class=tiles>"
-        + "".join(f"<div class=tile><b>{b}</b><span>{s}</span></div>" for b, s in tiles)
-        + "</div><div class=grid>"
-        + "".join(f"<section><h2>{h}</h2><p>{p}</p>{c}</section>" for h, p, c in sections)
-        + "</div></body></html>\n"
-    )
 
 
 def _all_settings(settings: dict[str, Any], table: ScoreTable) -> list[tuple[str, Any]]:

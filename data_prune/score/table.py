@@ -100,8 +100,8 @@ class ScoreTable:
         median of its class, and draws among the others class by class, without replacement,
         by the paper's weights at a c_D of its own:
 
-        .. math:: w = \mathrm{Beta}(ar p; lpha_r, eta_r) \cdot \mathrm{score}, \qquad
-            E_w[ar p] = (1 - r)\, E_{\mathrm{score}}[ar p] + r\, E[ar p],
+        .. math:: w = \mathrm{Beta}(\bar p; \alpha_r, \beta_r) \cdot \mathrm{score}, \qquad
+            E_w[\bar p] = (1 - r)\, E_{\mathrm{score}}[\bar p] + r\, E[\bar p],
 
         the means taken over what was not set aside: the fewer stay, the more typical they are.
         Labels set aside follow only where the others do not suffice, the more probable first.

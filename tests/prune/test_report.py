@@ -66,6 +66,17 @@ def test_empty_classes_are_called_out():
     assert "A lower prune ratio" in page
 
 
+def test_advice_knows_what_was_asked_for():
+    """Who has given per_class=True must not be told to give it."""
+    label = np.repeat(np.arange(4), [1900, 60, 39, 1])
+    table = make_table(label=label)
+    assert describe_selection(table, table.select(0.9, per_class=True))["empty"] == []
+    assert "are empty" not in build_report(table, 0.9, per_class=True)
+    page = build_report(table, 0.999, per_class=True)  # two are kept, of four classes
+    assert "A lower prune ratio" in page
+    assert "per_class=True (" not in page
+
+
 def test_overlap_is_the_share_in_common():
     """A selection must overlap itself fully, and a random one by chance."""
     table = make_table()
