@@ -8,12 +8,12 @@ from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import DataLoader
 
 from muon_text import DocumentationText, tiny_llama
-from torch_specgd import Muon, param_groups
+from torch_specgd import Muon
 
 
 def train(accelerator: Accelerator, *, steps: int = 48) -> list[float]:
     model = tiny_llama()
-    optimizer = Muon(param_groups(model), lr=1e-2, adjust_lr_fn="match_rms_adamw")
+    optimizer = Muon(model, lr=1e-2, adjust_lr_fn="match_rms_adamw")
     scheduler = LinearLR(optimizer, start_factor=0.2, total_iters=8)
     loader = DataLoader(DocumentationText(), batch_size=16, shuffle=True)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from real_data import load
-from torch_specgd import Muon, param_groups
+from torch_specgd import Muon
 
 
 def net() -> nn.Module:
@@ -30,8 +30,7 @@ def net() -> nn.Module:
 def train(*, epochs: int = 3) -> tuple[nn.Module, list[float]]:
     torch.manual_seed(0)
     model = DistributedDataParallel(net())
-    groups = param_groups(model.module)
-    optimizer = Muon(groups, lr=5e-3, adjust_lr_fn="match_rms_adamw", share_work=True)
+    optimizer = Muon(model, lr=5e-3, adjust_lr_fn="match_rms_adamw", share_work=True)
     data = load("digits")
     dataset = TensorDataset(data.train_x, data.train_y)
     sampler = DistributedSampler(dataset, drop_last=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from real_data import load
-from torch_specgd import Muon, param_groups
+from torch_specgd import Muon
 
 
 class DigitsNet(L.LightningModule):
@@ -43,7 +43,7 @@ class DigitsNet(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """One optimizer for matrices and vectors, and one scheduler that moves both."""
-        optimizer = Muon(param_groups(self), lr=5e-3, adjust_lr_fn="match_rms_adamw")
+        optimizer = Muon(self, lr=5e-3, adjust_lr_fn="match_rms_adamw")
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 

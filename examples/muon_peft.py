@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Subset
 
 from muon_text import DocumentationText, tiny_llama
-from torch_specgd import Muon, lora_param_groups, lora_report, param_groups
+from torch_specgd import Muon, lora_param_groups, lora_report
 
 
 def fit(model: nn.Module, optimizer: Optimizer, data: Subset, steps: int) -> list[float]:
@@ -33,7 +33,7 @@ def adapt(*, base_steps: int = 40, steps: int = 32) -> tuple[nn.Module, Muon, li
     text = DocumentationText()
     half = len(text) // 2
     base = tiny_llama()
-    optimizer = Muon(param_groups(base), lr=1e-2, adjust_lr_fn="match_rms_adamw")
+    optimizer = Muon(base, lr=1e-2, adjust_lr_fn="match_rms_adamw")
     fit(base, optimizer, Subset(text, range(half)), base_steps)
 
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")

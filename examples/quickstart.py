@@ -157,7 +157,7 @@ def new_net(data: Split, seed: int) -> nn.Module:
 
 
 def new_muon(model: nn.Module, lr: float = MUON_LR) -> Muon:
-    return Muon(model.parameters(), lr=lr, adjust_lr_fn="match_rms_adamw")
+    return Muon(model, lr=lr, adjust_lr_fn="match_rms_adamw")
 
 
 def loader(data: Split, seed: int) -> DataLoader:

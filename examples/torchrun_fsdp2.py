@@ -72,7 +72,7 @@ def main() -> None:
         torch.cuda.set_device(dist.get_node_local_rank())
 
     model = sharded_net(device)
-    optimizer = Muon(model.named_parameters(), lr=5e-3, adjust_lr_fn="match_rms_adamw")
+    optimizer = Muon(model, lr=5e-3, adjust_lr_fn="match_rms_adamw")
     if args.load:
         resume(model, optimizer, args.load)
     data = load("digits")

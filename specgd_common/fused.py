@@ -19,18 +19,17 @@ from .places import (
 )
 
 # Concatenated q, k, v; k, v; gate and up. Names of the layer, in lower case.
-QKV_NAMES = ("c_attn", "qkv", "qkv_proj", "wqkv", "in_proj", "to_qkv", "att_proj", "w_pack")
+QKV_NAMES = (
+    "c_attn", "qkv", "qkv_proj", "wqkv", "to_qkv", "in_proj", "in_proj_weight", "att_proj",
+    "w_pack",
+)  # fmt: skip
 KEY_VALUE_NAMES = ("kv", "kv_proj", "to_kv", "wkv", "key_value")
 GATE_UP_NAMES = ("gate_up_proj", "w12", "gate_up", "proj_up_gate_z", "weights_in")
 GATES: dict[type, int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
 KV_HEADS = (
-    "num_key_value_heads",
-    "num_kv_heads",
-    "kv_n_heads",
-    "n_kv_heads",
-    "multi_query_group_num",
-)
+    "num_key_value_heads", "num_kv_heads", "kv_n_heads", "n_kv_heads", "multi_query_group_num",
+)  # fmt: skip
 OUTPUT = re.compile(r"(\w+_)?(o|out|wo|dense|output)(_(proj|lin|projection))?|c_proj|proj(ection)?")
 QUERY = re.compile(r"(to_|c_|w)?(q|query|queries)(_(proj|attn|lin|linear))?")
 # Attention of these classes stores q, k and v of one head after those of another.
@@ -151,7 +150,9 @@ def _halves(place: Place, dim: int) -> Cut | None:
 
 
 def _is_of(place: Place, classes: tuple[str, ...]) -> bool:
-    return any(type(m).__name__.startswith(classes) for m in (place.owner, place.holder))
+    """Whether a weight's layer or its holder is of a class whose name starts so."""
+    kinds = [*type(place.owner).__mro__, *type(place.holder).__mro__]
+    return any(kind.__name__.startswith(classes) for kind in kinds)
 
 
 def _cut_of_layer(place: Place) -> Cut | None:
@@ -217,7 +218,7 @@ def _query_key_value(place: Place, here: Layer, others: list[Layer], dim: int) -
     if rest <= 0 or odd:
         return None
     heads = place.setting(*HEADS) or 0
-    if type(place.holder).__name__.startswith("CodeGen"):
+    if _is_of(place, ("CodeGen",)):
         return Interleaved(4, (width // 4,) * 3, dim)
     grouped = bool(getattr(place.holder, "new_decoder_architecture", False))
     if grouped or _is_of(place, BY_GROUP):

@@ -1,5 +1,7 @@
 """Names by which adapters' factors are known."""
 
+# PEFT: q.lora_A.default.weight, emb.lora_embedding_A.default; loralib: q.lora_A; torchtune:
+# q.lora_a.weight; others: q.lora_down.weight.
 _LORA = {
     "lora_a": "a", "lora_embedding_a": "a", "lora_down": "a",
     "lora_b": "b", "lora_embedding_b": "b", "lora_up": "b",
@@ -28,3 +30,24 @@ def lora_partner(name: str) -> str:
         for p in name.split(".")
     ]
     return ".".join(parts)
+
+
+def lora_place(name: str) -> tuple[str, str, str] | None:
+    """Return the adapted module, the adapter ("" where it has no name) and the role of a factor.
+
+    Biases beside factors, magnitudes and other parameters are none.
+
+    Example:
+        >>> lora_place("layers.0.q_proj.lora_B.default.weight")
+        ('layers.0.q_proj', 'default', 'b')
+    """
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.lower() in _LORA), None)
+    if at is None:
+        return None
+    rest = parts[at + 1 :]
+    if rest[-1:] == ["weight"]:
+        rest.pop()
+    if len(rest) > 1 or rest == ["bias"]:
+        return None
+    return ".".join(parts[:at]), "".join(rest), _LORA[parts[at].lower()]

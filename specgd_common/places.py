@@ -16,7 +16,10 @@ WRAPPERS = {
 LINEAR = (nn.Linear, nn.Bilinear)
 CONVOLUTION = nn.modules.conv._ConvNd
 EMBEDDING_CLASS = re.compile(r"\w*Embed(ding|der)?s?(Bag)?")
-EMBEDDING_NAME = re.compile(r"(\w+_)?embed(ding|der)?s?(_tokens)?|emb|wte|wpe", re.IGNORECASE)
+EMBEDDING_NAME = re.compile(
+    r"(?!patch)(\w+_)?embed(ding|der)?s?(_tokens?|_positions?|_table)?|(\w+_)?emb|wte|wpe|shared",
+    re.IGNORECASE,
+)
 ROUTER = re.compile(r"\w*router\w*|gate|wg", re.IGNORECASE)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -26,7 +29,7 @@ class Place:
     """One name of a parameter, and the modules on the way to it.
 
     Attributes:
-        name: The full name, as ``named_parameters`` gives it.
+        name: The full name, without those of wrappers around the whole model.
         path: Names of the modules from below the model down to the owner, without wrappers.
         chain: The model and the modules of ``path``.
         own_name: What the owner calls it: "weight" also where a parametrization holds it.
@@ -110,7 +113,7 @@ def place_of(model: nn.Module, name: str) -> Place:
 
 
 def _place(model: nn.Module, prefix: str, own_name: str, p: Tensor) -> Place:
-    name = f"{prefix}.{own_name}" if prefix else own_name
+    name = _without_wrappers(f"{prefix}.{own_name}" if prefix else own_name)
     path: list[str] = []
     chain = [model]
     parts = prefix.split(".") if prefix else []
@@ -134,6 +137,12 @@ def _place(model: nn.Module, prefix: str, own_name: str, p: Tensor) -> Place:
             path.append(part)
             chain.append(module)
     return Place(name, tuple(path), tuple(chain), own_name, p)
+
+
+def _without_wrappers(name: str) -> str:
+    """The name that a parameter has in the bare model, by which checkpoints are read."""
+    first, _, rest = name.partition(".")
+    return _without_wrappers(rest) if first in WRAPPERS and rest else name
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from .spectrum.lora_report import lora_report
 from .spectrum.measures import effective_rank, lora_singular_values, stable_rank
 from .spectrum.tracker import SpectrumTracker
 from .step.muon import muon
+from .trainer import muon_for_trainer
 from .triton_kernels import orthogonalize
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "lora_report",
     "lora_singular_values",
     "muon",
+    "muon_for_trainer",
     "orthogonalize",
     "param_groups",
     "qk_clip_",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from specgd_common.cuts import check_fit, check_split, cut_of
@@ -12,6 +12,7 @@ from specgd_common.tensors import is_dtensor, local
 
 from .checks import Check, check_schedule, flag, integer, number, one_of, pair
 from .distributed.layout import local_like, without_partial_sums
+from .groups.given import given_groups
 from .groups.matrix_view import (
     MATRIX_VIEWS,
     MatrixView,
@@ -39,16 +40,19 @@ class Muon(SpectralOptimizer):
     where polar(U) = Q V^T of the singular value decomposition U = Q S V^T, approximated by a
     Newton-Schulz iteration, and s is the shape's factor (``adjust_lr_fn``). Matrices are 2-D
     parameters, each of the stacked matrices of a 3-D one, and convolutions flattened to
-    (out, rest). Everything else (biases, norms) is stepped by AdamW inside the same optimizer,
-    with the same learning rate times ``adamw_lr_ratio``, so that one LR scheduler moves both.
+    (out, rest). Everything else (embeddings, output heads, norms, biases) is stepped by AdamW
+    inside the same optimizer, with the same learning rate times ``adamw_lr_ratio``, so that one LR
+    scheduler moves both.
 
     Args:
-        params: Parameters, named parameters, or dicts of groups. A group may override every
-            argument below, and may hold ``use_muon`` (True, False, or None: by shape),
-            ``matrix_view`` ("auto", "flatten" for Conv1d weights, "batch": leading dimensions,
-            "transposed": stored (in, out)) and ``split`` ((dim, sizes) of a fused weight, or
-            ``Interleaved(heads, sizes)``).
-            ``param_groups(model)`` makes such groups from names and module types.
+        params: A module, whose parameters are routed by what they are, see ``param_groups``; or
+            named parameters, which are routed by name and shape; or parameters, which go by shape
+            alone, as in torch; or dicts of groups. A group may override every argument below, and
+            may hold ``use_muon`` (True, False, or None: by shape), ``matrix_view`` ("auto",
+            "flatten" for Conv1d weights, "batch": leading dimensions, "transposed": stored
+            (in, out)) and ``split`` ((dim, sizes) of a fused weight, or
+            ``Interleaved(heads, sizes)``). ``param_groups(model)`` makes such groups, and prints
+            them with reasons.
         lr: Learning rate, a float or one-element tensor (default 1e-3).
         weight_decay: Decoupled decay per unit of lr, of both parts (default 0.1).
         momentum: Weight of the old momentum, a float or one-element tensor (default 0.95);
@@ -102,7 +106,7 @@ class Muon(SpectralOptimizer):
         ...                             torch.nn.LazyLinear(3))
         >>> x = torch.randn(2, 1, 5, 5)
         >>> loss = model(x).square().mean()
-        >>> optimizer = Muon(model.parameters(), lr=0.02)
+        >>> optimizer = Muon(model, lr=0.02)
         >>> loss.backward()
         >>> optimizer.step()
         >>> bool(model(x).square().mean() < loss)
@@ -111,7 +115,7 @@ class Muon(SpectralOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: ParamsT | nn.Module,
         lr: float | Tensor = 1e-3,
         weight_decay: float = 0.1,
         momentum: float | Tensor = 0.95,
@@ -160,7 +164,7 @@ class Muon(SpectralOptimizer):
             "split": None,
             "rounding_step": 0,
         }
-        super().__init__(params, defaults)
+        super().__init__(given_groups(params), defaults)
 
     CHECKS: ClassVar[Mapping[str, Check]] = {
         "lr": number(),

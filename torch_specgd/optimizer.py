@@ -54,6 +54,8 @@ class SpectralOptimizer(Optimizer):
             ValueError: As the constructor; the optimizer is then as it was.
             TypeError: Likewise.
         """
+        # torch completes the dict that it gets: a list of groups may be used for another optimizer.
+        param_group = dict(param_group)
         self._check_group({**self.defaults, **param_group})
         self._warn_of_typing_errors(param_group)
         super().add_param_group(param_group)

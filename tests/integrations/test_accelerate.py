@@ -25,7 +25,7 @@ def test_example_trains(capsys: pytest.CaptureFixture[str]) -> None:
 def test_prepare_keeps_float32_state() -> None:
     """prepare() loads the state into itself; the base class would round it to bfloat16 there."""
     model = tiny_llama().to(torch.bfloat16)
-    optimizer = Muon(model.parameters(), lr=1e-2, state_dtype="float32")
+    optimizer = Muon(model, lr=1e-2, state_dtype="float32")
     for _ in range(2):
         optimizer.zero_grad()
         model(**next(iter(DataLoader(DocumentationText(16), batch_size=16)))).loss.backward()
@@ -48,7 +48,7 @@ def test_prepare_keeps_float32_state() -> None:
 def small_run() -> tuple[Accelerator, nn.Module, Muon, DataLoader]:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = tiny_llama()
-    optimizer = Muon(model.named_parameters(), lr=1e-2)
+    optimizer = Muon(model, lr=1e-2)
     loader = DataLoader(DocumentationText(64), batch_size=16)
     return accelerator, *accelerator.prepare(model, optimizer, loader)
 

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: two unnamed groups, resuming, and routing by name."""
+"""Hugging Face Trainer: one argument, the Trainer's own settings, resuming."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import muon_trainer
+import muon_trainer_digits
 from muon_text import tiny_llama
-from torch_specgd import Muon
+from torch_specgd import Muon, muon_for_trainer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -20,20 +21,58 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> muon_trainer.Trainer:
     return trainer
 
 
-def test_class_and_settings_are_enough(trained: muon_trainer.Trainer) -> None:
-    """Trainer(optimizer_cls_and_kwargs=(Muon, {...})) trains, whatever shapes its groups mix."""
+def test_one_argument_is_enough(trained: muon_trainer.Trainer) -> None:
+    """Routes by what each parameter is, with the rate and decay of TrainingArguments."""
     optimizer = trained.optimizer.optimizer
     assert type(optimizer) is Muon
-    decayed, others = optimizer.param_groups
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    assert "param_names" not in decayed
-    assert {p.ndim for p in decayed["params"]} == {2}
-    assert {p.ndim for p in others["params"]} == {1}
-    for p in trained.model.parameters():
-        assert ("momentum_buffer" in optimizer.state[p]) == (p.ndim == 2)
+    assert {g["initial_lr"] for g in optimizer.param_groups} == {1e-2}
+    named = dict(trained.model.named_parameters())
+    for group in optimizer.param_groups:
+        for name in group["param_names"]:
+            assert group["weight_decay"] == (0.1 if named[name].ndim > 1 else 0.0), name
+            table = name in ("model.embed_tokens.weight", "lm_head.weight")
+            assert group["use_muon"] == (named[name].ndim > 1 and not table), name
     losses = muon_trainer.losses(trained)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_a_class_and_settings_still_work(tmp_path: Path) -> None:
+    """Trainer's two groups have no names: they go by shape, with a warning."""
+    arguments = muon_trainer.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True,
+        save_strategy="no", dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = muon_trainer.Trainer(
+        model=tiny_llama(),
+        args=arguments,
+        train_dataset=muon_trainer.DocumentationText(8),
+        optimizer_cls_and_kwargs=(Muon, {"lr": 1e-2}),
+    )
+    with pytest.warns(UserWarning, match="embedding or an output head"):
+        trainer.train()
+    assert len(trainer.optimizer.param_groups) == 2
+
+
+def test_typing_errors_are_found_before_training() -> None:
+    """A pattern that matches nothing, and a setting that does not exist."""
+    arguments = muon_trainer.TrainingArguments(use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="no parameter matches"):
+        muon_for_trainer(tiny_llama(), arguments, overrides={"lm_haed.*": False})
+    make, settings = muon_for_trainer(None, arguments, lr=0.5, momentum=0.9)
+    optimizer = make()(tiny_llama(), **settings)
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.5, 0.9)
+
+
+def test_from_adamw_in_one_line(tmp_path: Path) -> None:
+    """The script on digits learns as well with the one changed line, at AdamW's own settings."""
+    results = {}
+    for muon in (False, True):
+        trainer = muon_trainer_digits.make_trainer(muon, str(tmp_path))
+        trainer.train()
+        results[muon] = trainer.evaluate()
+    assert results[True]["eval_accuracy"] > 0.95
+    assert results[True]["eval_loss"] < 1.1 * results[False]["eval_loss"]
 
 
 def test_resumes_identically(trained: muon_trainer.Trainer) -> None:
@@ -52,7 +91,7 @@ def test_example_routes_by_name_and_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The example as a user runs it: the table of routes, the loss falling, then --resume."""
-    command = ["muon_trainer.py", "--output", str(tmp_path), "--route", "--steps"]
+    command = ["muon_trainer.py", "--output", str(tmp_path), "--steps"]
     monkeypatch.setattr("sys.argv", [*command, "8"])
     muon_trainer.main()
     printed = capsys.readouterr().out

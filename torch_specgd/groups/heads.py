@@ -42,9 +42,12 @@ class Heads:
     Args:
         model: The whole model.
         places: Of all its parameters.
+        guess: Whether the last layer is taken for the output where nothing tells it.
     """
 
-    def __init__(self, model: nn.Module, places: Sequence[Sequence[Place]]) -> None:
+    def __init__(
+        self, model: nn.Module, places: Sequence[Sequence[Place]], guess: bool = True
+    ) -> None:
         self._declared = _declared_outputs(model)
         weights = {id(m): w for m in model.modules() if (w := raw_weight(m)) is not None}
         layers = {id(p.owner): p.owner for some in places for p in some if is_applied(p.owner)}
@@ -56,7 +59,7 @@ class Heads:
         outer = [p for some in places for p in some if not p.in_block()]
         linear = [p for p in outer if p.param.ndim > 1 and is_linear(p.owner)]
         self._guessed: set[int] = set()
-        if not any(self.reason(p) for p in linear):
+        if guess and not any(self.reason(p) for p in linear):
             self._guessed = self._guesses(linear, [w for w in weights.values() if w.ndim > 1])
 
     def reason(self, place: Place) -> str | None:
@@ -77,9 +80,11 @@ class Heads:
                 return False
             if HEAD_CLASS.fullmatch(type(module).__name__) and self._is_small(module):
                 return True
-            named = OUTER_HEAD.fullmatch(name) or HEAD.fullmatch(name)
-            # With blocks of its own it is a network, and the head a layer in it.
-            if named and (last or (self._is_small(module) and not _has_blocks(module))):
+            # What has blocks of its own is a network, and the head a layer in it.
+            named = HEAD.fullmatch(name) or (
+                OUTER_HEAD.fullmatch(name) and (last or not _has_blocks(module))
+            )
+            if named and (last or self._is_small(module)):
                 return True
         return False
 

@@ -1,18 +1,14 @@
 """LoRA mode: the two factors of every adapter, and parameter groups with a rate for each."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-# PEFT: q.lora_A.default.weight, emb.lora_embedding_A.default; loralib: q.lora_A; torchtune:
-# q.lora_a.weight.
-_FACTOR = re.compile(
-    r"^(?:(?P<module>.*)\.)?lora_(?P<embedding>embedding_)?(?P<factor>[ABab])"
-    r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?:\.weight)?$"
-)
+from specgd_common.lora_names import lora_place
+
+from .param_groups import param_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +41,7 @@ class LoraPair:
         for factor, x in (("lora_b", self.lora_b), ("lora_a", self.lora_a)):
             if x.ndim < 2:
                 raise ValueError(
-                    f"{factor} of {self.name!r} must be a matrix, but has shape {tuple(x.shape)}"
+                    f"{factor} of {self.name!r} must be a matrix, got shape {tuple(x.shape)}"
                 )
         if self.lora_b.shape[1] != self.lora_a.shape[0]:
             raise ValueError(
@@ -86,11 +82,10 @@ def find_lora_pairs(model: nn.Module, *, adapter: str | None = None) -> list[Lor
     """
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
-        match = _FACTOR.match(name)
-        if match is None or (adapter is not None and match["adapter"] != adapter):
+        place = lora_place(name)
+        if place is None or (adapter is not None and place[1] != adapter):
             continue
-        key = (match["module"] or "", match["adapter"] or "")
-        found.setdefault(key, {})[match["factor"].lower()] = parameter
+        found.setdefault(place[:2], {})[place[2]] = parameter
     pairs = []
     for (path, adapter_name), factors in found.items():
         label = f"{path}.{adapter_name}".strip(".") or "lora"
@@ -163,11 +158,12 @@ def lora_param_groups(
         adjust_lr_b: Shape factor on lr_b: "none" (1), "original" (sqrt(max(1, m / r))) or
             "match_rms_adamw" (0.2 sqrt(max(m, r))).
         adjust_lr_a: The same for lr_a, whose matrix is r x n.
-        lr_other: Learning rate of everything else that is trainable (heads, norms, biases).
+        lr_other: Learning rate of everything else that is trainable (heads, norms, biases), which
+            is routed to Muon or AdamW as ``param_groups`` does.
         **options: Further options of every group, for example ``weight_decay=0.0``.
 
     Returns:
-        Groups "lora_b", "lora_a" and, where needed, "other" (key ``factor``), with names.
+        Groups "lora_b", "lora_a" and, where needed, of "other" (key ``factor``), with names.
 
     Raises:
         ValueError: If there are no trainable factors, or other parameters but no lr_other.
@@ -184,39 +180,37 @@ def lora_param_groups(
         >>> [(group["factor"], group["lr"]) for group in optimizer.param_groups]
         [('lora_b', 0.02), ('lora_a', 0.01)]
     """
-    if isinstance(model, nn.Module):
-        names = {id(p): name for name, p in model.named_parameters()}
-        trained = [p for p in model.parameters() if p.requires_grad]
-    else:
-        names, trained, model = {}, [], list(model)
-    pairs = as_pairs(model)
-    factors = {
-        "lora_b": [(names.get(id(p.lora_b), f"{p.name}.lora_b"), p.lora_b) for p in pairs],
-        "lora_a": [(names.get(id(p.lora_a), f"{p.name}.lora_a"), p.lora_a) for p in pairs],
-    }
-    factors = {key: [x for x in found if x[1].requires_grad] for key, found in factors.items()}
-    if not any(factors.values()):
-        raise ValueError("no LoRA factor is trainable: requires_grad is False for all of them")
-    paired = {id(p) for found in factors.values() for _, p in found}
-    other = [(names[id(p)], p) for p in trained if id(p) not in paired]
-    if other and lr_other is None:
-        raise ValueError(
-            f"{len(other)} trainable parameters are no LoRA factors, the first is {other[0][0]!r}; "
-            "give lr_other, or freeze them"
-        )
+    whole = model if isinstance(model, nn.Module) else None
+    pairs = as_pairs(model if whole is not None else list(model))
     rates = {"lora_b": (lr_b, adjust_lr_b), "lora_a": (lr_a, adjust_lr_a)}
-    groups = [
-        {
-            "params": found,
-            "factor": key,
-            "lr": rates[key][0],
-            "adjust_lr_fn": rates[key][1],
-            "compute_dtype": "float32",
-            **options,
-        }
-        for key, found in factors.items()
-        if found
-    ]
-    if other:
-        groups.append({"params": other, "factor": "other", "lr": lr_other, **options})
+    names = {} if whole is None else {id(p): name for name, p in whole.named_parameters()}
+    groups = []
+    paired: set[int] = set()
+    for factor, (lr, adjust) in rates.items():
+        found = [(f"{pair.name}.{factor}", getattr(pair, factor)) for pair in pairs]
+        trained = [(names.get(id(p), name), p) for name, p in found if p.requires_grad]
+        paired |= {id(p) for _, p in trained}
+        if trained:
+            settings = {"lr": lr, "adjust_lr_fn": adjust, "compute_dtype": "float32", **options}
+            groups.append({"params": trained, "factor": factor, "use_muon": True, **settings})
+    if not groups:
+        raise ValueError("no LoRA factor is trainable: requires_grad is False for all of them")
+    return groups if whole is None else groups + _others(whole, paired, lr_other, options)
+
+
+def _others(
+    model: nn.Module, paired: set[int], lr: float | None, options: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Groups of what is trained beside the factors, routed as in the model without adapters."""
+    groups = []
+    for group in param_groups(model):
+        other = [(n, p) for n, p in group["params"] if p.requires_grad and id(p) not in paired]
+        if other:
+            groups.append({**group, "params": other, "factor": "other", "lr": lr, **options})
+    count = sum(len(group["params"]) for group in groups)
+    if count and lr is None:
+        raise ValueError(
+            f"{count} trainable parameters are no LoRA factors, the first is "
+            f"{groups[0]['params'][0][0]!r}; give lr_other, or freeze them"
+        )
     return groups

@@ -1,6 +1,6 @@
 """Routes every parameter of a model to Muon or AdamW, with the reason, and shows it as a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ from specgd_common.fused import fused_cut, stored_in_out
 from specgd_common.places import Place, is_convolution, places_of
 
 from .heads import Heads
+from .matrix_view import is_matrix
+from .named import model_of
 from .reasons import view_of, why_adamw
 
 Override = str | type | bool | Mapping[str, Any]
@@ -31,6 +33,10 @@ class ParamGroups(list[dict[str, Any]]):
     def __init__(self, groups: Sequence[dict[str, Any]], routes: Sequence[Route]) -> None:
         super().__init__(groups)
         self.routes = list(routes)
+
+    def unnamed(self) -> list[dict[str, Any]]:
+        """Return the same groups without names, for ``ZeroRedundancyOptimizer`` and its like."""
+        return [{**group, "params": [p for _, p in group["params"]]} for group in self]
 
     def __str__(self) -> str:
         rows = [("parameter", "shape", "algorithm", "reason")]
@@ -100,11 +106,8 @@ def param_groups(
     overrides, splits = dict(overrides or {}), dict(splits or {})
     unused: set[Any] = {*overrides, *splits}
     routes = []
-    found = places_of(model)
-    heads = Heads(model, found)
-    for places in found:
+    for places, settings, reason in _routes(model):
         names, owner, param = [p.name for p in places], places[0].owner, places[0].param
-        settings, reason = _route(places, heads)
         for key, value in overrides.items():
             if _matches(key, names, owner):
                 unused.discard(key)
@@ -115,16 +118,51 @@ def param_groups(
                 unused.discard(pattern)
                 settings["split"] = normalize_split(split, param, names[0])
                 reason = reason.split(", split")[0]
-        if settings["use_muon"] and settings["split"]:
-            dim, sizes, repeats = unpacked(settings["split"])
-            times = f"{repeats} times " if repeats > 1 else ""
-            reason += f", split {times}{' + '.join(map(str, sizes))} along {dim}"
+        if settings["use_muon"]:
+            reason += _show_split(settings["split"])
         if not settings["use_muon"]:
             settings = {**(adamw or {}), **settings, "split": None}
         routes.append(Route(names[0], param, settings, reason + _suffix(names, param)))
     if unused:
         raise ValueError(f"no parameter matches {sorted(map(_show, unused))}")
     return ParamGroups(_group(routes), routes)
+
+
+def routed_by_name(named: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+    """Sort parameters for ``Muon`` by their names and shapes, where the model is not at hand.
+
+    Args:
+        named: Names and parameters, as ``model.named_parameters()`` gives them.
+
+    Returns:
+        Groups of named parameters; one without settings if all of them go by their shapes.
+    """
+    named = list(named)
+    routed = _routes(model_of(named), guess=False)
+    found = {id(places[0].param): settings for places, settings, _ in routed}
+    by_shape = {"matrix_view": "auto", "split": None}
+    if all(found[id(p)] == {"use_muon": is_matrix(p), **by_shape} for _, p in named):
+        return [{"params": named}]
+    return _group([Route(name, p, found[id(p)], "") for name, p in named])
+
+
+def _routes(
+    model: nn.Module, guess: bool = True
+) -> Iterator[tuple[list[Place], dict[str, Any], str]]:
+    """Yield the places of each parameter, its settings and the reason."""
+    found = places_of(model)
+    heads = Heads(model, found, guess)
+    for places in found:
+        settings, reason = _route(places, heads)
+        yield places, settings, reason
+
+
+def _show_split(split: Sequence[Any] | None) -> str:
+    if split is None:
+        return ""
+    dim, sizes, repeats = unpacked(split)
+    times = f"{repeats} times " if repeats > 1 else ""
+    return f", split {times}{' + '.join(map(str, sizes))} along {dim}"
 
 
 def _route(places: Sequence[Place], heads: Heads) -> tuple[dict[str, Any], str]:
