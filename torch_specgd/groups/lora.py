@@ -181,7 +181,7 @@ def lora_param_groups(
         [('lora_b', 0.02), ('lora_a', 0.01)]
     """
     whole = model if isinstance(model, nn.Module) else None
-    pairs = as_pairs(model if whole is not None else list(model))
+    pairs = as_pairs(model)
     rates = {"lora_b": (lr_b, adjust_lr_b), "lora_a": (lr_a, adjust_lr_a)}
     names = {} if whole is None else {id(p): name for name, p in whole.named_parameters()}
     groups = []

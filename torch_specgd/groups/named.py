@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -70,12 +71,12 @@ def _holder(model: nn.Module, path: Sequence[str], layer: nn.Module | None) -> n
 
 def _linear(name: str, p: Tensor) -> nn.Module:
     if EMBEDDING_NAME.fullmatch(name):
-        return nn.Embedding(*p.shape, device="meta")
+        return nn.Embedding(p.shape[0], p.shape[1], device="meta")
     return nn.Linear(p.shape[1], p.shape[0], bias=False, device="meta")
 
 
 def _convolution(p: Tensor, depthwise: bool) -> nn.Module:
-    kind = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[p.ndim]
+    kind: Any = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[p.ndim]
     groups = p.shape[0] if depthwise else 1
     inputs, taps = p.shape[1] * groups, tuple(p.shape[2:])
     return kind(inputs, p.shape[0], taps, groups=groups, bias=False, device="meta")
