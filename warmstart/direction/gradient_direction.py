@@ -82,7 +82,9 @@ class GradientDirection(Direction):
     Args:
         model: The module whose parameters are watched.
         alpha: Weight of the newest batch (the paper's alpha), in (0, 1].
-        include, exclude, bias: As in ``dash_shrink``.
+        include: As in ``dash_shrink``.
+        exclude: As in ``dash_shrink``.
+        bias: As in ``dash_shrink``.
         targets: Already selected targets, instead of the three above.
         reliability: Also keep the part that every second batch contributed (a second buffer per
             parameter), so that the report can say how well the two halves agree.
