@@ -121,7 +121,7 @@ class ScoreTable:
                 "aum" and "mean_prob" low values are the hard ones.
             c_d: How late easy examples are favoured, > 0; "cifar10" (5.5), "cifar100" (4) or
                 "imagenet" (11), the papers' values; or "auto", our own rule: the value that
-                keeps examples half as hard as the score alone would (see ``select.auto_c_d``).
+                keeps examples half as hard as the score alone would (see ``select.beta.auto_c_d``).
                 None takes 4 for "beta"; "plausible" finds its own.
             C: Constant of the Beta parameters.
             beta_sum: alpha + beta; None takes C (the paper), C + 1 is the authors' code.

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .auto_c_d import auto_c_d, joint_counts
 from .beta import (
     ANCHOR_STATISTICS,
     C_D_PRESETS,
     MAX_ANCHOR,
     anchor_probability,
+    auto_c_d,
     beta_parameters,
+    joint_counts,
     top_scores,
 )
 from .plan import METHODS, Columns, Plan, Strata, hardness, importance

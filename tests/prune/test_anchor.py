@@ -49,7 +49,7 @@ def test_auto_c_d_meets_its_target(prune_ratio):
 
 def test_expected_mean_is_that_of_the_draw():
     """The formula behind "auto" against a thousand draws by numpy."""
-    from data_prune.select.auto_c_d import expected_mean_prob
+    from data_prune.select.beta import expected_mean_prob
 
     rng = np.random.default_rng(0)
     p, w = rng.uniform(size=40), rng.gamma(0.3, size=40)
