@@ -48,11 +48,10 @@ def digits() -> TensorDataset:
 def train(
     data: TensorDataset, network: nn.Module, epochs: int = 8, **trainer: Any
 ) -> tuple[DualScoreSampler, Classifier]:
-    sampler = DualScoreSampler(data, prune_ratio=0.5, score_epochs=5, window=3)
+    # Lightning's own division of the order would keep the length of the first epoch for ever.
+    sampler = DualScoreSampler(data, prune_ratio=0.5, score_epochs=5, window=3, num_replicas="auto")
     loader = index_batches(DataLoader(data, batch_size=64), sampler)
     model = Classifier(network, sampler)
-    # On several ranks give the sampler num_replicas and rank instead: Lightning's own wrapper
-    # would shuffle the order once more.
     lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",

@@ -20,6 +20,7 @@ from torch.utils.data import (
 from ..record.state import check_keys, check_whole
 from ..report.evaluate import Comparison
 from ..score.table import ScoreTable
+from .division import world_size
 from .indexed import check_loader, rebuild
 
 
@@ -38,6 +39,11 @@ class _FilteredBatches:
             original = [list(batch) for batch in self.batches]
             size = max(len(batch) for batch in original)
             stream = [i for batch in original for i in batch if mask[i]]
+            if world_size() > 1:
+                # As many batches on every rank: each has as many of its own before pruning.
+                share = len(self.sampler.kept) / self.sampler.num_examples
+                total = size * max(1, round(len(original) * share))
+                stream = np.resize(stream or self.sampler.kept, total).tolist()
             drop = bool(getattr(self.batches, "drop_last", False))
             end = len(stream) - len(stream) % size if drop else len(stream)
             chunks = [stream[i : i + size] for i in range(0, end, size)]
@@ -53,7 +59,7 @@ class _FilteredBatches:
                 yield list(batch)
         else:
             yield from self._kept_batches()
-        self.sampler.set_epoch(self.sampler.epoch + 1)
+        self.sampler.advance(self.sampler.epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         parts: tuple[Any, ...] = (self.batches, getattr(self.batches, "sampler", None))
@@ -87,6 +93,7 @@ class ScoredLoader:
         check_loader(loader)
         own, options = _own_sampler(loader, options)
         self.sampler = make_sampler(loader.dataset, **options)
+        self.sampler._wrapped = True
         self._batches = None if own else _FilteredBatches(loader.batch_sampler, self.sampler)
         order: dict[str, Any] = (
             {"sampler": self.sampler} if own else {"batch_sampler": self._batches}
@@ -136,7 +143,7 @@ class ScoredLoader:
                     stacklevel=3,
                 )
             return
-        self.sampler.set_epoch(self._pass_epoch + 1)
+        self.sampler.advance(self._pass_epoch + 1)
         self.sampler.close_epoch()
 
     def record(self, logits: Tensor, target: Tensor) -> None:
@@ -203,8 +210,20 @@ class ScoredLoader:
             raise RuntimeError("this loader was given a table: nothing is recorded")
         return self.sampler.tracker.coverage()
 
+    def total_steps(self, epochs: int) -> int:
+        """Return the number of batches in the first ``epochs`` passes, for a schedule's length.
+
+        Raises:
+            RuntimeError: If the order belongs to a sampler of your own, whose batches nobody can
+                count before it has drawn them.
+        """
+        if self._batches is not None:
+            raise RuntimeError("the batches of a custom sampler cannot be counted ahead")
+        size, drop_last = self.loader.batch_size, self.loader.drop_last
+        return self.sampler.total_steps(epochs, size, drop_last)
+
     def set_epoch(self, epoch: int) -> None:
-        """Make ``epoch`` the next pass."""
+        """Make ``epoch`` the next pass; see ``DualScoreSampler.set_epoch``."""
         self._settle()
         self.sampler.set_epoch(epoch)
 
@@ -263,7 +282,7 @@ def _own_sampler(loader: DataLoader, options: dict[str, Any]) -> tuple[bool, dic
     sampler = loader.sampler
     if loader.batch_size is None or type(loader.batch_sampler).__name__ != BatchSampler.__name__:
         return False, options
-    if isinstance(sampler, DistributedSampler):
+    if type(sampler) is DistributedSampler:  # a subclass has an order of its own
         ranks = {
             "num_replicas": sampler.num_replicas,
             "rank": sampler.rank,

@@ -40,21 +40,24 @@ class Handout:
     Args:
         sampler: Whose ``epoch`` advances when its latest handout has come to the end.
         indices: (n,) of the epoch, in order.
-        start: How many of them an earlier run has already handed out.
     """
 
-    def __init__(self, sampler: Any, indices: NDArray[np.int64], start: int) -> None:
+    def __init__(self, sampler: Any, indices: NDArray[np.int64]) -> None:
         self.sampler, self.indices, self.epoch = sampler, indices, sampler.epoch
-        self._end = start  # of the chunk that is being handed out
+        self._end: int | None = None  # of the chunk that is being handed out; None before any
         self._chunk: Iterator[int] = iter(())
 
     @property
     def yielded(self) -> int:
         """Return how many indices are out."""
+        if self._end is None:
+            return self.sampler.resume
         return self._end - length_hint(self._chunk)
 
     def chunks(self) -> Iterator[Iterator[int]]:
         """Yield the indices in pieces; the sampler's epoch is over when all are out."""
+        # Asked for at the first index: some loaders make an iterator that they do not use.
+        self._end, self.sampler.resume = self.sampler.resume, 0
         while self._end < len(self.indices):
             chunk = self.indices[self._end : self._end + _CHUNK].tolist()
             self._chunk = iter(chunk)

@@ -18,6 +18,7 @@ from ..report.evaluate import Comparison, beats_random
 from ..score.table import ScoreTable
 from ..select.noise import shuffled, uniform
 from ..select.planner import keep_count, resolve_method
+from .division import check_divided, check_division, divided_by
 from .loader import ScoredLoader
 from .order import Handout, share, share_length
 
@@ -50,8 +51,9 @@ class DualScoreSampler(Sampler[int]):
             paper's protocol: train from scratch on what an earlier run has chosen.
         redraw: Draw another subset with the same weights at every epoch. All kept sets together
             are larger than one: compare with random subsets redrawn as often.
-        num_replicas: Number of ranks; None leaves sharding to others.
-        rank: This rank's number.
+        num_replicas: Number of ranks; "auto" asks torch.distributed when an epoch begins; None
+            leaves the division to Accelerate or the Trainer.
+        rank: This rank's number; with a number of ranks.
         drop_last: With ``num_replicas``, drop the examples that do not fill a round; otherwise
             the first ones are repeated.
         select_options: Further arguments of ``ScoreTable.select``.
@@ -85,7 +87,7 @@ class DualScoreSampler(Sampler[int]):
         shuffle: bool = True,
         table: ScoreTable | None = None,
         redraw: bool = False,
-        num_replicas: int | None = None,
+        num_replicas: int | str | None = None,
         rank: int | None = None,
         drop_last: bool = False,
         select_options: dict[str, Any] | None = None,
@@ -94,10 +96,7 @@ class DualScoreSampler(Sampler[int]):
         self.num_examples = _length(data_source)
         self.num_kept = keep_count(self.num_examples, prune_ratio)
         resolve_method(method, preset, c_d)
-        if (num_replicas is None) != (rank is None):
-            raise ValueError(f"give both or neither: num_replicas {num_replicas}, rank {rank}")
-        if num_replicas is not None and rank is not None and not 0 <= rank < num_replicas:
-            raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
+        check_division(num_replicas, rank)
         if table is not None and len(table) != self.num_examples:
             raise ValueError(
                 f"table scores {len(table)} examples, the data set has {self.num_examples}"
@@ -125,6 +124,11 @@ class DualScoreSampler(Sampler[int]):
             if table is None
             else None
         )
+        # One process is told by process_group=False to keep to itself.
+        self._alone = (tracker_options or {}).get("process_group") is False
+        self._wrapped = False  # in a ScoredLoader, which no framework divides
+        self._loaded: int | None = None  # epoch of a state, until the next set_epoch
+        self._ahead = 0  # of the numbers that set_epoch is given
         self.epoch = 0
         self._table = table
         self._kept: NDArray[np.int64] | None = None
@@ -205,9 +209,19 @@ class DualScoreSampler(Sampler[int]):
     # -- order ------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Make ``epoch`` the next one to be iterated."""
+        """Make ``epoch`` the next one to be iterated.
+
+        After a state has been loaded, a number below its epoch counts on from there: Accelerate
+        and the Trainer begin again at 0.
+        """
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
+        if self._loaded is not None:
+            self._ahead, self._loaded = max(0, self._loaded - epoch), None
+        self.advance(epoch + self._ahead)
+
+    def advance(self, epoch: int) -> None:
+        """Go to an epoch; the position within it stays where it is the present one."""
         if epoch != self.epoch:
             self.rewind(epoch)
 
@@ -224,9 +238,8 @@ class DualScoreSampler(Sampler[int]):
     def length(self, epoch: int) -> int:
         """Return how many indices this rank yields in ``epoch``, known before the scores are."""
         total = self.num_examples if epoch < self.score_epochs else self.num_kept
-        if self.num_replicas is None:
-            return total
-        return share_length(total, self.num_replicas, self.drop_last)
+        ranks = divided_by(self.num_replicas, self.rank)
+        return total if ranks is None else share_length(total, ranks[0], self.drop_last)
 
     def steps_per_epoch(self, epoch: int, batch_size: int, drop_last: bool = False) -> int:
         """Return the number of batches in ``epoch``: what a learning-rate schedule needs to know.
@@ -239,19 +252,30 @@ class DualScoreSampler(Sampler[int]):
         length = self.length(epoch)
         return length // batch_size if drop_last else -(-length // batch_size)
 
+    def total_steps(self, epochs: int, batch_size: int, drop_last: bool = False) -> int:
+        """Return the number of batches in the first ``epochs`` epochs, for a schedule's length.
+
+        Example:
+            >>> sampler = DualScoreSampler(range(100), 0.5, score_epochs=3, window=2)
+            >>> sampler.total_steps(5, batch_size=20)
+            21
+        """
+        return sum(self.steps_per_epoch(epoch, batch_size, drop_last) for epoch in range(epochs))
+
     def __len__(self) -> int:
         return self.length(self.epoch)
 
     def __iter__(self) -> Iterator[int]:
+        if self.num_replicas is None and not self._alone:
+            check_divided(wrapped=self._wrapped)
         if self.tracker is not None and self.epoch > self.tracker.epoch:
             # All batches of the last epoch are in: loaders ask for an epoch's indices only when
             # it begins, however far ahead they read within it.
             self.close_epoch()
-        start, self.resume = self.resume, 0
-        indices = self.order()
-        if self.num_replicas is not None and self.rank is not None:
-            indices = share(indices, self.num_replicas, self.rank, self.drop_last)
-        self._handout = Handout(self, indices, start)
+        indices, ranks = self.order(), divided_by(self.num_replicas, self.rank)
+        if ranks is not None:
+            indices = share(indices, *ranks, self.drop_last)
+        self._handout = Handout(self, indices)
         return chain.from_iterable(self._handout.chunks())
 
     # -- resuming ---------------------------------------------------------------------------
@@ -316,6 +340,7 @@ class DualScoreSampler(Sampler[int]):
 
         def take() -> None:
             self.epoch, self.resume, self._handout = epoch, yielded, None
+            self._loaded, self._ahead = epoch, 0
             if scores_follow:
                 self._table = self._kept = self._digest = None
 

@@ -1,0 +1,82 @@
+"""Whether somebody divides the order of examples, where several processes train together."""
+
+from __future__ import annotations
+
+import sys
+
+import torch.distributed as dist
+
+
+def world_size() -> int:
+    """Return the number of processes that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_division(num_replicas: int | str | None, rank: int | None) -> None:
+    """Refuse ranks that are incomplete or outside their range."""
+    if num_replicas == "auto":
+        num_replicas = None
+    if (num_replicas is None) != (rank is None):
+        raise ValueError(f"give both or neither: num_replicas {num_replicas}, rank {rank}")
+    if num_replicas is None or rank is None:
+        return
+    if isinstance(num_replicas, str):
+        raise ValueError(f"num_replicas must be a number, 'auto' or None, got {num_replicas!r}")
+    if not 0 <= rank < num_replicas:
+        raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
+
+
+def divided_by(num_replicas: int | str | None, rank: int | None) -> tuple[int, int] | None:
+    """Return the number of ranks and this one's, or None where the order is not divided here."""
+    if num_replicas == "auto":
+        return (world_size(), dist.get_rank()) if world_size() > 1 else None
+    if isinstance(num_replicas, int) and rank is not None:
+        return num_replicas, rank
+    return None
+
+
+def accelerate_runs() -> bool:
+    """Say whether an Accelerator (of Accelerate or the Trainer) is at work: it divides loaders."""
+    state = sys.modules.get("accelerate.state")
+    return bool(state is not None and state.AcceleratorState._shared_state)
+
+
+def check_divided(*, wrapped: bool) -> None:
+    """Refuse an order that every process would go through whole, before a batch is spent.
+
+    Args:
+        wrapped: The order is that of a ``ScoredLoader``, which no framework divides.
+
+    Raises:
+        RuntimeError: If there are several processes and nothing divides the order among them.
+    """
+    world = world_size()
+    if world == 1 or (not wrapped and accelerate_runs() and not _inside_lightning()):
+        return
+    if wrapped:
+        remedy = "give the loader a torch DistributedSampler before it is wrapped" + (
+            "; Accelerate divides index_batches(loader, sampler) instead" * accelerate_runs()
+        )
+    elif _inside_lightning():
+        remedy = (
+            "Lightning's own division keeps the length of the first epoch for ever: give "
+            "use_distributed_sampler=False to the Trainer, and num_replicas='auto' to the sampler"
+        )
+    else:
+        remedy = "give num_replicas='auto' to the sampler"
+    raise RuntimeError(
+        f"{world} processes would each go through all examples: {remedy} (num_replicas=1, rank=0 "
+        "if you divide the order yourself)"
+    )
+
+
+def _inside_lightning() -> bool:
+    """Say whether the order is being read by Lightning's wrapper of samplers."""
+    frame = sys._getframe(1)
+    for _ in range(5):
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+        if frame.f_globals.get("__name__", "").endswith("fabric.utilities.distributed"):
+            return True
+    return False
