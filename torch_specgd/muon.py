@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from specgd_common.cuts import check_fit, check_split, cut_of
@@ -12,6 +13,8 @@ from specgd_common.tensors import is_dtensor, local
 
 from .checks import Check, check_schedule, flag, integer, number, one_of, pair
 from .distributed.layout import local_like, without_partial_sums
+from .groups.foreign import in_own_words
+from .groups.from_adamw import carried_over
 from .groups.given import given_groups
 from .groups.matrix_view import (
     MATRIX_VIEWS,
@@ -72,6 +75,7 @@ class Muon(SpectralOptimizer):
             "match_rms_adamw" 1.0 is right; with "original" and lr=0.02, 0.015 gives 3e-4.
         adamw_betas: Averaging coefficients of the AdamW part (default (0.9, 0.999)).
         adamw_eps: Denominator's epsilon of the AdamW part (default 1e-8).
+        adamw_weight_decay: Decay of the AdamW part; None is ``weight_decay`` (default).
         maximize: Ascend instead of descend (default False).
         cautious_weight_decay: Decay only entries that the update shrinks too (default False).
         neuron_beta: Averaging coefficient of NorMuon's neuron-wise normalization, 0.95 in the
@@ -128,6 +132,7 @@ class Muon(SpectralOptimizer):
         adamw_lr_ratio: float = 1.0,
         adamw_betas: tuple[float, float] = (0.9, 0.999),
         adamw_eps: float = 1e-8,
+        adamw_weight_decay: float | None = None,
         maximize: bool = False,
         cautious_weight_decay: bool = False,
         neuron_beta: float | None = None,
@@ -150,6 +155,7 @@ class Muon(SpectralOptimizer):
             "adamw_lr_ratio": adamw_lr_ratio,
             "adamw_betas": adamw_betas,
             "adamw_eps": adamw_eps,
+            "adamw_weight_decay": adamw_weight_decay,
             "maximize": maximize,
             "cautious_weight_decay": cautious_weight_decay,
             "neuron_beta": neuron_beta,
@@ -166,6 +172,7 @@ class Muon(SpectralOptimizer):
         }
         super().__init__(given_groups(params), defaults)
 
+    carried = ""  # what `from_adamw` did
     CHECKS: ClassVar[Mapping[str, Check]] = {
         "lr": number(),
         "weight_decay": number(),
@@ -177,6 +184,7 @@ class Muon(SpectralOptimizer):
         "adamw_lr_ratio": number(),
         "adamw_betas": pair(number(below=1.0)),
         "adamw_eps": number(),
+        "adamw_weight_decay": number(none=True),
         "maximize": flag(),
         "cautious_weight_decay": flag(),
         "neuron_beta": number(below=1.0, none=True),
@@ -191,6 +199,48 @@ class Muon(SpectralOptimizer):
         "split": lambda name, value: check_split(value, name),
         "rounding_step": integer(0),
     }
+
+    @classmethod
+    def from_adamw(
+        cls, source: Optimizer | Mapping[str, Any], model: nn.Module, **options: Any
+    ) -> "Muon":
+        """Make the Muon that goes on where an AdamW run stands; ``print`` says what became of it.
+
+        Matrices take three times AdamW's rate, at equal root mean square of the update, and the
+        same decay a step; AdamW's first moment is their momentum. Everything else is stepped as
+        before, its moments included.
+
+        Args:
+            source: A ``torch.optim.AdamW``, whose state goes along, or its settings, such as
+                ``{"lr": 3e-4, "weight_decay": 0.1}``.
+            model: Whose parameters it steps.
+            **options: Further arguments of ``Muon``.
+
+        Raises:
+            ValueError: If ``source`` is no AdamW's, or does what Muon cannot (amsgrad).
+
+        Example:
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+            >>> print(Muon.from_adamw({"lr": 1e-3}, model).carried)
+            from AdamW:
+              1 parameters: Muon, lr 0.003 (3 times AdamW's), decay 0.00333333; no state
+              3 parameters: AdamW, lr 0.001, betas (0.9, 0.999), decay 0.01; no state
+        """
+        made = carried_over(source, model)
+        optimizer = cls(made.groups, **options)
+        optimizer.carried = made.report
+        optimizer.state.update(made.state)
+        return optimizer
+
+    def __repr__(self) -> str:
+        return "\n".join(filter(None, [super().__repr__(), self.carried]))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; see the base class. Names of other optimizers are taken, or refused."""
+        super().add_param_group(self._own_words(param_group))
+
+    def _own_words(self, group: Any) -> Any:
+        return in_own_words(group, self.defaults["lr"]) if isinstance(group, Mapping) else group
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         super()._check_group(group)
@@ -262,6 +312,7 @@ class Muon(SpectralOptimizer):
         if not params:
             return
         states = [self.state[p] for p in params]
+        decay = group["adamw_weight_decay"]
         # Elementwise: this rank's pieces are enough.
         spread = any(map(is_dtensor, params))
         adamw_step(
@@ -273,7 +324,7 @@ class Muon(SpectralOptimizer):
             lr=group["lr"] * group["adamw_lr_ratio"],
             betas=group["adamw_betas"],
             eps=group["adamw_eps"],
-            weight_decay=group["weight_decay"],
+            weight_decay=group["weight_decay"] if decay is None else decay,
             maximize=group["maximize"],
             foreach=group["foreach"],
             capturable=group["capturable"],

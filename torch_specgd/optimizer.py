@@ -32,6 +32,10 @@ class SpectralOptimizer(Optimizer):
         """Raise unless every hyper-parameter of the group can be used."""
         check_settings(group, self.CHECKS)
 
+    def _own_words(self, group: Any) -> Any:
+        """Return a group, of a user or a checkpoint, in this optimizer's names."""
+        return group
+
     @abstractmethod
     def _state_shapes(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
         """Return the shape of each entry that a parameter's state may have; () for a count."""
@@ -204,9 +208,13 @@ class SpectralOptimizer(Optimizer):
     def _checked(self, loaded: Mapping[str, Any]) -> dict[str, Any]:
         """Return the state dict that is to be loaded, once it is known to fit."""
         check_form(loaded, self.param_groups, type(self).__name__)
-        groups = self._with_functions(by_name(loaded["param_groups"], self.param_groups))
+        saved_groups = [self._own_words(group) for group in loaded["param_groups"]]
+        groups = self._with_functions(by_name(saved_groups, self.param_groups))
         for i, (own, saved) in enumerate(zip(self.param_groups, groups, strict=True)):
-            missing = [key for key in ("lr", "weight_decay", "momentum") if key not in saved]
+            needed = ("lr", "weight_decay", "momentum")[
+                : 2 if saved.get("use_muon") is False else 3
+            ]
+            missing = [key for key in needed if key not in saved]
             if missing:
                 raise ValueError(
                     f"group {i} of the state dict has no {', '.join(map(repr, missing))}: "
