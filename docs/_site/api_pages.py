@@ -24,6 +24,7 @@ ENGINE = "torch_specgd.triton_kernels."
 def as_markdown(source: str) -> str:
     """Return Python source whose docstrings mkdocstrings renders: Markdown's maths and names."""
     source = re.sub(r"\.\. math:: (.+?)\n\n", r"$$ \1 $$\n\n", source, flags=re.DOTALL)
+    source = re.sub(r"::\n\n", r":\n\n", source)
     source = re.sub(r":math:`([^`]+)`", r"$\1$", source)
     source = re.sub(r":(?:class|func|meth|mod|data):`", "`", source)
     return re.sub(r"^( +)Example:$", r"\1Examples:", source, flags=re.MULTILINE)

@@ -24,6 +24,7 @@ ROOT_PAGES = {
     "SECURITY.md": "security.md",
 }
 TABLE_END = re.compile(r"^( *\|.*\|) *\n(?= *[^|\s])", re.MULTILINE)
+CODE = re.compile(r"`[^`]+`")
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")
 LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json", ".sh": "bash"}
 
@@ -99,8 +100,19 @@ def relinked(text: str, source: str, uri: str, linked: set[str]) -> str:
             linked.add(target)
         return relpath(uri_of(target), PurePosixPath(uri).parent)
 
-    # Python-Markdown takes a line that follows a table for one more row.
-    return LINK.sub(replace, TABLE_END.sub(r"\1\n\n", text))
+    return LINK.sub(replace, as_python_markdown(text))
+
+
+def as_python_markdown(text: str) -> str:
+    """Return `text` with tables as Python-Markdown reads them.
+
+    It takes a line that follows a table for one more row, and shows the backslash of a bar in code.
+    """
+    lines = TABLE_END.sub(r"\1\n\n", text).split("\n")
+    for number, line in enumerate(lines):
+        if line.lstrip().startswith("|"):
+            lines[number] = CODE.sub(lambda code: code[0].replace("\\|", "|"), line)
+    return "\n".join(lines)
 
 
 def as_page(target: str) -> str:
