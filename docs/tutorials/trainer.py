@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Replace AdamW in a Trainer script
 #
-# The Hugging Face `Trainer` takes an optimizer class and its settings in one argument. Everything
-# else of the script stays: schedule, checkpoints, resuming. The model here is a tiny Llama that
-# reads bytes of Python's own documentation.
+# The Hugging Face `Trainer` takes another optimizer by one argument. Everything else of the
+# script stays: schedule, checkpoints, resuming. The model here is a tiny Llama that reads bytes
+# of Python's own documentation.
 
 # %%
 import pydoc_data.topics
@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from torch_specgd import Muon, param_groups
+from torch_specgd import muon_for_trainer, param_groups
 
 text = "\n".join(pydoc_data.topics.topics.values()).encode()[:200_000]
 windows = torch.frombuffer(bytearray(text), dtype=torch.uint8).long().unfold(0, 64, 64)
@@ -46,36 +46,35 @@ print(f"{len(train_data)} windows of 64 bytes, {tiny_llama().num_parameters():,}
 # %% [markdown]
 # ## The script as it was
 
-
 # %%
+arguments = TrainingArguments(
+    output_dir=tempfile.mkdtemp(),
+    max_steps=60,
+    per_device_train_batch_size=16,
+    per_device_eval_batch_size=32,
+    learning_rate=1e-2,
+    weight_decay=0.1,
+    warmup_steps=5,
+    lr_scheduler_type="cosine",
+    use_cpu=True,
+    report_to="none",
+    save_strategy="no",
+    logging_strategy="no",
+    disable_tqdm=True,
+    dataloader_pin_memory=False,
+)
+
+
 def held_out_loss(model, **optimizer):
     """Train for 60 steps; return the loss on bytes that were not seen."""
-    arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        max_steps=60,
-        per_device_train_batch_size=16,
-        per_device_eval_batch_size=32,
-        learning_rate=1e-2,
-        weight_decay=0.1,
-        warmup_steps=5,
-        lr_scheduler_type="cosine",
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-    trainer = Trainer(
-        model=model, args=arguments, train_dataset=train_data, eval_dataset=test_data, **optimizer
-    )
+    data = {"train_dataset": train_data, "eval_dataset": test_data}
+    trainer = Trainer(model=model, args=arguments, **data, **optimizer)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.evaluate()["eval_loss"]
 
 
-adamw = held_out_loss(tiny_llama())
-print(f"AdamW: {adamw:.3f} nats a byte")
+print(f"AdamW: {held_out_loss(tiny_llama()):.3f} nats a byte")
 
 # %% [markdown]
 # ## Where each parameter goes
@@ -90,13 +89,11 @@ print(param_groups(model))
 # %% [markdown]
 # ## One argument more
 #
-# Hand the groups over by `optimizer_cls_and_kwargs`. `adjust_lr_fn="match_rms_adamw"` lets you
-# keep AdamW's learning rate and weight decay. Trainer does not pass its `learning_rate` to a
-# class that you bring, so it stands in the settings.
+# `muon_for_trainer` reads learning rate, weight decay, betas and epsilon from the arguments. They
+# mean what they mean for AdamW, because the steps of matrices are scaled to AdamW's size.
 
 # %%
-settings = {"params": param_groups(model), "lr": 1e-2, "adjust_lr_fn": "match_rms_adamw"}
-muon = held_out_loss(model, optimizer_cls_and_kwargs=(Muon, settings))
+muon = held_out_loss(model, optimizer_cls_and_kwargs=muon_for_trainer(model, arguments))
 print(f"Muon:  {muon:.3f} nats a byte")
 
 # %% [markdown]
