@@ -95,6 +95,8 @@ class Muon(SpectralOptimizer):
             each matrix is orthogonalized by one rank and the results are shared, bit for bit
             (default False). DTensors (FSDP2, HSDP, tensor parallelism) need no argument: each
             says by itself how it is spread. No effect without a process group.
+        per_head: Cut the weights of attention head by head; ``params`` must be a module then
+            (default False).
 
     Raises:
         ValueError: On a value out of range, an unknown name, or ``use_muon=True`` on a vector.
@@ -142,6 +144,7 @@ class Muon(SpectralOptimizer):
         foreach: bool | None = None,
         capturable: bool = False,
         share_work: bool = False,
+        per_head: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -170,7 +173,7 @@ class Muon(SpectralOptimizer):
             "split": None,
             "rounding_step": 0,
         }
-        super().__init__(given_groups(params), defaults)
+        super().__init__(given_groups(params, per_head), defaults)
 
     carried = ""  # what `from_adamw` did
     CHECKS: ClassVar[Mapping[str, Check]] = {

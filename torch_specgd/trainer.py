@@ -21,11 +21,12 @@ class TrainerMuon:
         *,
         overrides: Mapping[Any, Any] | None = None,
         splits: Mapping[str, Any] | None = None,
+        per_head: bool = False,
         **settings: Any,
     ) -> Muon:
         """Return Muon on the trained parameters, vectors without weight decay as Trainer has it."""
         groups = []
-        for group in param_groups(model, overrides, splits=splits):
+        for group in param_groups(model, overrides, splits=splits, per_head=per_head):
             for decayed in (True, False):
                 params = [
                     (name, p)

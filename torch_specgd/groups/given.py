@@ -9,19 +9,28 @@ from torch import Tensor, nn
 from .param_groups import param_groups, routed_by_name
 
 
-def given_groups(params: Any) -> Any:
+def given_groups(params: Any, per_head: bool = False) -> Any:
     """Return what torch's optimizers take, routed as far as the names tell.
 
     Args:
         params: A module, which is routed by ``param_groups``; names and parameters, which are
             routed by name and shape; parameters, which go by shape, as in torch; or dicts of
             groups with either. A group that has ``use_muon`` stays as it is.
+        per_head: See ``param_groups``; only for a module.
 
     Returns:
         Groups, of which none is the user's own dict.
+
+    Raises:
+        TypeError: For ``per_head`` without a module.
     """
     if isinstance(params, nn.Module):
-        return list(param_groups(params))
+        return list(param_groups(params, per_head=per_head))
+    if per_head:
+        raise TypeError(
+            f"per_head=True must come with the model, as in Muon(model, per_head=True), got a "
+            f"{type(params).__name__} of parameters"
+        )
     if isinstance(params, (Tensor, dict, str)) or not isinstance(params, Iterable):
         return params  # torch refuses it in its own words
     given = list(params)

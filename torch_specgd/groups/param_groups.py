@@ -13,6 +13,7 @@ from specgd_common.places import Place, is_convolution, places_of
 from .heads import Heads
 from .matrix_view import is_matrix
 from .named import model_of
+from .per_head import head_cut
 from .reasons import view_of, why_adamw
 
 Override = str | type | bool | Mapping[str, Any]
@@ -58,6 +59,7 @@ def param_groups(
     *,
     splits: Mapping[str, Split] | None = None,
     adamw: Mapping[str, Any] | None = None,
+    per_head: bool = False,
 ) -> ParamGroups:
     """Sort a model's parameters for ``Muon``, by what each of them is.
 
@@ -79,6 +81,8 @@ def param_groups(
         splits: By name pattern: a number of equal parts, sizes along dimension 0, or
             (dim, sizes), or ``Interleaved(heads, sizes)``. None switches a detected split off.
         adamw: Settings of all AdamW groups, e.g. ``{"weight_decay": 0.0}``.
+        per_head: Cut the weights of attention head by head, as wide as the module or its config
+            says, also where heads share keys and values (default False).
 
     Returns:
         Groups of named parameters for ``Muon(...)``; ``print`` shows them with reasons. A
@@ -106,7 +110,7 @@ def param_groups(
     overrides, splits = dict(overrides or {}), dict(splits or {})
     unused: set[Any] = {*overrides, *splits}
     routes = []
-    for places, settings, reason in _routes(model):
+    for places, settings, reason in _routes(model, per_head=per_head):
         names, owner, param = [p.name for p in places], places[0].owner, places[0].param
         for key, value in overrides.items():
             if _matches(key, names, owner):
@@ -147,13 +151,15 @@ def routed_by_name(named: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
 
 
 def _routes(
-    model: nn.Module, guess: bool = True
+    model: nn.Module, guess: bool = True, per_head: bool = False
 ) -> Iterator[tuple[list[Place], dict[str, Any], str]]:
     """Yield the places of each parameter, its settings and the reason."""
     found = places_of(model)
     heads = Heads(model, found, guess)
     for places in found:
         settings, reason = _route(places, heads)
+        if per_head and settings["use_muon"]:
+            settings["split"] = head_cut(places[0], settings["split"])
         yield places, settings, reason
 
 
@@ -162,6 +168,8 @@ def _show_split(split: Sequence[Any] | None) -> str:
         return ""
     dim, sizes, repeats = unpacked(split)
     times = f"{repeats} times " if repeats > 1 else ""
+    if len(sizes) > 4 and len(set(sizes)) == 1:
+        return f", split into {len(sizes)} of {sizes[0]} along {dim}"
     return f", split {times}{' + '.join(map(str, sizes))} along {dim}"
 
 
