@@ -100,10 +100,13 @@ def test_weights_stored_the_other_way_round(tmp_path: Path, capsys) -> None:
     direction, flipped = fed(model), ("*.weight",)
     state = model.state_dict()
     wrong = "'c_attn.weight' .* is stored .in, out."
+    silent = {k: x for k, x in state.items() if not k.endswith("bias")}
     with pytest.raises(ValueError, match=wrong):
-        shrink_state_dict(state, direction)
+        shrink_state_dict(silent, {k: direction[k] for k in silent})
     with pytest.raises(ValueError, match=wrong):
-        fire_state_dict(state)
+        fire_state_dict(silent)
+    told, _ = shrink_state_dict(state, direction)  # the biases tell it
+    assert equal(told, shrink_state_dict(state, direction, transposed=flipped)[0])
     for units in ("kernel", "filter", "row"):
         new, report = shrink_state_dict(state, direction, transposed=flipped, units=units)
         copied = dash_shrink(model, direction, units=units, inplace=False, include="*")
@@ -115,10 +118,11 @@ def test_weights_stored_the_other_way_round(tmp_path: Path, capsys) -> None:
     offline, _ = fire_state_dict(state, transposed=flipped)
     fire_reinit(model)
     assert equal(offline, model.state_dict())
-    assert main(["fire", str(source), "-o", str(out)]) == 2
-    assert "--transposed on the command line" in capsys.readouterr().err
     assert main(["fire", str(source), "-o", str(out), "--transposed", *flipped]) == 0
     assert equal(load(out), offline)
+    torch.save(silent, source)
+    assert main(["fire", str(source), "-o", str(out), "--force"]) == 2
+    assert "--transposed on the command line" in capsys.readouterr().err
 
 
 def test_command_line_refuses_and_leaves_files_alone(tmp_path: Path, capsys) -> None:

@@ -169,6 +169,7 @@ def _finished(job: Job, reports: Sequence[ShrinkReport | None]) -> ShrinkReport 
     for other in found[1:]:
         first.rows += other.rows
         first.skipped += other.skipped
+        first.notes += [n for n in other.notes if n not in first.notes]
         if first.factors is not None and other.factors is not None:
             first.factors.update(other.factors)
     if not first.rows:

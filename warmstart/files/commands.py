@@ -29,7 +29,7 @@ from .with_model import shrink_with_model
 def run(args: argparse.Namespace) -> list[str]:
     """Run one command; return what it says."""
     sharded = args.input.name.endswith(INDEX)
-    args.elsewhere = read_index(args.input).dimensions if sharded else None
+    args.elsewhere = read_index(args.input).shapes if sharded else None
     if args.command == "inspect":
         return _inspect(args)
     if args.output is None and not args.dry_run:

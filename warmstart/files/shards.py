@@ -34,12 +34,12 @@ class Index:
     Attributes:
         path: Of the index.
         content: As in the file.
-        dimensions: Tensor name -> number of dimensions, from the shards' headers.
+        shapes: Tensor name -> shape, from the shards' headers.
     """
 
     path: Path
     content: dict[str, Any]
-    dimensions: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
 
     @property
     def shards(self) -> list[str]:
@@ -66,15 +66,15 @@ def read_index(path: Path) -> Index:
             )  # fmt: skip
     if not isinstance(content.get("metadata", {}), dict):
         raise FileError(path, "metadata must be a JSON object")
-    dimensions: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for shard in sorted(set(weight_map.values())):
         named = {n for n, s in weight_map.items() if s == shard}
         with opened_safetensors(path.parent / shard) as f:
             held = set(f.keys())
             if named != held:
                 raise FileError(path, _difference(shard, named, held))
-            dimensions.update({k: len(f.get_slice(k).get_shape()) for k in sorted(held)})
-    return Index(path, content, dimensions)
+            shapes.update({k: tuple(f.get_slice(k).get_shape()) for k in sorted(held)})
+    return Index(path, content, shapes)
 
 
 def _is_plain(shard: str) -> bool:

@@ -7,6 +7,7 @@ devices, untouched entries and ``_metadata`` are kept; tensors that shared memor
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ from ..shrink.apply import products
 from ..shrink.factors import check_floor, check_zero_gradient
 from ..shrink.per_parameter import add_value, factor_row, shrink_targets, whole
 from ..shrink.report import ShrinkReport
-from ..targets.find import Patterns, Skipped, Target
+from ..shrink.report_notes import left_out_notes
+from ..targets.find import Patterns, Target
 from ..targets.state_targets import StateUnits, check_orientation, state_targets
 
 StateDict = dict[str, Any]
@@ -41,7 +43,7 @@ def shrink_state_dict(
     transposed: Patterns = None,
     zero_gradient: str = "floor",
     strict: bool = True,
-    elsewhere: Mapping[str, int] | None = None,
+    elsewhere: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[StateDict, ShrinkReport]:
     """``dash_shrink`` for a state dict and saved directions.
 
@@ -107,7 +109,8 @@ def shrink_state_dict(
     factors, rows = shrink_targets(targets, direction, floor, zero_gradient)
     settings = {"alpha": alpha, "floor": floor, "bias": bias, "zero_gradient": zero_gradient}
     batches = direction.num_batches
-    report = ShrinkReport("dash", settings, rows, skipped, num_batches=batches, factors=factors)
+    notes = left_out_notes(skipped)
+    report = ShrinkReport("dash", settings, rows, skipped, notes, batches, factors=factors)
     return with_values(state_dict, targets, products(targets, factors)), report
 
 
@@ -119,7 +122,8 @@ def uniform_state_dict(
     targets, skipped = state_targets(state_dict, **selection)
     factors = {t.name: constant(t, factor) for t in targets}
     rows = [factor_row(t, factors[t.name], factor) for t in targets]
-    report = ShrinkReport("uniform", {"factor": factor}, rows, skipped, factors=factors)
+    notes = left_out_notes(skipped)
+    report = ShrinkReport("uniform", {"factor": factor}, rows, skipped, notes, factors=factors)
     return with_values(state_dict, targets, products(targets, factors)), report
 
 
@@ -152,7 +156,7 @@ def perturb_state_dict(
         noise = _noise(t.name, w.shape, seed) if normal else _matching(fresh or {}, t)
         rows.append(add_value(t, w * shrink + noise.to(w) * perturb, values))
     settings = {"preset": preset, "shrink": shrink, "perturb": perturb, "seed": seed}
-    report = ShrinkReport("perturb", settings, rows, skipped)
+    report = ShrinkReport("perturb", settings, rows, skipped, left_out_notes(skipped))
     return with_values(state_dict, targets, values), report
 
 
@@ -161,26 +165,48 @@ def fire_state_dict(
 ) -> tuple[StateDict, ShrinkReport]:
     """``fire_reinit`` for a state dict; ``selection`` as in ``state_targets``.
 
-    A state dict does not tell embeddings from linear layers: exclude them by name. Nor does it tell
-    which weights are stored (in, out): name those of GPT-2 and of transposed convolutions in
-    ``transposed``.
+    Embeddings are told by their usual names and left alone; exclude others by theirs. Weights that
+    are stored (in, out) are told by the biases beside them; name others in ``transposed``.
     """
     if not 0.0 < strength <= 1.0:
         raise ValueError(f"strength must be in (0, 1], got {strength}")
     targets, skipped = state_targets(state_dict, **{**selection, "bias": "skip"})
-    skipped += [Skipped(t.name, "not a matrix") for t in targets if t.parameter.ndim < 2]
-    targets = [t for t in targets if t.parameter.ndim >= 2]
+    matrices = [t for t in targets if t.parameter.ndim >= 2]
+    skipped += [t.left("no matrix") for t in targets if t.parameter.ndim < 2]
+    tables = [t for t in matrices if t.kind.startswith("Embedding")]
+    if selection.get("include") is None:
+        skipped += [t.left("an embedding") for t in tables]
+        matrices = [t for t in matrices if t not in tables]
+    targets = matrices
     check_orientation(targets)
     values: dict[str, Tensor] = {}
     rows = []
     for t in targets:
         w = whole(t.parameter)
-        flipped = stored_in_out(t.kind, w.ndim)
-        cut = split_by_name(t.name, w.shape, stored_in_out=flipped) if w.ndim == 2 else None
-        new = w.lerp(isometry(w, t.kind, (0, cut[1]) if cut else None), strength)
+        sizes = _parts(t, state_dict)
+        new = w.lerp(isometry(w, t.kind, (0, sizes) if sizes else None), strength)
         rows.append(add_value(t, new, values))
     report = ShrinkReport("fire", {"strength": strength}, rows, skipped)
     return with_values(state_dict, targets, values), report
+
+
+def _parts(t: Target, state_dict: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the sizes of the matrices that a weight stacks along its outputs, if it does."""
+    shape, name = t.parameter.shape, f"{t.module}.{t.kind.partition('.')[2]}".lstrip(".")
+    if len(shape) != 2:
+        return ()
+    if "weight_ih" in name or "weight_hh" in name:
+        # The hidden size is the output of a projection, or the input of the other matrix.
+        hidden = [
+            x.shape[1]
+            for key in (re.sub("_(ih|hh)", "_hr", name), re.sub("_(ih|hh)", "_hh", name))
+            if isinstance(x := state_dict.get(key), Tensor)
+        ]
+        gates = shape[0] // hidden[0] if hidden else 0
+        return (hidden[0],) * gates if gates in (3, 4) else ()
+    flipped = stored_in_out(t.kind, 2)
+    cut = split_by_name(name, shape, stored_in_out=flipped)
+    return () if cut is None else cut[1]
 
 
 def saved_direction(given: Any) -> tuple[Direction, float | None]:

@@ -21,6 +21,7 @@ from ..shrink.report import ShrinkReport
 from ..shrink.report_notes import (
     data_notes,
     direction_notes,
+    left_out_notes,
     remember,
     statistics_notes,
     warn_if_untrained,
@@ -158,6 +159,7 @@ def dash_shrink(
     }
     notes = [
         *direction_notes(rows, grad_mode),
+        *left_out_notes(skipped),
         *statistics_notes(model, rows, recalibrate_norm),
         *data_notes(data, direction.alpha, tail, direction.num_batches),
     ]

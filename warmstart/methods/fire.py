@@ -23,7 +23,7 @@ from ..shrink.apply import commit
 from ..shrink.per_parameter import add_value, whole
 from ..shrink.report import ShrinkReport
 from ..shrink.report_notes import statistics_notes
-from ..targets.find import Patterns, Skipped, Target, find_targets
+from ..targets.find import Patterns, Target, find_targets
 from ..targets.parameters import unwrap
 
 # |W W^T - 1| up to which a matrix counts as an isometry: singular values are within half of it.
@@ -84,11 +84,9 @@ def fire_reinit(
     found, skipped = find_targets(
         model, units="filter", include=include, exclude=exclude, bias="skip"
     )
-    targets = [t for t in found if include is not None or _is_layer_weight(t)]
+    targets = [t for t in found if include is not None or _is_layer_weight(model, t)]
     skipped += [
-        Skipped(t.name, "not a linear, convolutional or recurrent weight")
-        for t in found
-        if t not in targets
+        t.left("not a linear, convolutional or recurrent weight") for t in found if t not in targets
     ]
     if not targets:
         raise ValueError("no linear, convolutional or recurrent weight to reinitialize")
@@ -176,9 +174,12 @@ def _polar(x: Tensor) -> Tensor:
     return polar
 
 
-def _is_layer_weight(t: Target) -> bool:
-    owner, _, attribute = t.kind.partition(".")
+def _is_layer_weight(model: nn.Module, t: Target) -> bool:
+    attribute = t.kind.partition(".")[2]
     if t.parameter.ndim < 2 or t.direction_of is not None:
         return False
-    is_weight = attribute.endswith("weight") or attribute.startswith("weight_")
-    return is_weight and not owner.startswith("Embedding")
+    module = unwrap(model)
+    owners = [t.module, *(n.rpartition(".")[0] for n in t.aliases)]
+    tables = (nn.Embedding, nn.EmbeddingBag)
+    is_table = any(isinstance(module.get_submodule(owner), tables) for owner in owners)
+    return (attribute.endswith("weight") or attribute.startswith("weight_")) and not is_table

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..shrink.apply import commit
 from ..shrink.per_parameter import add_value, whole
 from ..shrink.report import ShrinkReport
-from ..targets.find import Skipped, find_targets
+from ..targets.find import find_targets
 from .initial_values import Initial, initial_values
 
 
@@ -65,7 +65,7 @@ def head_reset(
         if unknown:
             raise ValueError(f"no module with parameters is named {sorted(unknown)}; {owners}")
     targets = [t for t in everything if t.module in chosen]
-    skipped += [Skipped(t.name, "not in the head") for t in everything if t.module not in chosen]
+    skipped += [t.left("not in the head") for t in everything if t.module not in chosen]
     drawn = initial_values(model, [t.name for t in targets], fresh, seed)
     values: dict[str, Tensor] = {}
     rows = [add_value(t, whole(drawn[t.name]), values) for t in targets]

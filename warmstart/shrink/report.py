@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,10 +121,10 @@ class ShrinkReport:
         return self.to_table()
 
     def to_table(self) -> str:
-        """Aligned text: one line per parameter, then skipped parameters, then notes."""
+        """Return aligned text: the sum, a line per parameter, skipped ones by reason, notes."""
         given = ", ".join(f"{k}={v}" for k, v in self.settings.items())
         state = "" if self.applied else " (dry run: nothing was changed)"
-        lines = [f"{self.method}({given}){state}"]
+        lines = [f"{self.method}({given}){state}", self.summary()]
         table = zip(_HEADER, *(_cells(r) for r in self.rows), strict=True)
         # A method without a direction has no cosines: columns of nothing are left out.
         columns = [c for c in table if any(cell != "-" for cell in c[1:])]
@@ -132,9 +133,27 @@ class ShrinkReport:
             width = max(map(len, column))
             padded.append([c.ljust(width) if i < 2 else c.rjust(width) for c in column])
         lines += ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
-        lines += [f"skipped {s.name}: {s.reason}" for s in self.skipped]
+        reasons: dict[str, list[str]] = {}
+        for s in self.skipped:
+            reasons.setdefault(s.reason, []).append(s.name)
+        lines += [f"skipped {len(n)}, {why}: {_some(n)}" for why, n in reasons.items()]
         lines += [f"note: {n}" for n in self.notes]
         return "\n".join(lines)
+
+    def summary(self) -> str:
+        """Return how many weights of how many moved, and by how much."""
+        moved = [r for r in self.rows if r.norm_after != r.norm_before]
+        count = sum(math.prod(r.shape) for r in moved)
+        rest = [r.shape for r in self.rows if r not in moved] + [s.shape for s in self.skipped]
+        total = count + sum(math.prod(shape) for shape in rest if shape)
+        before = math.sqrt(sum(r.norm_before**2 for r in self.rows))
+        after = math.sqrt(sum(r.norm_after**2 for r in self.rows))
+        ratio = f" (x{after / before:.3g})" if before else ""
+        return (
+            f"{count:,} of {total:,} weights in {len(moved)} of "
+            f"{len(self.rows) + len(self.skipped)} tensors; "
+            f"their norm from {before:.4g} to {after:.4g}{ratio}"
+        )
 
     def to_dict(self, *, factors: bool = False) -> dict[str, Any]:
         """Return plain data; with ``factors`` also every factor, as ``undo`` needs it."""
@@ -210,6 +229,11 @@ _HEADER = (
     "eff. lr",
     "halves",
 )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
 def _cells(r: ParameterRow) -> tuple[str, ...]:

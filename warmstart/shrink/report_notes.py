@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..direction.norms import batch_norms
-from ..targets.find import Target
+from ..targets.find import Skipped, Target
 from ..targets.parameters import unwrap
 from .report import ParameterRow
 
@@ -78,6 +78,17 @@ def direction_notes(rows: Sequence[ParameterRow], grad_mode: str) -> list[str]:
             "embeddings and experts as they are"
         )
     return out
+
+
+def left_out_notes(skipped: Sequence[Skipped]) -> list[str]:
+    """Name tensors that look like weights but are left alone without anybody's word."""
+    loud = [s for s in skipped if len(s.shape) >= 2 and s.reason.startswith(("raw", "torch."))]
+    if not loud:
+        return []
+    return [
+        f"left as they are although they have two dimensions or more: "
+        f"{_some([f'{s.name} ({s.reason})' for s in loud])}"
+    ]
 
 
 def statistics_notes(

@@ -74,13 +74,18 @@ class Target:
         """Return ``x`` (shaped like the parameter) with the dimensions that ``dims`` count."""
         return x if self.split is None else x.unflatten(*self.split)
 
+    def left(self, reason: str) -> Skipped:
+        """Return it as one that is left alone after all."""
+        return Skipped(self.name, reason, tuple(self.parameter.shape))
+
 
 @dataclass(frozen=True)
 class Skipped:
-    """A parameter that is left alone, and why."""
+    """A parameter of some shape that is left alone, and why."""
 
     name: str
     reason: str
+    shape: tuple[int, ...] = ()
 
 
 def matches(patterns: Patterns, names: Iterable[str], parameter: Tensor) -> bool:
@@ -184,7 +189,9 @@ def find_targets(
         reason = _skip_reason(owned, include, exclude, bias)
         target = None if reason else _target(owned, units)
         if target is None:
-            skipped.append(Skipped(owned.name, reason or "left out by units"))
+            lazy = isinstance(owned.parameter, nn.parameter.UninitializedParameter)
+            shape = () if lazy else tuple(owned.parameter.shape)
+            skipped.append(Skipped(owned.name, reason or "left out by units", shape))
         elif lora == "product" and lora_role(owned.name) == "b":
             targets.append(_as_product(target, model))
         else:

@@ -72,6 +72,12 @@ def list_parameters(model: nn.Module) -> list[OwnedParameter]:
             parameters.append(owned)
             continue
         first.aliases.append(name)
+        if first.role == "raw":
+            # A head's bias may be registered beside the layer that uses it.
+            role = _role(owner, attribute)
+            if role != "raw":
+                first.role, first.owner = role, owner
+                first.owner_name, first.attribute = owner_name, attribute
         if parameter is not first.parameter and all(parameter is not p for _, p in first.tied):
             first.tied.append((name, parameter))
     return parameters
@@ -128,7 +134,7 @@ def _role(owner: nn.Module, attribute: str) -> str:
     # transformers' Conv1D is a linear layer whose weight is stored (in, out).
     transposed = type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")
     if not (transposed or isinstance(owner, (nn.Linear, *_CONV, *_CONV_TRANSPOSE, *_TABLE))):
-        return "raw"
+        return _role_by_name(owner, attribute)
     if attribute == "bias":
         return "bias"
     if attribute != "weight":
@@ -138,6 +144,20 @@ def _role(owner: nn.Module, attribute: str) -> str:
     if isinstance(owner, _CONV_TRANSPOSE):
         return "conv_transpose"
     return "conv" if isinstance(owner, _CONV) else "matrix"
+
+
+def _role_by_name(owner: nn.Module, attribute: str) -> str:
+    """Tell what a parameter of an unknown kind of module is: a weight and its bias say so."""
+    weight_name = f"{attribute[:-4]}weight" if attribute.endswith("bias") else attribute
+    weight = getattr(owner, weight_name, None)
+    if not (weight_name.endswith("weight") and isinstance(weight, Tensor) and weight.ndim >= 2):
+        return "raw"
+    bias = getattr(owner, f"{weight_name[:-6]}bias", None)
+    if isinstance(bias, Tensor) and bias.shape == weight.shape:
+        return "raw"  # an elementwise scale and its shift
+    if attribute.endswith("bias"):
+        return "bias" if isinstance(bias, Tensor) and bias.ndim == 1 else "raw"
+    return "conv" if weight.ndim > 2 else "matrix"
 
 
 def default_dims(

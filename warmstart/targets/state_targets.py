@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from specgd_common.fused import split_by_name
 from specgd_common.lora_names import lora_role
 
 from .find import LORA_REASONS, Patterns, Skipped, Target, check_patterns, includes, matches
+from .names import Names, Shapes, Told
 from .parameters import UNIT_NAMES, memory_key
 
 StateUnits = str | Callable[[str, Tensor], str | Sequence[int] | None]
@@ -26,12 +28,13 @@ def state_targets(
     bias: str = "vector",
     transposed: Patterns = None,
     strict: bool = True,
-    elsewhere: Mapping[str, int] | None = None,
+    elsewhere: Shapes | None = None,
 ) -> tuple[list[Target], list[Skipped]]:
     """Route every tensor of a state dict, from its name and shape alone.
 
-    Tensors with two or more dimensions whose name ends in ``weight`` are shrunk, and the ``bias``
-    beside them; one-dimensional weights belong to normalizations and stay.
+    What ``find_targets`` takes of a model is taken here: weights of two or more dimensions, the
+    biases beside them, gates of recurrent cells, magnitudes of weight normalization. Buffers, such
+    as running statistics, never change, whatever is included.
 
     Args:
         state_dict: Name -> tensor; other entries are ignored.
@@ -41,10 +44,10 @@ def state_targets(
         exclude: Not these.
         bias: ``"vector"`` or ``"skip"``.
         transposed: Weights stored (in, out), such as those of GPT-2's layers and of transposed
-            convolutions: a state dict does not say so.
+            convolutions; where the bias beside a weight tells so, it need not be said.
         strict: Refuse patterns without a match and an empty selection; False for one shard of many.
-        elsewhere: For one shard, the number of dimensions of every tensor of the whole checkpoint:
-            a bias may lie in another shard than its weight.
+        elsewhere: For one shard, the shape of every tensor of the whole checkpoint: a bias may lie
+            in another shard than its weight.
 
     Returns:
         Targets and skipped tensors.
@@ -57,27 +60,54 @@ def state_targets(
     if strict:
         check_patterns(list(state_dict), include=include, exclude=exclude, transposed=transposed)
     tensors = {n: x for n, x in state_dict.items() if isinstance(x, Tensor)}
-    dimensions = {**(elsewhere or {}), **{n: x.ndim for n, x in tensors.items()}}
+    names = Names({**(elsewhere or {}), **{n: tuple(x.shape) for n, x in tensors.items()}})
     targets: list[Target] = []
     skipped: list[Skipped] = []
-    for names, x in _by_memory(tensors):
-        reasons = [_skip_reason(dimensions, n, x, include, exclude, bias) for n in names]
+    for own, x in _by_memory(tensors):
+        reasons = [_skip_reason(names.told(n), n, x, include, exclude, bias) for n in own]
         if all(reasons) or "excluded" in reasons:
-            skipped += [Skipped(n, r or "excluded") for n, r in zip(names, reasons, strict=True)]
+            skipped += [
+                Skipped(n, r or "excluded", tuple(x.shape))
+                for n, r in zip(own, reasons, strict=True)
+            ]
             continue
-        name = names[reasons.index("")]
-        flipped = x.ndim >= 2 and matches(transposed, names, x)
-        dims = _dims(name, x, units, flipped)
-        if dims is None:
-            skipped += [Skipped(n, "left out by units") for n in names]
-            continue
-        owner = "Tensor" if not flipped else "Conv1D" if x.ndim == 2 else "ConvTranspose"
-        kind, unit = f"{owner}.{name.rpartition('.')[2]}", _unit_name(x.ndim, dims, flipped)
-        aliases = tuple(n for n in names if n != name)
-        targets.append(Target(name, x, kind, unit, dims, aliases=aliases))
+        target = _target(own, own[reasons.index("")], tensors, names, units, transposed)
+        if isinstance(target, Target):
+            targets.append(target)
+        else:
+            skipped += [Skipped(n, target, tuple(x.shape)) for n in own]
     if not targets and strict:
         raise ValueError("no tensor of the state dict is selected")
     return targets, skipped
+
+
+def _target(
+    own: Sequence[str],
+    name: str,
+    tensors: Mapping[str, Tensor],
+    names: Names,
+    units: StateUnits,
+    transposed: Patterns,
+) -> Target | str:
+    """Return a target, or why there is none after all."""
+    x, told = tensors[name], names.told(name)
+    full = f"{told.module}.{told.attribute}".lstrip(".")
+    flipped = x.ndim >= 2 and (full in names.flipped or matches(transposed, own, x))
+    owner = "Tensor" if not flipped else "Conv1D" if x.ndim == 2 else "ConvTranspose"
+    if x.ndim == 2 and any(names.told(n).is_embedding for n in own):
+        owner = "Embedding"
+    aliases = tuple(n for n in own if n != name)
+    target = Target(
+        name, x, f"{owner}.{told.attribute}", "", (), aliases=aliases, module=told.module
+    )
+    if told.partner:
+        v = tensors.get(told.partner)
+        if v is None:
+            return "its direction lies in another shard"
+        partner = (told.partner, v)
+        return replace(target, unit="weight-norm magnitude", direction_of=partner)
+    unit = _unit(name, x, units, flipped)
+    return "left out by units" if unit is None else replace(target, unit=unit[0], dims=unit[1])
 
 
 def _by_memory(tensors: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
@@ -89,16 +119,15 @@ def _by_memory(tensors: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
 
 
 def _skip_reason(
-    dimensions: Mapping[str, int],
-    name: str,
-    x: Tensor,
-    include: Patterns,
-    exclude: Patterns,
-    bias: str,
+    told: Told, name: str, x: Tensor, include: Patterns, exclude: Patterns, bias: str
 ) -> str:
     """Tell why a tensor is left alone, or return the empty string."""
     if matches(exclude, [name], x):
         return "excluded"
+    if told.role == "buffer":
+        return "buffer"
+    if told.reason:
+        return told.reason
     if not x.is_floating_point() or x.dtype.itemsize < 2:
         return f"{x.dtype}"
     if x.layout is not torch.strided or x.is_meta:
@@ -111,41 +140,43 @@ def _skip_reason(
     lora = lora_role(name)
     if lora:
         return LORA_REASONS.get(lora, "")
-    prefix, _, leaf = name.rpartition(".")
-    if leaf.endswith("weight") and x.ndim >= 2:
-        return ""
-    sibling = dimensions.get(f"{prefix}.{leaf[:-4]}weight".lstrip("."), 0)
-    if leaf.endswith("bias") and x.ndim == 1 and sibling >= 2:
-        return "bias" if bias == "skip" else ""
-    return "neither a weight matrix nor the bias of one"
+    if told.is_embedding and _is_sinusoidal(x):
+        return "sinusoidal positions, which are not trained"
+    if told.role == "normalization":
+        return "normalization parameter"
+    if told.role == "raw":
+        return "raw parameter or buffer (name it in include to shrink it)"
+    return "bias" if told.role == "bias" and bias == "skip" else ""
 
 
-def _dims(name: str, x: Tensor, units: StateUnits, flipped: bool) -> tuple[int, ...] | None:
-    """Return the dimensions over which one unit extends, or None to leave the tensor out."""
-    answer = units(name, x) if callable(units) else units
-    if answer is None:
+def _is_sinusoidal(x: Tensor) -> bool:
+    """Say whether the first row of a table is sin(0) in one half and cos(0) in the other."""
+    if x.ndim != 2 or x.shape[1] < 2:
+        return False
+    ones, zeros = int((x[0] == 1).sum()), int((x[0] == 0).sum())
+    return ones + zeros == x.shape[1] and abs(ones - zeros) <= 1
+
+
+def _unit(
+    name: str, x: Tensor, units: StateUnits, flipped: bool
+) -> tuple[str, tuple[int, ...]] | None:
+    """Return a unit's name and the dimensions over which it extends; None leaves a tensor out."""
+    rule = units(name, x) if callable(units) else units
+    if rule is None:
         return None
-    if not isinstance(answer, str):
-        if any(not -x.ndim <= d < x.ndim for d in answer):
-            raise ValueError(f"units returned {answer!r} for {name} with {x.ndim} dimensions")
-        return tuple(sorted({d % x.ndim for d in answer}))
-    if answer not in UNIT_NAMES:
-        raise ValueError(f"units returned {answer!r} for {name}: {UNIT_NAMES}")
+    if not isinstance(rule, str):
+        if any(not -x.ndim <= d < x.ndim for d in rule):
+            raise ValueError(f"units returned {rule!r} for {name} with {x.ndim} dimensions")
+        return "custom", tuple(sorted({d % x.ndim for d in rule}))
+    if rule not in UNIT_NAMES:
+        raise ValueError(f"units returned {rule!r} for {name}: {UNIT_NAMES}")
     if x.ndim <= 1:
-        return tuple(range(x.ndim))
-    if answer == "kernel" and x.ndim > 2:
-        return tuple(range(2, x.ndim))
-    if flipped and answer != "row":
-        return (0, *range(2, x.ndim))
-    return tuple(range(1, x.ndim))
-
-
-def _unit_name(ndim: int, dims: tuple[int, ...], flipped: bool) -> str:
-    if ndim <= 1:
-        return "vector"
-    if flipped and dims == (0,):
-        return "column"
-    return {0: "entry", 1: "row"}.get(len(dims), "kernel")
+        return "vector", tuple(range(x.ndim))
+    if rule == "kernel" and x.ndim > 2:
+        return "kernel", tuple(range(2, x.ndim))
+    if flipped and rule != "row":
+        return ("column" if x.ndim == 2 else "filter"), (0, *range(2, x.ndim))
+    return ("row" if x.ndim == 2 or rule == "row" else "filter"), tuple(range(1, x.ndim))
 
 
 def check_orientation(targets: Sequence[Target]) -> None:
