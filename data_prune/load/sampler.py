@@ -19,6 +19,7 @@ from ..score.table import ScoreTable
 from ..select.noise import shuffled, uniform
 from ..select.planner import keep_count, resolve_method
 from .division import check_divided, check_division, divided_by
+from .labels import check_same_labels
 from .loader import ScoredLoader
 from .order import Handout, share, share_length
 
@@ -58,6 +59,8 @@ class DualScoreSampler(Sampler[int]):
             the first ones are repeated.
         select_options: Further arguments of ``ScoreTable.select``.
         tracker_options: Further arguments of ``DualTracker``.
+        check_labels: Refuse a ``table`` whose labels are not those of the data, where both are
+            known.
 
     Raises:
         TypeError: If an argument has the wrong kind.
@@ -92,6 +95,7 @@ class DualScoreSampler(Sampler[int]):
         drop_last: bool = False,
         select_options: dict[str, Any] | None = None,
         tracker_options: dict[str, Any] | None = None,
+        check_labels: bool = True,
     ) -> None:
         self.num_examples = _length(data_source)
         self.num_kept = keep_count(self.num_examples, prune_ratio)
@@ -101,6 +105,8 @@ class DualScoreSampler(Sampler[int]):
             raise ValueError(
                 f"table scores {len(table)} examples, the data set has {self.num_examples}"
             )
+        if table is not None and check_labels:
+            check_same_labels(table, data_source)
         if table is None and not shuffle:
             warnings.warn(
                 "with shuffle=False the examples at the end of an epoch are always measured on a "

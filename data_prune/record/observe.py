@@ -15,6 +15,9 @@ from torch import Tensor
 TASKS = ("classification", "multilabel", "tokens", "regression")
 PEERS = ("dyn_unc", "el2n", "forgetting", "aum", "tdds")
 
+# In the place of a probability: no label of the example counts, so that it was not seen.
+UNLABELLED = -1.0
+
 # Rows of logits that are widened to float32 at once: 2**22 floats are 16 MB, so that a
 # language model's (batch, length, 128k) logits are never copied whole.
 _CHUNK_ELEMENTS = 1 << 22
@@ -67,6 +70,18 @@ def _check_multilabel(logits: Tensor, target: Tensor) -> None:
             f"multilabel takes (B, C) twice, got logits {tuple(logits.shape)}, target "
             f"{tuple(target.shape)}"
         )
+    if target.device.type == "cpu":  # elsewhere the look would wait for the device
+        wrong = target[~((target == 0) | _unknown(target) | (target == 1))]
+        if len(wrong):
+            raise ValueError(
+                "multilabel targets must be 0 or 1, and -1 or NaN where unknown, got "
+                f"{wrong[0].item()}"
+            )
+
+
+def _unknown(target: Tensor) -> Tensor:
+    """Mark the entries of a multi-label target that say nothing."""
+    return (target == -1) | (target != target)
 
 
 def _check_classes(logits: Tensor, target: Tensor) -> None:
@@ -151,18 +166,26 @@ def token_log_prob(logits: Tensor, target: Tensor, ignore_index: int = -100) -> 
 
 
 def multilabel_prob(logits: Tensor, target: Tensor) -> Tensor:
-    r"""Return the geometric mean over classes of p^y (1 - p)^(1 - y), with p = sigmoid(logits).
+    r"""Return the geometric mean over known classes of p^y (1 - p)^(1 - y), p = sigmoid(logits).
 
     Args:
         logits: (B, C).
-        target: (B, C) of zeros and ones.
+        target: (B, C) of zeros and ones; -1 or NaN is unknown and does not count.
 
     Returns:
-        (B,) float32.
+        (B,) float32; NaN where an entry is none of these, ``UNLABELLED`` where all are unknown.
+
+    Example:
+        >>> target = torch.tensor([[1.0, -1.0], [-1.0, -1.0]])
+        >>> multilabel_prob(torch.tensor([[0.0, 9.0], [0.0, 0.0]]), target).tolist()
+        [0.5, -1.0]
     """
-    z = logits.detach().float()
-    signed = torch.where(target.bool(), z, -z)
-    return torch.nn.functional.logsigmoid(signed).mean(-1).exp()
+    z, known = logits.detach().float(), ~_unknown(target)
+    signed = torch.where(target == 1, z, -z)
+    log_prob = torch.nn.functional.logsigmoid(signed)
+    log_prob = log_prob.masked_fill((target != 0) & (target != 1), float("nan"))
+    mean = log_prob.masked_fill(~known, 0.0).sum(-1) / known.sum(-1)
+    return mean.exp().masked_fill(~known.any(-1), UNLABELLED)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -218,7 +241,8 @@ def observe(
         {'prob': [0.25], 'aum': [0.0]}
     """
     if task == "tokens":
-        return {"prob": token_log_prob(logits, target, ignore_index).exp()}
+        prob = token_log_prob(logits, target, ignore_index).exp()
+        return {"prob": prob.masked_fill((target == ignore_index).all(-1), UNLABELLED)}
     if task == "multilabel":
         return {"prob": multilabel_prob(logits, target)}
     if task == "regression":

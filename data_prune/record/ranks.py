@@ -83,16 +83,17 @@ def merge_start(store: Store, group: Any = None) -> int:
 
 
 def merge_counters(
-    store: Store, count: NDArray, before: tuple[int, int], group: Any = None
+    store: Store, count: NDArray, before: tuple[int, ...], group: Any = None
 ) -> None:
-    """Give all ranks the same totals of duplicates and non-finite sightings on all ranks.
+    """Give all ranks the same totals of duplicate, non-finite and unlabelled sightings.
 
     Args:
         store: Of this rank.
         count: (N,) sightings in this epoch, of all ranks.
-        before: The two totals after the last epoch; only this epoch's part is still apart.
+        before: The three totals after the last epoch; only this epoch's part is still apart.
         group: Process group.
     """
-    nonfinite = merge_counts([store.nonfinite - before[1]], "sum", group)[0]
+    mine = [store.nonfinite - before[1], store.unlabelled - before[2]]
+    nonfinite, unlabelled = merge_counts(mine, "sum", group)
     store.duplicates = before[0] + int(np.maximum(count.astype(np.int64) - 1, 0).sum())
-    store.nonfinite = before[1] + nonfinite
+    store.nonfinite, store.unlabelled = before[1] + nonfinite, before[2] + unlabelled

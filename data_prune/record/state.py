@@ -12,6 +12,9 @@ from torch import Tensor
 from .observe import check_index
 from .store import Store, layout
 
+# Counters that ranks add up when an epoch is closed.
+MERGED = ("duplicates", "nonfinite", "unlabelled")
+
 
 def check_keys(state: Any, names: tuple[str, ...], owner: str) -> None:
     """Refuse a state with unknown or missing entries, by name."""
@@ -72,6 +75,7 @@ def check_counters(counters: Any, mine: dict[str, Any]) -> None:
         raise ValueError(f"missing of the state must have {epoch} entries, got {len(missing)}")
     check_whole("duplicates", counters["duplicates"], 0)
     check_whole("nonfinite", counters["nonfinite"], 0)
+    check_whole("unlabelled", counters["unlabelled"], 0)
     check_wholes("nonfinite_examples", counters["nonfinite_examples"], 0, n - 1)
 
 
@@ -162,8 +166,8 @@ def check_whole_recording(
         wrong = "repeats name an example that the open epoch has not seen"
     elif state["loss_scale"] is not None and store.task != "regression":
         wrong = f"loss_scale must be None for task {store.task!r}, got {state['loss_scale']}"
-    elif state["merged"][0] > counters["duplicates"] or state["merged"][1] > counters["nonfinite"]:
-        wrong = f"merged must not exceed duplicates and nonfinite, got {state['merged']}"
+    elif any(m > counters[name] for m, name in zip(state["merged"], MERGED, strict=True)):
+        wrong = f"merged must not exceed {MERGED}, got {state['merged']}"
     if wrong is not None:
         raise ValueError(f"the state is of no recording: {wrong}")
 

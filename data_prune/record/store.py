@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..select.plan import parts
+from .observe import UNLABELLED
 from .ring import NOT_SEEN
 from .storage import Storage
 from .sums import fold_rows
@@ -113,6 +114,7 @@ class Store:
         self.missing: list[int] = []  # examples not seen, for each closed epoch
         self.duplicates = 0
         self.nonfinite = 0
+        self.unlabelled = 0  # sightings of which no label counts
         self.nonfinite_examples: set[int] = set()  # the first few, for messages
         self.repeats: list[tuple[NDArray, dict[str, NDArray]]] = []
         self.updates = 0  # batches in the open epoch
@@ -207,6 +209,10 @@ class Store:
         if labels is not None:
             self.arrays["label"][at] = labels
         found = {name: v.numpy() for name, v in values.items()}
+        blank = found["prob"] == UNLABELLED
+        if blank.any():
+            self.unlabelled += int(blank.sum())
+            at, found = at[~blank], {name: v[~blank] for name, v in found.items()}
         flat = [v if v.ndim == 1 else v.sum(axis=-1) for v in found.values()]
         finite = np.isfinite(flat).all(axis=0)
         if not finite.all():
@@ -333,6 +339,7 @@ class Store:
             "missing": list(self.missing),
             "duplicates": self.duplicates,
             "nonfinite": self.nonfinite,
+            "unlabelled": self.unlabelled,
             "nonfinite_examples": sorted(self.nonfinite_examples),
         }
 
@@ -345,6 +352,7 @@ class Store:
         self.epoch, self.num_classes = counters["epoch"], counters["num_classes"]
         self.missing = list(counters["missing"])
         self.duplicates, self.nonfinite = counters["duplicates"], counters["nonfinite"]
+        self.unlabelled = counters["unlabelled"]
         self.nonfinite_examples = set(counters["nonfinite_examples"])
 
     def take_arrays(self, arrays: dict[str, NDArray]) -> None:

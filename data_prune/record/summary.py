@@ -23,6 +23,7 @@ def coverage(store: Store) -> dict[str, Any]:
         "unscored": int((store.sums("windows") == 0).sum()),
         "duplicates": store.duplicates,
         "nonfinite": store.nonfinite,
+        "unlabelled": store.unlabelled,
         "nonfinite_examples": sorted(store.nonfinite_examples),
     }
 

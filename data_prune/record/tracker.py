@@ -20,6 +20,7 @@ from . import ranks
 from .checks import check_settings
 from .observe import PEERS, check_batch, check_index, check_labels, observe
 from .state import (
+    MERGED,
     check_counters,
     check_keys,
     check_same,
@@ -35,7 +36,7 @@ from .store import Store
 from .summary import coverage, score_table
 from .transfers import Batch, Transfers
 
-STATE_VERSION = 2  # 1 held the ring in float32
+STATE_VERSION = 3  # 1 held the ring in float32, 2 did not count what has no labels
 STATE = (
     "version", "task", "loss_scale", "counters", "updates", "merged", "arrays", "repeats",
 )  # fmt: skip
@@ -50,14 +51,15 @@ class DualTracker:
 
     Rules: an example seen twice in an epoch counts with its mean; a window with an epoch in
     which it was not seen is skipped for it; NaN or infinite logits count as not seen and are
-    counted. After the last epoch ``update`` and ``end_epoch`` do nothing, so that the calls may
+    counted, and so are, by themselves, examples of which no label counts. After the last epoch
+    ``update`` and ``end_epoch`` do nothing, so that the calls may
     stay in the training loop. ``coverage()`` reports all of it.
 
     Args:
         num_examples: N, length of the data set.
         epochs: T, epochs to record.
         window: J, epochs in a window, 2 <= J <= T.
-        task: "classification"; "multilabel" (geometric mean over classes); "tokens"
+        task: "classification"; "multilabel" (geometric mean over known classes); "tokens"
             (geometric-mean token probability); "regression" (exp(-loss / scale) with the
             median loss of the first epoch as scale: a heuristic, no result rests on it).
         peers: Other scores recorded besides, of "dyn_unc", "el2n", "forgetting", "aum", "tdds"
@@ -106,8 +108,8 @@ class DualTracker:
         self.process_group = process_group
         self._store = Store(num_examples, epochs, window, peers, storage, task)
         self._transfers = Transfers()
-        # Duplicates and non-finite sightings that all ranks already agree on.
-        self._merged = (self._store.duplicates, self._store.nonfinite)
+        # Duplicates, non-finite and unlabelled sightings that all ranks already agree on.
+        self._merged = totals(self._store)
 
     num_examples = property(lambda self: self._store.num_examples, doc="N.")
     epochs = property(lambda self: self._store.epochs, doc="T, epochs to record.")
@@ -133,7 +135,7 @@ class DualTracker:
             logits: (B, C); (B, L, V) for tokens; anything for regression. Any device and dtype;
                 never modified, never kept in a graph.
             target: What the loss was computed with: (B,) classes; (B, C) zeros and ones for
-                multilabel; (B, L) tokens; like ``logits`` for regression.
+                multilabel, -1 or NaN where unknown; (B, L) tokens; like ``logits`` for regression.
 
         Raises:
             TypeError: If ``index`` or the labels are no integers.
@@ -227,7 +229,7 @@ class DualTracker:
             ranks.merge_rows(store.rows(), count, group)
             ranks.merge_labels(store.arrays["label"], group)
             ranks.merge_counters(store, count, self._merged, group)
-            self._merged = (store.duplicates, store.nonfinite)
+            self._merged = totals(store)
         store.close()
 
     def coverage(self) -> dict[str, Any]:
@@ -235,8 +237,8 @@ class DualTracker:
 
         Returns:
             ``epochs`` closed, ``examples``, ``missing_per_epoch``, ``seen_in_every_epoch``,
-            ``never_seen``, ``unscored`` (no complete window), ``duplicates`` and ``nonfinite``
-            (sightings), ``nonfinite_examples`` (the first few).
+            ``never_seen``, ``unscored`` (no complete window), ``duplicates``, ``nonfinite`` and
+            ``unlabelled`` (sightings), ``nonfinite_examples`` (the first few).
         """
         return coverage(self._store)
 
@@ -324,8 +326,8 @@ class DualTracker:
         check_counters(counters, store.counters())
         updates = check_whole("updates", state_dict["updates"], 0)
         merged = check_wholes("merged", state_dict["merged"], 0)
-        if len(merged) != 2:
-            raise ValueError(f"merged of the state must have 2 entries, got {len(merged)}")
+        if len(merged) != len(MERGED):
+            raise ValueError(f"merged of the state must have 3 entries, got {len(merged)}")
         arrays = checked_arrays(state_dict["arrays"], counters, store)
         repeats = checked_repeats(state_dict["repeats"], store)
         used = len(state_dict["keys"]) if "keys" in names else store.num_examples
@@ -336,7 +338,7 @@ class DualTracker:
             store.loss_scale = scale
             store.take_arrays(arrays)
             store.updates, store.repeats = updates, repeats
-            self._store, self._merged = store, (merged[0], merged[1])
+            self._store, self._merged = store, tuple(merged)
             self._transfers = Transfers()
 
         return take
@@ -344,6 +346,11 @@ class DualTracker:
     def _store_for(self, state_dict: dict[str, Any]) -> Store:
         """Return the store that takes a state over."""
         return self._store
+
+
+def totals(store: Store) -> tuple[int, ...]:
+    """Return the counts of sightings that ranks add up."""
+    return tuple(getattr(store, name) for name in MERGED)
 
 
 def _labels(label: Any, index: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from specgd_common.files import write_text
 from specgd_common.folders import making_folder
 from specgd_common.optional import needed
 
+from ..load.labels import check_same_labels
 from ..score.table import ScoreTable
 from .streaming import check_record
 
@@ -28,6 +29,7 @@ def prune_dataset(
     *,
     save_to: str | os.PathLike | None = None,
     contiguous: bool = True,
+    check_labels: bool = True,
     **options: Any,
 ) -> Dataset:
     """Keep the rows of a Hugging Face data set that the table selects; all columns stay.
@@ -40,6 +42,7 @@ def prune_dataset(
             beside it, as ``<save_to>.json``.
         contiguous: Copy the kept rows together. Without it ``datasets`` keeps a mapping of
             indices, which makes every later read several times slower.
+        check_labels: Refuse a table whose labels are not those of the data, where both are known.
         **options: Further arguments of ``ScoreTable.select``.
 
     Returns:
@@ -48,7 +51,7 @@ def prune_dataset(
     Raises:
         ImportError: If ``datasets`` is not installed.
         TypeError: If ``dataset`` is no ``datasets.Dataset`` (a stream has no rows to select).
-        ValueError: If the lengths differ, or as ``ScoreTable.select``.
+        ValueError: If lengths or labels differ, or as ``ScoreTable.select``.
         FileExistsError: If ``save_to`` exists.
 
     Example:
@@ -68,6 +71,8 @@ def prune_dataset(
         )
     if len(dataset) != len(table):
         raise ValueError(f"the data set has {len(dataset)} rows, the table {len(table)}")
+    if check_labels:
+        check_same_labels(table, dataset)
     if save_to is None:
         return _pruned(dataset, table.select(prune_ratio, **options), contiguous)
     target, record = Path(save_to), Path(f"{save_to}.json")

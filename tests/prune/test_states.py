@@ -56,7 +56,7 @@ def test_state_of_an_earlier_format_is_refused():
     """A checkpoint whose ring means something else must not be read as probabilities."""
     tracker = DualTracker(4, epochs=6, window=3)
     tracker.update_probability([0], [0.5])
-    with pytest.raises(ValueError, match="state has version 1, known is 2"):
+    with pytest.raises(ValueError, match="state has version 1, known is 3"):
         tracker.load_state_dict({**tracker.state_dict(), "version": 1})
 
 
