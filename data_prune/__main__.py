@@ -6,11 +6,11 @@ import argparse
 import json
 import os
 import sys
-import warnings
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from specgd_common.command_line import Parser, answer, parsed
 from specgd_common.files import write_text
 
 from .report.page import build_report
@@ -26,9 +26,9 @@ def _c_d(text: str) -> float | str:
         return text
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return both commands and the options of a selection, which they share."""
-    selection = argparse.ArgumentParser(add_help=False)
+    selection = Parser(add_help=False)
     selection.add_argument("scores", type=Path, help="Parquet file written by ScoreTable")
     selection.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     selection.add_argument(
@@ -48,12 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--ignore-nonfinite", action="store_true", help="accept a recording with NaN logits"
     )
     selection.add_argument("--json", action="store_true", help="settings as JSON on stdout")
-    parser = argparse.ArgumentParser(
-        prog="data-prune", description="Prune a data set by recorded scores."
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {version('torch-specgd')}"
-    )
+    parser = Parser(prog="data-prune", description="Prune a data set by recorded scores.")
+    parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser(
         "report", parents=[selection], help="one HTML page about scores and selection"
@@ -82,28 +78,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return dict(table.plan(args.prune_ratio, **options).settings or {})
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if all went well, 2 for bad input, said in one line."""
-    args = build_parser().parse_args(argv)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning  # type: ignore[assignment]
-            settings = run(args)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {said}", file=sys.stderr)
-        return 2
-    text = f"{settings['kept']:,} of {settings['examples']:,} examples kept -> {args.output}"
-    try:
-        print(json.dumps(settings, indent=2) if args.json else text, flush=True)
-    except BrokenPipeError:  # nobody reads on, which is no error: the work is done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    args = parsed(build_parser(), argv)
 
+    def lines() -> list[str]:
+        settings = run(args)
+        if args.json:
+            return [json.dumps(settings, indent=2)]
+        kept, examples = settings["kept"], settings["examples"]
+        return [f"{kept:,} of {examples:,} examples kept -> {args.output}"]
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    return answer(lines)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+
+from specgd_common.command_line import Parser
 
 from ..direction.undisturbed import GRAD_MODES
 from ..methods.perturb import PRESETS
@@ -20,22 +20,14 @@ ABOUT = {
 }
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose refusals are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit with status 2."""
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return all options, with their defaults in the help."""
-    p = OneLineParser(
+    p = Parser(
         prog="warmstart",
         description="Shrink, perturb or reinitialize a checkpoint before training goes on.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--version", action="version", version=f"%(prog)s {version('torch-specgd')}")
+    p.add_version()
     commands = p.add_subparsers(dest="command", required=True)
     for name, text in ABOUT.items():
         c = commands.add_parser(
