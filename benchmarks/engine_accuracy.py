@@ -23,7 +23,7 @@ from torch import Tensor
 from torch_specgd.triton_kernels import SCHEDULES, plan
 from torch_specgd.triton_kernels.iterate.iteration import direct, gram
 from torch_specgd.triton_kernels.iterate.normalize import Start, begin
-from torch_specgd.triton_kernels.kernels.configuration import load_table
+from torch_specgd.triton_kernels.workshop.aot import table_of
 from torch_specgd.triton_kernels.workshop.cost import Cost, CountingProducts, cost_on_paper, counted
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -240,7 +240,7 @@ def resource_table() -> list[str]:
         lines.append(
             f"| {arch} | {kernel} | {len(entries)} | {min(registers)} to {max(registers)} "
             f"| {max(e['spilled'] for e in entries)} "
-            f"| {shared:.0f} ({load_table(arch)['shared_limit'] // 1024}) "
+            f"| {shared:.0f} ({table_of(arch)['shared_limit'] // 1024}) "
             f"| {min(occupancy)} to {max(occupancy)} | {', '.join(loops) or 'none'} "
             f"| {', '.join(copies) or 'none'} |"
         )

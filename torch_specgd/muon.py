@@ -27,6 +27,7 @@ from .optimizer import SpectralOptimizer
 from .step.adamw import adamw_step
 from .step.muon import MAX_BATCH_BYTES, Coefficients, muon
 from .step.rules import LR_SCALES, AdjustLr
+from .triton_kernels.kernels.owned import capturing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -307,6 +308,7 @@ class Muon(SpectralOptimizer):
             compute_dtype=DTYPES.get(group["compute_dtype"]),
             max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
             share_work=group["share_work"],
+            owner=self,
         )
 
     def _step_others(
@@ -353,5 +355,10 @@ class Muon(SpectralOptimizer):
 
     def _random_bits(self, group: dict[str, Any], device: torch.device) -> torch.Generator:
         """Bits that depend on the group's step alone: repeatable, resumable, alike on all ranks."""
+        if capturing(device):
+            raise RuntimeError(
+                "state_dtype must be 'float32' or None while a CUDA graph is captured, got "
+                "'bfloat16': its replays would round with the same random bits again and again"
+            )
         group["rounding_step"] += 1
         return torch.Generator(device).manual_seed(group["rounding_step"])

@@ -54,8 +54,8 @@ def check_out(out: Tensor, x: Tensor) -> None:
     kinds = [(tuple(t.shape), t.dtype, t.device) for t in (out, x)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"out must have x's shape, dtype and device, {kinds[1]}, got {kinds[0]}")
-    if x.device.type != "cpu" or not out.is_contiguous() or torch.compiler.is_compiling():
-        raise ValueError("out must be row-major, on a CPU, and outside torch.compile")
+    if not out.is_contiguous() or torch.compiler.is_compiling():
+        raise ValueError(f"out must be row-major, and outside torch.compile, got {out.stride()}")
     if x is out or not x.numel():
         return
     # Compared by offsets in one storage: tensors without data have no addresses.
@@ -104,8 +104,8 @@ def orthogonalize(
         accuracy: "default", "fast" or "high", see `plan()`; only for "auto".
         plan: A `Plan` whose schedule, form and dtype to follow instead of all of these, and whose
             tiles if it was made for x's shape and GPU.
-        out: Where the result goes instead of a new tensor: row-major, on a CPU, with x's shape
-            and dtype; it may be x itself, which is then overwritten. Not inside torch.compile.
+        out: Where the result goes instead of a new tensor: row-major, with x's shape, dtype and
+            device; it may be x itself, which is then overwritten. Not inside torch.compile.
 
     Returns:
         (..., m, n) in x's dtype; a new tensor, row-major, or on a GPU for m > n the transpose
@@ -156,10 +156,11 @@ def orthogonalize(
 
 
 def orthogonalize_together(xs: Sequence[Tensor], outs: Sequence[Tensor], **options: Any) -> None:
-    """Do ``orthogonalize(x, out=out, **options)`` for several batches on a CPU.
+    """Do ``orthogonalize(x, out=out, **options)`` for several batches.
 
-    Batches of small matrices with one shorter side, such as LoRA factors of one rank, share one
-    iteration on their Gram matrices: a few dozen products so small that calls take the time.
+    On a CPU batches of small matrices with one shorter side, such as LoRA factors of one rank,
+    share one iteration on their Gram matrices: a few dozen products so small that calls take the
+    time.
 
     Args:
         xs: (b, m, n) each.

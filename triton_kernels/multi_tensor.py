@@ -8,13 +8,14 @@ the compiler, which fuses by itself, `torch._foreach`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-__all__ = ["momentum_step", "weight_step"]
+from .iterate.arithmetic import on_device
+from .kernels.available import triton_runs
+from .kernels.owned import Owned
 
 # Elements of a block: three of float32 fit in the second-level cache of a core, and there are
 # still several blocks in one matrix for the threads that share it.
@@ -25,6 +26,7 @@ BLOCK = 1 << 17
 ROUND_ONCE = (torch.float32, torch.float64)
 # Scales by which the weight decay may be divided.
 _TINY = 1e-30
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def momentum_step(
@@ -37,6 +39,7 @@ def momentum_step(
     maximize: bool = False,
     rounding: torch.Generator | None = None,
     fused: bool | None = None,
+    owned: Owned | None = None,
 ) -> None:
     """Move momentum buffers on and write the matrices to orthogonalize.
 
@@ -52,6 +55,7 @@ def momentum_step(
         maximize: Takes -G for G (default False).
         rounding: Source of random bits: buffers of bfloat16 are rounded stochastically.
         fused: Default whether `fusible` says so.
+        owned: Device memory for tables of addresses; default that of the first buffer.
 
     Example:
         >>> g, b, out = torch.ones(2, 2), torch.zeros(2, 2), torch.empty(2, 2)
@@ -61,17 +65,15 @@ def momentum_step(
     """
     if not grads:
         return
+    momentum = _scalar(momentum)
     by_blocks = in_blocks(buffers)
     if fused is None:
         fused = not by_blocks and rounding is None and fusible(grads, buffers, outs)
-    if fused:
+    if fused and _triton(buffers[0].device):
         from .kernels import elementwise
 
-        some = _not_empty(grads)
-        if some:
-            signed = torch._foreach_neg(list(grads)) if maximize else grads
-            g, b, out = (_matrices(x, some) for x in (signed, buffers, outs))
-            elementwise.momentum(g, b, out, momentum, nesterov)
+        with on_device(buffers[0].device):
+            elementwise.momentum(grads, buffers, outs, momentum, nesterov, maximize, owned)
         return
     parts: Iterable[tuple[Sequence[Tensor], ...]] = [(grads, buffers, outs)]
     if by_blocks:
@@ -153,6 +155,7 @@ def weight_step(
     *,
     cautious: bool = False,
     fused: bool | None = None,
+    owned: Owned | None = None,
 ) -> None:
     """Set ``W <- (1 - lr weight_decay) W - lr s O`` for all weights.
 
@@ -165,6 +168,7 @@ def weight_step(
         cautious: Decay only entries that the direction shrinks too (arXiv 2510.12402; default
             False).
         fused: Default whether `fusible` says so.
+        owned: Device memory for tables of addresses; default that of the first weight.
 
     Example:
         >>> w = torch.ones(2, 2)
@@ -174,17 +178,15 @@ def weight_step(
     """
     if not weights:
         return
+    lr = _scalar(lr)
     by_blocks = in_blocks(weights)
     if fused is None:
         fused = not by_blocks and not cautious and fusible(weights, directions)
-    if fused:
+    if fused and _triton(weights[0].device):
         from .kernels import elementwise
 
-        some = _not_empty(weights)
-        if some:
-            rate = _kept_scales(tuple(scales[i] for i in some), weights[0].device) * lr
-            decay = torch.ones_like(rate) - lr * weight_decay
-            elementwise.update(_matrices(weights, some), _matrices(directions, some), decay, rate)
+        with on_device(weights[0].device):
+            elementwise.update(weights, directions, scales, lr, weight_decay, owned)
         return
     if not by_blocks:
         _descend(list(weights), list(directions), scales, lr, weight_decay, cautious)
@@ -295,33 +297,31 @@ def blocks(*lists: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
         yield tuple(map(list, zip(*some, strict=True)))
 
 
+def _scalar(value: float | Tensor) -> float | Tensor:
+    """Return a one-element tensor without dimensions, and as a number if it is on a CPU.
+
+    An operation on tensors of two devices takes a tensor without dimensions, and no other.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        return float(value)
+    return value.reshape(())
+
+
+def _triton(device: torch.device) -> bool:
+    """Whether kernels run on a device: on a CPU in the interpreter alone, which tests ask for."""
+    return device.type != "cuda" or triton_runs(device)
+
+
 def fusible(*lists: Sequence[Tensor]) -> bool:
     """Whether one launch can take these: one GPU, one dtype a list, a matrix view of each."""
     device = lists[0][0].device
-    return (
-        device.type == "cuda"
-        and not torch.compiler.is_compiling()
-        and all(
-            type(t) in (Tensor, torch.nn.Parameter)
-            and t.device == device
-            and t.dtype == tensors[0].dtype
-            and (t.ndim == 2 or t.is_contiguous())
-            for tensors in lists
-            for t in tensors
-        )
+    if device.type != "cuda" or torch.compiler.is_compiling() or not triton_runs(device):
+        return False
+    return all(
+        set(map(type, tensors)) <= _PLAIN
+        and all(t.device == device and t.dtype == tensors[0].dtype for t in tensors)
+        and all(t.is_contiguous() or t.ndim == 2 for t in tensors)
+        for tensors in lists
     )
-
-
-def _not_empty(tensors: Sequence[Tensor]) -> list[int]:
-    """Return the positions of tensors with elements: a rank's piece may have none."""
-    return [i for i, t in enumerate(tensors) if t.numel()]
-
-
-def _matrices(tensors: Sequence[Tensor], some: Sequence[int]) -> list[Tensor]:
-    return [t if t.ndim == 2 else t.reshape(1, -1) for t in (tensors[i] for i in some)]
-
-
-@lru_cache(maxsize=64)
-def _kept_scales(scales: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return the scales on the device; kept, because a graph capture may not copy to it."""
-    return torch.tensor(scales, dtype=torch.float32).to(device)

@@ -16,6 +16,7 @@ from torch import Tensor
 from .iterate.arithmetic import as_written
 from .iterate.exact import smoothed_polar, svd_polar
 from .iterate.run import precise, run_plan, torch_muon
+from .kernels.configuration import architecture
 from .planning.choose import arithmetic_dtype, plan
 from .schedule.named import Schedule
 
@@ -80,8 +81,8 @@ def run(x: Tensor, out: Tensor, request: Request) -> None:
 
     Args:
         x: (..., m, n).
-        out: Of x's shape, dtype and device, with leading dimensions that can be viewed as one. On
-            a CPU it may be x itself.
+        out: Of x's shape, dtype and device, with leading dimensions that can be viewed as one. It
+            may be x itself.
         request: What to do.
     """
     if x.numel() == 0:
@@ -112,7 +113,8 @@ def run(x: Tensor, out: Tensor, request: Request) -> None:
         if dtype is None and method == "gram":
             dtype = wide
         elif dtype is None and method == "newton_schulz":
-            dtype = arithmetic_dtype(x.dtype, batch.shape[-2], x.device.type, True)
+            arch = architecture(x.device)
+            dtype = arithmetic_dtype(x.dtype, batch.shape[-2], x.device.type, True, arch)
         chosen = plan(
             batch.shape[1:], len(batch), x.dtype, x.device, request.accuracy, schedule=steps,
             form=_FORMS.get(method), arithmetic=dtype, restarts=request.restarts,

@@ -17,9 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from torch_specgd.triton_kernels import SCHEDULES, momentum_step, multi_tensor, plan, weight_step
+from torch_specgd.triton_kernels import (
+    SCHEDULES,
+    momentum_step,
+    plan,
+    weight_step,
+)
 from torch_specgd.triton_kernels.kernels import (
-    addresses,
     configuration,
     elementwise,
     launch,
@@ -33,11 +37,6 @@ KERNELS = {
     launch_small: ("small_kernel",),
     elementwise: ("momentum_kernel", "update_kernel"),
 }
-CACHES = (
-    addresses.kept_table,
-    elementwise._kept_work,
-    multi_tensor._kept_scales,
-)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -87,12 +86,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.setattr(FakeTensor, "data_ptr", lambda self: 16 * self.untyped_storage()._cdata)
     # The bound method asks a build without CUDA for the current device; the operator does not.
     monkeypatch.setattr(FakeTensor, "copy_", lambda self, src: torch.ops.aten.copy_(self, src))
-    for cache in CACHES:
-        cache.cache_clear()
     with FakeTensorMode(), NoWaiting() as mode:
         yield SimpleNamespace(launches=launches, mode=mode)
-    for cache in CACHES:
-        cache.cache_clear()
 
 
 def _capture(gpu: SimpleNamespace, step: Callable[[], object]) -> list:
@@ -175,7 +170,8 @@ def test_fused_steps_never_wait(gpu: SimpleNamespace, nesterov: bool) -> None:
         weight_step(w, outs, [1.0, 2.0, 0.5], lr, 0.1, fused=True)
 
     found = _capture(gpu, step)
-    assert [name for name, _, _ in found] == ["momentum_kernel", "update_kernel"]
+    # One of 300 x 70 elements fills no whole lines, and has launches of its own.
+    assert [name for name, _, _ in found] == ["momentum_kernel"] * 2 + ["update_kernel"] * 2
 
 
 def test_the_detector_detects(gpu: SimpleNamespace) -> None:

@@ -1,7 +1,7 @@
 """Kernels compile for targets that are not here, and use what those targets offer."""
 
 import json
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,9 @@ from torch_specgd.triton_kernels.workshop.cost import CountingProducts, cost_on_
 from torch_specgd.triton_kernels.workshop.disassemble import flops
 
 REPORT = Path(__file__).parents[2] / "docs" / "engine_resources.json"
-INSTRUCTION = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+INSTRUCTION = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"} | dict.fromkeys(
+    ("sm_80", "sm_89", "sm_120"), "HMMA"
+)
 
 
 @lru_cache
@@ -35,7 +37,7 @@ def _smallest(arch: str, kernel: str) -> aot.Variant:
 
 
 @pytest.mark.parametrize("kernel", ["symmetric", "apply", "small", "momentum", "update"])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", aot.TARGETS)
 def test_compiles_and_matches_the_report(arch: str, kernel: str) -> None:
     """A change of a kernel would break a target, or make the committed report a lie."""
     variant = _smallest(arch, kernel)
@@ -46,17 +48,17 @@ def test_compiles_and_matches_the_report(arch: str, kernel: str) -> None:
         assert getattr(found, field) == committed[field], field
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", aot.TARGETS)
 def test_report_covers_every_configuration(arch: str) -> None:
     """A configuration could ship that nobody ever compiled."""
     names = {v.name for v in aot.variants((arch,))}
     assert names == {name for name in _committed() if name.startswith(arch + " ")}
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", aot.TARGETS)
 def test_shipped_configurations_fit(arch: str) -> None:
     """A tile that spills is slow; one beyond the shared memory cannot be launched at all."""
-    limit = load_table(arch)["shared_limit"]
+    limit = aot.table_of(arch)["shared_limit"]
     for variant in aot.variants((arch,)):
         entry = _committed()[variant.name]
         assert entry["spilled"] == 0, variant.name
@@ -72,14 +74,14 @@ def test_inner_loop_multiplies_one_step_of_the_tile(variant: aot.Variant) -> Non
     """The cost model counts tiles times FLOPs: the machine code must do neither less nor more.
 
     One innermost loop, only the target's matrix instructions in it, and as many as the tile's
-    step needs (float32 is three products of TF32, but on gfx942, which multiplies it).
+    step needs (float32 is three products of TF32, but on AMD, which multiplies it).
     """
     (loop,) = _committed()[variant.name]["loops"]
     config = dict(variant.config)
     step = 2 * config["BLOCK_M"] * config["BLOCK_N"] * config["BLOCK_K"]
-    if variant.dtype == "fp32" and load_table(variant.arch)["float32_precision"] == "tf32x3":
+    if variant.dtype == "fp32" and aot.table_of(variant.arch)["float32_precision"] == "tf32x3":
         step *= 3
-    assert all(name.startswith(INSTRUCTION[variant.arch]) for name in loop)
+    assert all(name.startswith(INSTRUCTION.get(variant.arch, "v_mfma")) for name in loop)
     assert sum(n * flops(name, config["num_warps"]) for name, n in loop.items()) == step
 
 
@@ -88,7 +90,7 @@ def test_tiles_are_copied_beside_the_multiplications(variant: aot.Variant) -> No
     """A descriptor that the compiler turned into plain loads, or an address it cannot trust to be
     aligned, would leave the matrix units waiting for memory."""
     copies = _committed()[variant.name]["copies"]
-    if variant.arch == "gfx942":
+    if variant.arch.startswith("gfx"):
         assert not copies  # through registers, which the backend pipelines
     elif dict(variant.config)["DESCRIPTOR"]:
         assert set(copies) == {"UTMALDG"}
@@ -96,15 +98,15 @@ def test_tiles_are_copied_beside_the_multiplications(variant: aot.Variant) -> No
         assert set(copies) == {"LDGSTS"}
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", aot.TARGETS)
 def test_elementwise_kernels_load_whole_lines(arch: str) -> None:
     """Momentum and update move memory and nothing else: two bytes at a time take eight times as
     many instructions, and a division of 64-bit integers an element more than the memory's time."""
     for variant in aot.variants((arch,)):
-        if variant.kernel not in ("momentum", "update") or not dict(variant.config)["FLAT"]:
-            continue
-        # 1024 elements of 2 bytes over 4 warps of 32 or 64 threads.
-        assert _committed()[variant.name]["widest"] == (8 if arch == "gfx942" else 16)
+        if dict(variant.config).get("LINES"):
+            # 1024 elements of 2 bytes over 4 warps of 32 or 64 threads.
+            widest = 8 if arch.startswith("gfx") else 16
+            assert _committed()[variant.name]["widest"] == widest
 
 
 def test_descriptors_where_the_target_has_them() -> None:
@@ -203,60 +205,10 @@ def test_choice_fills_the_processor(arch: str) -> None:
     assert small["BLOCK_M"] * small["BLOCK_N"] < large["BLOCK_M"] * large["BLOCK_N"]
 
 
-def test_environment_names_another_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tuned table would be ignored, or a broken one used silently."""
-    table = load_table("sm_90") | {"processors": 7}
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps(table))
-    monkeypatch.setenv("TORCH_SPECGD_TRITON_CONFIG", str(path))
-    assert load_table("sm_80")["processors"] == 7
-    broken = tmp_path / "broken.json"
-    broken.write_text("{}")
-    monkeypatch.setenv("TORCH_SPECGD_TRITON_CONFIG", str(broken))
-    with pytest.raises(ValueError, match="lacks"):
-        load_table("sm_80")
-
-
 def test_unknown_architecture() -> None:
     """The message must name the accepted ones."""
     with pytest.raises(ValueError, match="sm_90"):
         load_table("sm_1")
-
-
-def test_tuning_keeps_the_fastest_of_each_tile(tmp_path: Path) -> None:
-    """A tuned table would hold slow tiles, or ones that do not fit."""
-    from torch_specgd.triton_kernels.workshop.tuning import tune
-
-    def measure(kind: str, config: dict, shape: tuple[int, int, int]) -> float:
-        return float("inf") if config["BLOCK_N"] == 256 else abs(config["num_stages"] - 3) + 1.0
-
-    path = tmp_path / "table.json"
-    table = tune(path, measure)
-    assert json.loads(path.read_text()) == table
-    listed = table["symmetric"]["pointer16"]
-    assert [c["BLOCK_N"] for c in listed] == [128, 128, 64]
-    assert all(c["num_stages"] == 3 for c in listed)
-
-
-def test_a_tuned_table_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody would tune for an hour, and run with the shipped tiles or those of last time."""
-    from torch_specgd.triton_kernels.workshop.tuning import tune
-
-    def chosen(kind: str) -> int:
-        return choose(load_table("sm_80"), kind, 2, 64, 4096, 4096, True)["num_stages"]
-
-    def clock(best: int, kind: str, config: dict, shape: tuple[int, int, int]) -> float:
-        return float("inf") if config["BLOCK_N"] > 128 else abs(config["num_stages"] - best) + 1.0
-
-    path = tmp_path / "table.json"
-    for best in (3, 2):
-        tune(path, partial(clock, best))
-        with monkeypatch.context() as patch:
-            patch.setenv("TORCH_SPECGD_TRITON_CONFIG", str(path))
-            assert [chosen(kind) for kind in ("symmetric", "apply")] == [best, best]
-        assert chosen("apply") == 3
-    with pytest.raises(RuntimeError, match="none here"):
-        tune(path)
 
 
 def test_long_strides_are_refused() -> None:

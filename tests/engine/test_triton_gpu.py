@@ -85,9 +85,9 @@ def test_tuning_measures_on_the_device(kind: str) -> None:
     from torch_specgd.triton_kernels.kernels.configuration import architecture, load_table
     from torch_specgd.triton_kernels.workshop.tuning import _on_device, candidates
 
-    table = load_table(architecture(torch.device("cuda")))
-    for descriptor in {name.startswith("descriptor") for name in table[kind]}:
-        config = candidates(kind, descriptor, table["shared_limit"])[0]
+    arch = architecture(torch.device("cuda"))
+    for descriptor in {name.startswith("descriptor") for name in load_table(arch)[kind]}:
+        config = candidates(kind, descriptor, arch)[0]
         assert 0 < _on_device(kind, config, (2, 256, 512)) < 1000
 
 

@@ -168,7 +168,7 @@ def test_momentum(cases: Cases, kind: str, nesterov: bool, tensor: int) -> None:
 def test_update(cases: Cases, kind: str, tensor: int) -> None:
     """Decay and step of the fused update would differ from the formula."""
     case = cases[f"update-{kind}-{tensor}"]
-    truth = case["decay"] * case["before"] - case["rate"] * case["o"]
+    truth = (1 - 0.3 * 0.5) * case["before"] - 0.3 * case["scale"] * case["o"]
     assert torch.allclose(case["after"], truth, atol=1e-6)
 
 

@@ -37,7 +37,8 @@ def descriptors() -> Iterator[Case]:
     """Both products through tensor descriptors, ragged, a batch of several, results of float32."""
     from torch_specgd.triton_kernels.kernels import launch
 
-    tile = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "DESCRIPTOR": True, "num_warps": 4}
+    tile = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "DESCRIPTOR": True, "num_warps": 4,
+            "PRECISION": "ieee"}  # fmt: skip
     for n, m in ((40, 136), (136, 40), (64, 64)):
         x = torch.randn(3, n, m).half()
         x[1] = torch.nan  # a tile that reaches over the edge reads zeros, not the next matrix
@@ -159,8 +160,7 @@ def offsets() -> Iterator[Case]:
     orthogonalize_small(x, SCHEDULES["deep"], z)
     w.copy_(x)
     rows = w[:, 0]  # (3, 32), rows 2^30 apart
-    one = torch.ones(1)
-    elementwise.update([rows], [torch.ones(3, 32)], one, one)
+    elementwise.update([rows], [torch.ones(3, 32)], [1.0], 1.0)
     case = dict(x=x, gram=gram, q=q, y=y, z=z, rows=rows)
     yield "offsets", {k: v.clone() for k, v in case.items()}
 
@@ -195,10 +195,10 @@ def fused() -> Iterator[Case]:
         weights = some()
         before = [w.clone() for w in weights]
         o = [torch.randn(s) for s in shapes]
-        decay, rate = torch.rand(len(shapes)), torch.rand(len(shapes))
-        elementwise.update(weights, o, decay, rate)
+        scales = torch.rand(len(shapes)).tolist()
+        elementwise.update(weights, o, scales, 0.3, 0.5)
         for i in range(len(shapes)):
-            case = dict(before=before[i], after=weights[i], o=o[i], decay=decay[i], rate=rate[i])
+            case = dict(before=before[i], after=weights[i], o=o[i], scale=torch.tensor(scales[i]))
             yield f"update-{kind}-{i}", case
 
 

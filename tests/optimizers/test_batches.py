@@ -17,6 +17,7 @@ from torch_specgd.step import batches as module
 from torch_specgd.step.batches import Batch, Room, arrange, positions, rounds, views_of
 from torch_specgd.triton_kernels.engine import orthogonalize_together
 from torch_specgd.triton_kernels.iterate import kept_memory
+from torch_specgd.triton_kernels.kernels.owned import Owned
 
 
 def arranged(
@@ -60,7 +61,7 @@ def test_a_round_has_one_device() -> None:
 def test_matrices_of_one_shape_lie_side_by_side() -> None:
     batches = arranged((3, 4), (2, 3, 4), (3, 2, 2, 1), (6, 4))
     assert [positions([b]) for b in batches] == [[0, 1, 2], [3]]
-    room = Room.of(batches)
+    room = Room.of(batches, Owned())
     assert [tuple(x.shape) for x in room.updates] == [(3, 4), (2, 3, 4), (3, 2, 2, 1), (6, 4)]
     for x in room.updates:
         x.fill_(1)
@@ -105,13 +106,13 @@ SAME = ((4, 6), (4, 6), (6, 4))
 @pytest.mark.usefixtures("_nothing_kept")
 def test_the_next_step_finds_its_memory() -> None:
     """Fresh memory is a page fault every 4 KiB: as long as all else of a step on LoRA factors."""
-    first = Room.of(arranged(*SAME))
+    first = Room.of(arranged(*SAME), Owned())
     first.give_back()
-    again = Room.of(arranged(*SAME))
+    again = Room.of(arranged(*SAME), Owned())
     same = [x.data_ptr() for x in again.updates]
     assert same == [x.data_ptr() for x in first.updates]
     # Not given back it is still in use: a step inside a step.
-    other = Room.of(arranged(*SAME))
+    other = Room.of(arranged(*SAME), Owned())
     assert {x.data_ptr() for x in other.updates}.isdisjoint(same)
 
 
@@ -133,8 +134,8 @@ def test_a_step_of_another_layout_finds_other_places(
 ) -> None:
     """Whatever stepped before, every place has its own memory, shape and dtype."""
     for before in (SAME, ((2, 4, 6), (2, 6, 4))):
-        Room.of(arranged(*before)).give_back()
-        room = Room.of(arranged(*shapes, **options))
+        Room.of(arranged(*before), Owned()).give_back()
+        room = Room.of(arranged(*shapes, **options), Owned())
         places = room.updates
         assert sorted(tuple(x.shape) for x in places) == sorted(shapes)
         assert {x.dtype for x in places} == {options.get("dtype", torch.float32)}
@@ -151,8 +152,8 @@ def test_a_step_of_another_layout_finds_other_places(
 def test_views_of_inference_mode_stay_there() -> None:
     """A training step after an evaluation would end in "inplace update to inference tensor"."""
     with torch.inference_mode():
-        Room.of(arranged(*SAME)).give_back()
-    for x in Room.of(arranged(*SAME)).updates:
+        Room.of(arranged(*SAME), Owned()).give_back()
+    for x in Room.of(arranged(*SAME), Owned()).updates:
         assert not x.is_inference()
         x.add_(1)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from specgd_common.tensors import is_dtensor
 
 from ..groups.matrix_view import MatrixView, as_matrices, batch_shape, describe, matrix_shape
-from ..triton_kernels import orthogonalize, orthogonalize_together
+from ..triton_kernels import orthogonalize_together
 from ..triton_kernels.iterate.kept_memory import KeptMemory
+from ..triton_kernels.kernels.owned import Owned
 
 # On a CPU the allocator gives large blocks back to the system, whose pages are then cleared and
 # mapped anew in the next step; this much fits in what a thread keeps.
@@ -151,34 +152,40 @@ class Room(NamedTuple):
     Attributes:
         batches: What it is for, all of whole matrices.
         stacks: (B, m, n): the updates of each batch.
-        results: Where their polar factors go: on a CPU, memory of the same size, or the same.
-        memory: Under all of them on a CPU: a piece that this thread keeps.
+        results: Where their polar factors go: memory of the same size, or the same.
+        memory: Under all of them; on a CPU a piece that this thread keeps.
     """
 
     batches: Sequence[Batch]
     stacks: list[Tensor]
     results: list[Tensor]
-    memory: Tensor | None
+    memory: Tensor
 
     @staticmethod
-    def of(batches: Sequence[Batch]) -> "Room":
-        """Take memory for whole updates; on a CPU that of the last step, if it suffices."""
+    def of(batches: Sequence[Batch], owned: Owned) -> "Room":
+        """Take memory for whole updates: that of the last step, if it suffices.
+
+        Args:
+            batches: Of one device.
+            owned: Whose memory it is on a GPU.
+        """
         counts = [sum(s.numel() * len(some) for s, some in b.members.items()) for b in batches]
         sized = list(zip(counts, batches, strict=True))
-        if batches[0].device.type != "cpu":
-            flat = [torch.empty(n, dtype=b.dtype, device=b.device) for n, b in sized]
-            stacks = [x.view(-1, *b.matrix) for x, b in zip(flat, batches, strict=True)]
-            return Room(batches, stacks, [], None)
-        # bfloat16 is iterated in the direct form, whose result may lie over the updates; the Gram
-        # form of small matrices in float32 reads them last.
-        copies = [1 if b.dtype == torch.bfloat16 else 2 for b in batches]
+        device = batches[0].device
+        # On a GPU, and in the direct form of bfloat16 on a CPU, the result may lie over the
+        # updates; the Gram form of small matrices in float32 on a CPU reads them last.
+        over = device.type != "cpu"
+        copies = [1 if over or b.dtype == torch.bfloat16 else 2 for b in batches]
         spans = [-(-n * b.dtype.itemsize // _LINE) * _LINE for n, b in sized]
         lengths = [span for span, c in zip(spans, copies, strict=True) for _ in range(c)]
-        memory = _KEPT.take(sum(lengths))
-        pieces = iter(memory[: sum(lengths)].split(lengths))
+        nbytes = sum(lengths)
+        memory = owned.room(nbytes, device) if over else _KEPT.take(nbytes)
+        pieces = iter(memory.narrow(0, 0, nbytes).split(lengths))
         stacks, results = [], []
         for (n, b), c in zip(sized, copies, strict=True):
-            places = [next(pieces).view(b.dtype)[:n].view(-1, *b.matrix) for _ in range(c)]
+            places = [
+                next(pieces).view(b.dtype).narrow(0, 0, n).view(-1, *b.matrix) for _ in range(c)
+            ]
             stacks.append(places[0])
             results.append(places[-1])
         return Room(batches, stacks, results, memory)
@@ -194,16 +201,12 @@ class Room(NamedTuple):
         Args:
             **options: Of the engine's ``orthogonalize``.
         """
-        if self.memory is not None:
-            orthogonalize_together(self.stacks, self.results, **options)
-            return _cut(self.results, self.batches)
-        # A GPU leaves tall results transposed: one pass over all beats strided reads later.
-        done = [orthogonalize(x, **options).contiguous() for x in self.stacks]
-        return _cut(done, self.batches)
+        orthogonalize_together(self.stacks, self.results, **options)
+        return _cut(self.results, self.batches)
 
     def give_back(self) -> None:
         """Let this thread's next step write over all of it, if it is a CPU's and not large."""
-        if self.memory is not None:
+        if self.batches[0].device.type == "cpu":
             _KEPT.give(self.memory)
 
 

@@ -13,6 +13,7 @@ from ..distributed.layout import Layout, local_like, rewrapped
 from ..distributed.orthogonalize import orthogonalize_distributed
 from ..groups.matrix_view import MatrixView, input_dims, piece_shapes
 from ..triton_kernels import momentum_step, orthogonalize, plan, weight_step
+from ..triton_kernels.kernels.owned import Owned
 from ..triton_kernels.schedule.named import Coefficients, is_triple
 from .batches import Batch, Room, arrange, orthogonalize_all, positions, rounds, views_of
 from .rules import AdjustLr, neuron_normalize, shape_scale
@@ -42,6 +43,7 @@ def muon(
     max_batch_bytes: int = MAX_BATCH_BYTES,
     compute_dtype: torch.dtype | None = None,
     share_work: bool = False,
+    owner: object = None,
 ) -> None:
     """One Muon step on matrices, in place; the equation stands at :class:`Muon`.
 
@@ -68,7 +70,10 @@ def muon(
             most, and the results of small matrices count as well.
         compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
+        owner: Whom a GPU's memory for updates and tables belongs to; None: the first parameter.
     """
+    if not params:
+        return
     divided = any(any(map(is_dtensor, xs)) for xs in (params, grads, momentum_buffers))
     if divided:
         # All but the orthogonalization is elementwise: it runs on this rank's pieces.
@@ -85,19 +90,22 @@ def muon(
     options = engine_options(schedule, ns_steps, eps, compute_dtype)
     # The engine gives each thread a matrix.
     threads = torch.get_num_threads() if whole else 1
+    owned = Owned() if traced else Owned.by(params[0] if owner is None else owner)
     for some in rounds(batches, max_batch_bytes, threads):
         members = positions(some)
         weights, bs, gs = ([xs[i] for i in members] for xs in (params, momentum_buffers, grads))
-        room = Room.of(some) if whole else Scattered.of(some, weights, bs, scale, share_work)
+        room = Room.of(some, owned) if whole else Scattered.of(some, weights, bs, scale, share_work)
         momentum_step(
-            gs, bs, room.updates, momentum, nesterov=nesterov, maximize=maximize, rounding=rounding
-        )
+            gs, bs, room.updates, momentum, nesterov=nesterov, maximize=maximize,
+            rounding=rounding, owned=owned,
+        )  # fmt: skip
         updates = room.orthogonalize(**options)
         if second_moments is not None:
             moments = [second_moments[i] for i in members]
             updates = _normalize_neurons(updates, weights, moments, neuron_beta, some)
         pieces = [local(p) for p in weights] if divided else weights
-        weight_step(pieces, updates, _scales(some, scale), lr, weight_decay, cautious=cautious)
+        factors = _scales(some, scale)
+        weight_step(pieces, updates, factors, lr, weight_decay, cautious=cautious, owned=owned)
         room.give_back()
 
 

@@ -28,8 +28,7 @@ def as_written(device: torch.device) -> Iterator[None]:
     with ExitStack() as stack:
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda":
-            stack.enter_context(on_device(device))
+        stack.enter_context(on_device(device))
         _enter("cuda" if device.type == "cuda" else "mkldnn")
         stack.callback(_leave, "cuda" if device.type == "cuda" else "mkldnn")
         yield
@@ -40,8 +39,11 @@ def on_device(device: torch.device) -> Iterator[None]:
     """Make a GPU the current one: Triton launches there, wherever the tensors are.
 
     Args:
-        device: Of the tensors.
+        device: Of the tensors; nothing is done for a CPU.
     """
+    if device.type != "cuda":
+        yield
+        return
     guard = torch.cuda.device(device)
     try:
         guard.__enter__()

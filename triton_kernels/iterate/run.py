@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..kernels.configuration import architecture, load_table, worth_tiles
+from ..kernels.available import triton_runs, trusted
+from ..kernels.configuration import (
+    architecture,
+    has_table,
+    load_table,
+    small_config,
+    worth_tiles,
+)
 from ..planning.choose import SMALL
 from ..planning.plan import Plan
 from ..schedule.named import SCHEDULES, Schedule
@@ -32,7 +39,7 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         out: Where the result goes, (b, n, m) of any dtype and strides.
         ops: The products, default those for x's device.
     """
-    if chosen.one_launch:
+    if chosen.one_launch and runs_in_one_launch(x, chosen):
         from ..kernels.launch_small import orthogonalize_small
 
         orthogonalize_small(x, chosen.schedule, out, chosen.configs().get("small"))
@@ -65,11 +72,25 @@ def products_for(x: Tensor, chosen: Plan, ring: Tensor | None = None) -> Product
     """Return Triton's products where their tiles fill the GPU, PyTorch's everywhere else."""
     if not x.is_cuda or chosen.dtype not in (torch.float16, torch.bfloat16):
         return TorchProducts(ring)
-    if not worth_tiles(load_table(architecture(x.device)), x.shape[0], x.shape[-2]):
+    arch = architecture(x.device)
+    if not has_table(arch) or not worth_tiles(load_table(arch), x.shape[0], x.shape[-2]):
+        return TorchProducts()
+    # Gradients of odd shapes take other tiles than the plan's, which its launches choose.
+    if not trusted(x.device, chosen.configs()):
         return TorchProducts()
     from ..kernels.launch import TritonProducts
 
     return TritonProducts(chosen.configs())
+
+
+def runs_in_one_launch(x: Tensor, chosen: Plan) -> bool:
+    """Whether the one-launch kernel may be used: in the interpreter, and where it is trusted."""
+    if x.device.type != "cuda":
+        return True
+    if not triton_runs(x.device):
+        return False
+    own = chosen.configs().get("small") or small_config(architecture(x.device), x.shape[-2])
+    return trusted(x.device, {"small": own})
 
 
 def _members_at_once(x: Tensor, dtype: torch.dtype) -> int:

@@ -16,9 +16,21 @@ from typing import Any
 
 import torch
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "gfx942")
+# Whose table serves other architectures: consumer cards have 99 KiB of shared memory.
+SERVED = {
+    "sm_86": "sm_89",
+    "sm_87": "sm_89",
+    "sm_120": "sm_89",
+    "sm_121": "sm_89",
+    "sm_103": "sm_100",
+    "gfx90a": "gfx942",
+    "gfx950": "gfx942",
+}
+OLD = ("sm_60", "sm_61", "sm_70", "sm_72", "sm_75")  # without kernels, and without bfloat16
 ENVIRONMENT = "TORCH_SPECGD_TRITON_CONFIG"
 Config = dict[str, Any]
+_CONFIGS = Path(__file__).parent / "configs"
 
 
 @lru_cache(maxsize=8)
@@ -52,23 +64,37 @@ def load_table(arch: str) -> dict[str, Any]:
         return read_table(override)
     if arch not in ARCHITECTURES:
         raise ValueError(f"no configuration table for {arch!r}; available: {ARCHITECTURES}")
-    return read_table(str(Path(__file__).parent / "configs" / f"{arch}.json"))
+    return read_table(f"{_CONFIGS}/{arch}.json")
 
 
 @lru_cache(maxsize=16)
 def _of_device(index: int) -> str:
     if torch.version.hip:
-        return "gfx942"
-    major, _ = torch.cuda.get_device_capability(index)
-    # sm_86, sm_89 and sm_120 have 99 KiB of shared memory, for which the sm_80 table is made.
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+        name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+    else:
+        name = "sm_{}{}".format(*torch.cuda.get_device_capability(index))
+    return SERVED.get(name, name)
 
 
 def architecture(device: torch.device) -> str:
-    """Return the table that serves a device; on the CPU (interpreter) that of sm_80."""
+    """Return whose table serves a device, or a name without a table; for a CPU that of sm_80.
+
+    Args:
+        device: A GPU, or a CPU on which kernels are interpreted.
+    """
     if device.type != "cuda":
         return "sm_80"
     return _of_device(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def has_table(arch: str) -> bool:
+    """Whether there are configurations for an architecture: elsewhere a library multiplies."""
+    return arch in ARCHITECTURES or ENVIRONMENT in os.environ
+
+
+def has_bfloat16(arch: str) -> bool:
+    """Whether a GPU multiplies bfloat16: NVIDIA's do from compute capability 8 on."""
+    return arch not in OLD
 
 
 def symmetric_tiles(n: int, block_m: int, block_n: int) -> int:
@@ -115,8 +141,9 @@ def choose(
             tiles = tiles // 2 + batch * rows // 2
         if tiles >= table["processors"]:
             break
-    # Triton is about to change its default for this, and results would change with it.
-    return config | {"enable_fp_fusion": True}
+    precision = table["float32_precision"] if itemsize == 4 else "ieee"
+    # Triton is about to change its default for fused multiplications, and results with it.
+    return config | {"PRECISION": precision, "enable_fp_fusion": True}
 
 
 def tiles_of_plan(arch: str, batch: int, n: int, m: int, itemsize: int) -> dict[str, Config]:
@@ -129,9 +156,9 @@ def tiles_of_plan(arch: str, batch: int, n: int, m: int, itemsize: int) -> dict[
         m: Long side.
         itemsize: Bytes of an element of the arithmetic.
     """
-    table = load_table(arch)
-    if itemsize != 2 or not worth_tiles(table, batch, n):
+    if itemsize != 2 or not has_table(arch) or not worth_tiles(load_table(arch), batch, n):
         return {}
+    table = load_table(arch)
     describable = n * itemsize % 16 == 0 and m * itemsize % 16 == 0
     return {
         kind: choose(table, kind, itemsize, batch, n, columns, describable)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -17,38 +15,36 @@ from .symmetric import symmetric_kernel
 GROUP = 8  # rows of tiles that share columns in L2
 
 
-def _describable(*tensors: Tensor) -> bool:
-    """Whether tensor descriptors can read these: unit inner stride, 16-byte rows and bases."""
-    return all(
-        t.stride(-1) == 1
-        and all(s * t.element_size() % 16 == 0 for s in t.stride()[:-1])
-        and t.data_ptr() % 16 == 0
-        for t in tensors
-    )
+def _describable(t: Tensor) -> bool:
+    """Whether a tensor descriptor can read this: unit inner stride, 16-byte rows and base."""
+    outer, row, inner = t.stride()
+    size = t.element_size()
+    return inner == 1 and not (outer * size % 16 or row * size % 16 or t.data_ptr() % 16)
 
 
-def _refuse_long_strides(*tensors: Tensor) -> None:
+def _refuse_long_strides(t: Tensor) -> None:
     """Offsets inside a tile of at most 256 rows are 32-bit; everything beyond is 64-bit."""
-    for t in tensors:
-        if max(t.stride()[-2:]) >= 2**23:
-            raise ValueError(
-                f"row and column strides must be below 2^23 elements, got strides {t.stride()} "
-                f"for shape {tuple(t.shape)}; pass a contiguous copy"
-            )
+    _, row, column = t.stride()
+    if row >= 2**23 or column >= 2**23:
+        raise ValueError(
+            f"row and column strides must be below 2^23 elements, got strides {t.stride()} for "
+            f"shape {tuple(t.shape)}; pass a contiguous copy"
+        )
 
 
-def _settle(
-    kind: str, m: int, first: Tensor, second: Tensor, config: Mapping[str, Any] | None
-) -> Config:
-    """Return the configuration of a launch, with the precision of its products."""
-    _refuse_long_strides(first, second)
+def _settle(kind: str, m: int, first: Tensor, second: Tensor, config: Config | None) -> Config:
+    """Return the configuration of a launch: the given one, where it can read the operands."""
+    _refuse_long_strides(first)
+    if second is not first:
+        _refuse_long_strides(second)
+    if config is not None and not config["DESCRIPTOR"]:
+        return config
+    describable = _describable(first) and (second is first or _describable(second))
+    if config is not None and describable:
+        return config
     table = load_table(architecture(first.device))
     batch, n, _ = first.shape
-    describable = _describable(first, second)
-    if config is None or (config["DESCRIPTOR"] and not describable):
-        config = choose(table, kind, first.element_size(), batch, n, m, describable)
-    precision = table["float32_precision"] if first.dtype == torch.float32 else "ieee"
-    return {**config, "PRECISION": precision}
+    return choose(table, kind, first.element_size(), batch, n, m, describable)
 
 
 def _tiles(x: Tensor, rows: int, cols: int, config: Config) -> Tensor | TensorDescriptor:
@@ -79,9 +75,10 @@ def symmetric(
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
     d = torch.empty(batch, n, n, dtype=a.dtype, device=a.device)
     tiles = symmetric_tiles(n, block_m, block_n)
+    left = _tiles(a, block_m, block_k, config)
+    right = left if b is a and block_m == block_n else _tiles(b, block_n, block_k, config)
     symmetric_kernel[(batch * tiles,)](
-        _tiles(a, block_m, block_k, config), _tiles(b, block_n, block_k, config),
-        d if c is None else c, d, *scalars, n, k, tiles, *a.stride(), *b.stride(),
+        left, right, d if c is None else c, d, *scalars, n, k, tiles, *a.stride(), *b.stride(),
         HAS_C=c is not None, **config,
     )  # fmt: skip
     return d
@@ -99,9 +96,10 @@ def apply(q: Tensor, x: Tensor, out: Tensor | None = None, config: Config | None
     batch, n, m = x.shape
     config = _settle("apply", m, q, x, config)
     block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    out = torch.empty_like(x) if out is None else out
+    if out is None:
+        out = torch.empty(batch, n, m, dtype=x.dtype, device=x.device)
     _refuse_long_strides(out)
-    tiles = triton.cdiv(n, block_m) * triton.cdiv(m, block_n)
+    tiles = -(-n // block_m) * -(-m // block_n)
     apply_kernel[(batch * tiles,)](
         _tiles(q, block_m, block_k, config), _tiles(x, block_k, block_n, config), out, n, m,
         *q.stride(), *x.stride(), *out.stride(), GROUP=GROUP, **config,

@@ -38,7 +38,7 @@ def orthogonalize_small(
     Args:
         x: (b, n, m), any strides and scale.
         schedule: Steps of degree 3, 5, 9 or 17.
-        out: Where the result goes, default a new tensor; same dtype, any strides.
+        out: Where the result goes, default a new tensor; same dtype, any strides; or x itself.
         config: Default from the architecture's table.
 
     Raises:

@@ -132,6 +132,7 @@ def small_kernel(
         x_base += BLOCK * stride_xm
         y = tl.dot(q, x / top, input_precision=PRECISION)
         cols = c0 + tl.arange(0, BLOCK)
+        tl.debug_barrier()  # the result may lie over X: everybody has read these columns by now
         keep = (i < n)[:, None] & (cols < m)[None, :]
         offsets = i.to(tl.int64)[:, None] * stride_yn + cols.to(tl.int64)[None, :] * stride_ym
         tl.store(y_base + offsets, y.to(y_base.dtype.element_ty), mask=keep)

@@ -16,9 +16,14 @@ from typing import Any
 import torch
 
 from ..kernels.configuration import (
+    ARCHITECTURES,
     ENVIRONMENT,
+    OLD,
+    SERVED,
     Config,
     architecture,
+    has_bfloat16,
+    has_table,
     small_config,
     tiles_of_plan,
 )
@@ -31,9 +36,9 @@ FORMS = ("direct", "gram")
 # Short sides up to here run in float32 (LoRA factors keep their accuracy, 16 bits gain nothing)
 # and, on a GPU, in the one-launch kernel.
 SMALL = 64
-# Columns up to which one program takes a matrix from end to end; a longer one it would stream
-# alone, beside idle processors.
-STREAMED = 8192
+# Columns up to which one program takes a matrix from end to end, however few matrices there are:
+# few programs would stream longer ones beside idle processors.
+STREAMED, MANY = 8192, 64
 # Steps up to which their coefficients are arguments of one kernel.
 UNROLLED = 16
 
@@ -43,26 +48,31 @@ def cpu_multiplies_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def arithmetic_dtype(dtype: torch.dtype, short: int, device: str, direct: bool) -> torch.dtype:
+def arithmetic_dtype(
+    dtype: torch.dtype, short: int, device: str, direct: bool, arch: str | None = None
+) -> torch.dtype:
     """Return the dtype in which the iteration runs when the caller leaves it open.
 
     float64 input stays float64. Short sides up to 64 run in float32. Above, a GPU takes
-    bfloat16 in the direct form and float16 in the Gram form, a CPU takes bfloat16 if it has
-    instructions for it, and float32 otherwise.
+    bfloat16 in the direct form, if it has it, and float16 in the Gram form; a CPU takes bfloat16
+    if it has instructions for it, and float32 otherwise; other devices take bfloat16.
 
     Args:
         dtype: Of the input.
         short: The shorter side.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", "xpu" or "mps".
         direct: Whether the direct form runs.
+        arch: The GPU's, if it is known.
     """
     if dtype == torch.float64:
         return torch.float64
     if short <= SMALL:
         return torch.float32
     if device == "cuda":
-        return torch.bfloat16 if direct else torch.float16
-    return torch.bfloat16 if device == "cpu" and cpu_multiplies_bf16() else torch.float32
+        wide = direct and (arch is None or has_bfloat16(arch))
+        return torch.bfloat16 if wide else torch.float16
+    taken = device in ("xpu", "mps") or (device == "cpu" and cpu_multiplies_bf16())
+    return torch.bfloat16 if taken else torch.float32
 
 
 def _default_schedule(accuracy: str, short: int) -> Schedule:
@@ -90,23 +100,29 @@ def _plan(
     steps = schedule or _default_schedule(accuracy, n)
 
     def in_form(form: str) -> Plan:
-        own = arithmetic or arithmetic_dtype(dtype, n, device, form == "direct")
+        own = arithmetic or arithmetic_dtype(dtype, n, device, form == "direct", arch)
         needed = steps.restarts(torch.finfo(own).eps / 2) if restarts is None else restarts
         again = () if form == "direct" else needed
         return Plan((n, m), batch, own, device, accuracy, steps, form, again)
 
     chosen = min(map(in_form, FORMS if form is None else (form,)), key=Plan.work)
     one_launch = (
-        device == "cuda" and n <= SMALL and m <= STREAMED and chosen.dtype == torch.float32
+        device == "cuda" and n <= SMALL and (m <= STREAMED or batch >= MANY)
+        and chosen.dtype == torch.float32
         and steps.normalization != "schatten8" and len(steps) <= UNROLLED
         and all(len(step) != 4 for step in steps.steps)
     )  # fmt: skip
     found: dict[str, Config] = {}
-    if arch is not None and one_launch:
+    if arch is not None and has_table(arch) and one_launch:
         found = {"small": small_config(arch, n)}
     elif arch is not None:
         found = tiles_of_plan(arch, batch, n, m, chosen.dtype.itemsize)
     return replace(chosen, one_launch=one_launch, arch=arch, tiles=_overridden(found, wanted))
+
+
+def forget_plans() -> None:
+    """Make plans anew from now on, as a table of tiles has changed."""
+    _plan.cache_clear()
 
 
 def _overridden(found: dict[str, Config], wanted: Tiles) -> Tiles:
@@ -178,6 +194,9 @@ def plan(
     kind = torch.device(device).type
     if kind != "cuda" and (arch or tiles):
         raise ValueError(f"arch and tiles must be left out but for a GPU, got them for {kind!r}")
+    arch = arch if arch is None else SERVED.get(arch, arch)
+    if arch is not None and arch not in (*ARCHITECTURES, *OLD):
+        raise ValueError(f"arch must be one of {(*ARCHITECTURES, *SERVED, *OLD)}, got {arch!r}")
     if kind == "cuda" and arch is None and torch.cuda.is_available():
         arch = architecture(torch.device(device))
     return _plan(

@@ -19,10 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..kernels.configuration import ARCHITECTURES, load_table
+from ..kernels.configuration import ARCHITECTURES, SERVED, load_table
 from .disassemble import read_amd, read_nvidia
 
-_FLAGS = ("HAS_C", "DESCRIPTOR", "FLAT")
+_FLAGS = ("HAS_C", "DESCRIPTOR", "LINES")
+# What is compiled: an architecture for each table, and the others that it serves.
+TARGETS = (*ARCHITECTURES, "sm_120", "gfx90a", "gfx950")
+_SHARED = {"gfx950": 163840}  # bytes, where a target has more than its table's
 _STEPS, _LINKS = 3, 9  # of the default schedule
 # Registers of an SM (or of a SIMD's lane), threads at most, for the occupancy estimate.
 _REGISTERS, _THREADS = 65536, 2048
@@ -75,6 +78,8 @@ class Resources:
     widest: int
 
 
+_FLOATS = ("alpha", "beta", "gamma", "mu", "lr", "weight_decay")
+_COUNTS = ("tiles", "tensors", "bits")  # integers that no power of two divides
 # The operands that are read in tiles, and the sides of those.
 _TILES = {
     "a": ("BLOCK_M", "BLOCK_K"),
@@ -82,6 +87,12 @@ _TILES = {
     "q": ("BLOCK_M", "BLOCK_K"),
     "x": ("BLOCK_K", "BLOCK_N"),
 }
+
+
+def table_of(arch: str) -> dict[str, Any]:
+    """Return the table that serves a target, with the target's own shared memory."""
+    table = load_table(SERVED.get(arch, arch))
+    return table | {"shared_limit": _SHARED.get(arch, table["shared_limit"])}
 
 
 def _constants(kernel: str, config: dict[str, Any], precision: str) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _signature(variant: Variant, fn: Any, constants: dict[str, Any]) -> dict[str
             signature[name] = ("fp32",) * 3 * _LINKS
         elif name == "links":
             signature[name] = ("fp32",) * _STEPS
-        elif name in ("scalars_ptr", "scratch_ptr"):
+        elif name == "scratch_ptr":
             signature[name] = "*fp32"
         elif variant.kernel in ("momentum", "update") and name.endswith("_ptr"):
             signature[name] = "*i64"
@@ -113,7 +124,7 @@ def _signature(variant: Variant, fn: Any, constants: dict[str, Any]) -> dict[str
         elif name.endswith(("_ptr", "_type")):
             signature[name] = element
         else:
-            signature[name] = "fp32" if name in ("alpha", "beta", "gamma") else "i32"
+            signature[name] = "fp32" if name in _FLOATS else "i32"
     return signature
 
 
@@ -135,7 +146,7 @@ def compile_variant(variant: Variant) -> Any:
         "momentum": elementwise.momentum_kernel,
         "update": elementwise.update_kernel,
     }[variant.kernel]
-    table, config = load_table(variant.arch), dict(variant.config)
+    table, config = table_of(variant.arch), dict(variant.config)
     precision = table["float32_precision"] if variant.dtype == "fp32" else "ieee"
     if variant.kernel.startswith("small"):
         precision = table["float32_precision"]
@@ -147,18 +158,21 @@ def compile_variant(variant: Variant) -> Any:
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
-        if isinstance(kind, str) and (kind[0] == "*" or (kind == "i32" and name != "tiles"))
+        if isinstance(kind, str) and (kind[0] == "*" or (kind == "i32" and name not in _COUNTS))
     }
     source = ASTSource(fn, signature, constants, aligned)
-    backend, arch, warp = table["target"]
+    amd = variant.arch.startswith("gfx")
+    target = GPUTarget("hip", variant.arch, 64) if amd else (
+        GPUTarget("cuda", int(variant.arch.removeprefix("sm_")), 32)
+    )  # fmt: skip
     options = {k: config[k] for k in ("num_warps", "num_stages")} | {"enable_fp_fusion": True}
-    return compile(source, target=GPUTarget(backend, arch, warp), options=options)
+    return compile(source, target=target, options=options)
 
 
-def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
+def variants(archs: tuple[str, ...] = TARGETS) -> Iterator[Variant]:
     """Yield every kernel with every shipped configuration, with all its options and with none."""
     for arch in archs:
-        table = load_table(arch)
+        table = table_of(arch)
         for kernel in ("symmetric", "apply"):
             yield from _products(arch, kernel, table[kernel])
         for size, config in table["small"].items():
@@ -166,9 +180,10 @@ def variants(archs: tuple[str, ...] = ARCHITECTURES) -> Iterator[Variant]:
             full = {"N": int(size), **config, **steps}
             yield Variant("small", arch, "fp32", tuple(full.items()))
         for kernel in ("momentum", "update"):
-            for flat in (True, False):
-                extra = {"FLAT": flat} | ({"NESTEROV": True} if kernel == "momentum" else {})
-                yield Variant(kernel, arch, "bf16", tuple((table["elementwise"] | extra).items()))
+            extra = {"NESTEROV": True, "MAXIMIZE": False} if kernel == "momentum" else {}
+            for lines in (True, False):
+                full = table["elementwise"] | extra | {"READ": False, "LINES": lines}
+                yield Variant(kernel, arch, "bf16", tuple(full.items()))
 
 
 def _products(arch: str, kernel: str, lists: dict[str, list[dict[str, Any]]]) -> Iterator[Variant]:
@@ -188,7 +203,7 @@ def resources(variant: Variant) -> Resources:
     amd = variant.arch.startswith("gfx")
     code = (read_amd if amd else read_nvidia)(compiled)
     shared = int(compiled.metadata.shared)
-    options, table = dict(variant.config), load_table(variant.arch)
+    options, table = dict(variant.config), table_of(variant.arch)
     threads = options["num_warps"] * (64 if amd else 32)
     registers = max(code.registers, 1)
     # gfx942 has 512 vector registers a lane and four SIMDs; accumulators are counted in them.
@@ -208,7 +223,7 @@ def resources(variant: Variant) -> Resources:
     )
 
 
-def report(archs: tuple[str, ...] = ARCHITECTURES, workers: int = 1) -> dict[str, Any]:
+def report(archs: tuple[str, ...] = TARGETS, workers: int = 1) -> dict[str, Any]:
     """Return the resources of every shipped configuration, by name.
 
     Args:
@@ -224,7 +239,7 @@ def report(archs: tuple[str, ...] = ARCHITECTURES, workers: int = 1) -> dict[str
 def main() -> int:
     """Print the report as JSON, write it, or compare it with a committed one."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--arch", nargs="*", default=list(ARCHITECTURES), choices=ARCHITECTURES)
+    parser.add_argument("--arch", nargs="*", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--write", type=Path, help="where to write the report")
     parser.add_argument("--check", type=Path, help="a committed report to compare with")

@@ -20,10 +20,11 @@ from ..iterate.products import plus_identity
 from ..kernels.configuration import Config, choose, load_table, symmetric_tiles, tiles_of_plan
 from ..planning.choose import Plan
 
-# Dense 16-bit FLOP/s and bytes/s of the data sheets: A100, H100 SXM, B200, MI300X; the part of
-# the FLOP/s that good kernels reach.
+# Dense 16-bit FLOP/s and bytes/s of the data sheets: A100, RTX 4090, H100 SXM, B200, MI300X; the
+# part of the FLOP/s that good kernels reach.
 PEAKS = {
     "sm_80": (312e12, 2.0e12),
+    "sm_89": (165e12, 1.0e12),
     "sm_90": (989e12, 3.35e12),
     "sm_100": (2250e12, 8.0e12),
     "gfx942": (1307e12, 5.3e12),
@@ -232,7 +233,7 @@ def cost_on_paper(chosen: Plan, arch: str) -> Cost:
 
     Args:
         chosen: From `plan(..., device="cuda")`.
-        arch: "sm_80", "sm_90", "sm_100" or "gfx942".
+        arch: "sm_80", "sm_89", "sm_90", "sm_100" or "gfx942".
 
     Raises:
         ValueError: For a CPU's plan, which has no tiles.

@@ -1,0 +1,59 @@
+"""Where launches go and what is compiled, on a driver that launches nothing."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+pytest.importorskip("triton")
+
+from reference.fake_driver import fake_driver
+from torch_specgd.step.muon import muon
+from torch_specgd.triton_kernels import engine, multi_tensor, operator, orthogonalize
+
+
+def _step(shapes: tuple, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multi_tensor, "_PLAIN", {FakeTensor})
+    monkeypatch.setattr(engine, "orthogonalize_op", operator._new)
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda self: 4096)
+    monkeypatch.setattr(FakeTensor, "copy_", lambda self, src: torch.ops.aten.copy_(self, src))
+    with FakeTensorMode(), torch.no_grad():
+        p, g, b = ([torch.empty(s, device=device) for s in shapes] for _ in range(3))
+        muon(
+            p, g, b, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True,
+            ns_coefficients="auto", eps=1e-7, ns_steps=5, adjust_lr_fn=None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("shapes", [((768, 768),) * 12, ((16, 1024),) * 6, ((300, 400),) * 2])
+def test_launches_go_to_the_tensors_device(shapes: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters on cuda:1 while cuda:0 is current: all launches read cuda:0's memory."""
+    with fake_driver() as seen:
+        _step(shapes, "cuda:1", monkeypatch)
+    assert {stream for _, stream in seen.launched} == {"stream of cuda:1"}
+    assert seen.device == 0, "the caller's device comes back"
+    names = [name for name, _ in seen.launched]
+    assert names[0] == "momentum_kernel"
+    assert names[-1] == "update_kernel"
+
+
+def test_few_kernels_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel takes seconds in the first step of every job."""
+    shapes = 3 * ((2304, 768), (768, 768), (3072, 768), (768, 3072)) + 8 * ((16, 1024),)
+    with fake_driver() as seen:
+        _step(shapes, "cuda:0", monkeypatch)
+        first = len(seen.compiled)
+        _step(shapes, "cuda:0", monkeypatch)
+    assert first <= 16, Counter(seen.compiled)
+    assert len(seen.compiled) == first
+
+
+def test_the_operator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`orthogonalize` in anybody's code launches where its input lies."""
+    monkeypatch.setattr(engine, "orthogonalize_op", operator._new)
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda self: 4096)
+    monkeypatch.setattr(FakeTensor, "copy_", lambda self, src: torch.ops.aten.copy_(self, src))
+    with fake_driver() as seen, FakeTensorMode():
+        orthogonalize(torch.empty(64, 512, 512, device="cuda:3"))
+    assert {stream for _, stream in seen.launched} == {"stream of cuda:3"}

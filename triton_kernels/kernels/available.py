@@ -1,0 +1,131 @@
+"""Whether Triton's kernels run on a GPU, and compute what they should there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..schedule.named import SCHEDULES
+from .configuration import architecture, has_table
+from .owned import capturing
+
+OLDEST = (3, 5)  # the first version of Triton that these kernels were compiled with
+
+
+def triton_runs(device: torch.device) -> bool:
+    """Whether Triton is installed, new enough, and knows a GPU; asked once.
+
+    Args:
+        device: A GPU.
+    """
+    return _reason(architecture(device)) is None
+
+
+def trusted(device: torch.device, configs: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether kernels compile for a GPU and one launch of each is right; asked once.
+
+    Some versions of the compilers make wrong code for some tiles. Where no values can be looked at,
+    under the capture of a CUDA graph and for tensors without data, the answer is yes.
+
+    Args:
+        device: A GPU.
+        configs: By kernel, see `Plan.configs`.
+    """
+    if not triton_runs(device):
+        return False
+    if not torch.cuda.is_available() or capturing(device):
+        return True
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return all(_checked(kind, tuple(c.items()), index) for kind, c in configs.items())
+
+
+@lru_cache(maxsize=16)
+def _reason(arch: str) -> str | None:
+    """Return why kernels do not run, or None; warns with it."""
+    reason, version = None, _version()
+    if version is None:
+        reason = "Triton is not installed"
+    elif tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        reason = f"Triton must be at least {OLDEST[0]}.{OLDEST[1]}, got {version}"
+    elif not has_table(arch):
+        reason = f"there are no kernels for {arch}"
+    if reason is not None:
+        _warn(reason)
+    return reason
+
+
+def forget() -> None:
+    """Ask and check anew from now on."""
+    _reason.cache_clear()
+    _checked.cache_clear()
+
+
+def _version() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return str(triton.__version__)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"{reason}: the engine multiplies through the vendor's library instead", stacklevel=3
+    )
+
+
+@lru_cache(maxsize=64)
+def _checked(kind: str, config: tuple[tuple[str, Any], ...], index: int) -> bool:
+    """Compare one launch with float64; warn and return False where they differ, or it fails."""
+    device = torch.device("cuda", index)
+    try:
+        error = CHECKS[kind](dict(config), device)
+    except Exception as failure:  # compilers and drivers raise errors of many kinds
+        _warn(f"the {kind} kernel failed on its first launch ({type(failure).__name__}: {failure})")
+        return False
+    if not error < 2**-6:
+        _warn(f"the {kind} kernel was off by {error:.3g} on its first launch")
+        return False
+    return True
+
+
+def _numbers(device: torch.device, *shape: int) -> Tensor:
+    """Return entries of about one, from no generator: what is drawn next must not change."""
+    count = torch.Size(shape).numel()
+    values = torch.arange(1.0, count + 1, dtype=torch.float64, device="cpu").mul(1.7).square().sin()
+    return values.view(shape).to(device)
+
+
+def _product_error(kind: str, config: dict[str, Any], device: torch.device) -> float:
+    from .launch import apply, symmetric
+
+    n, m = 2 * config["BLOCK_M"], 2 * config["BLOCK_N"]
+    x = _numbers(device, 2, n, m).to(torch.bfloat16)
+    q = _numbers(device, 2, n, n).to(torch.bfloat16)
+    if kind == "symmetric":
+        found, truth = symmetric(x, x, config=config), x.double() @ x.double().mT
+    else:
+        found, truth = apply(q, x, config=config), q.double() @ x.double()
+    return float((found.double() - truth).abs().max() / truth.abs().max())
+
+
+def _small_error(config: dict[str, Any], device: torch.device) -> float:
+    from .launch_small import orthogonalize_small
+
+    x, schedule = _numbers(device, 3, config["N"], 3 * config["BLOCK"]), SCHEDULES["deep"]
+    found = orthogonalize_small(x.float(), schedule, config=config).double()
+    u, s, vh = torch.linalg.svd(x.cpu(), full_matrices=False)
+    mapped = torch.from_numpy(schedule((s / (s**4).sum(-1, keepdim=True) ** 0.25).numpy()))
+    return float((found.cpu() - (u * mapped[:, None, :]) @ vh).abs().max())
+
+
+CHECKS: dict[str, Callable[[dict[str, Any], torch.device], float]] = {
+    "symmetric": partial(_product_error, "symmetric"),
+    "apply": partial(_product_error, "apply"),
+    "small": _small_error,
+}
