@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy
 from data_prune import DualTracker, ScoreTable
 
 HERE = Path(__file__).parent
-MARKS = ("<!-- tables of the CSV -->", "<!-- end of the tables -->")
+MARKS = ("<!-- tables of the larger CSV -->", "<!-- end of the larger tables -->")
 PAGE = HERE.parent / "docs" / "pruning_results.md"
 FIGURE = HERE.parent / "docs" / "figures" / "prune_fashion_mnist.png"
 PACKAGED = Path("/usr/share/datasets/fashion-mnist")

@@ -43,26 +43,28 @@ def read(path: Path, half: str) -> Runs:
     return {cell: of for cell, of in runs.items() if cell.ratio}
 
 
-def differences(runs: Runs, method: str) -> dict[Cell, tuple[float, float, float]]:
-    """Cell -> mean paired difference to random, and the ends of its interval."""
+def differences(
+    runs: Runs, method: str, rival: str = "random"
+) -> dict[Cell, tuple[float, float, float]]:
+    """Cell -> mean paired difference to a rival, and the ends of its interval."""
     found = {}
     for cell, of in runs.items():
-        seeds = sorted(of.get(method, {}).keys() & of.get("random", {}).keys())
+        seeds = sorted(of.get(method, {}).keys() & of.get(rival, {}).keys())
         if len(seeds) > 2:
-            pair = compare([of[method][s] for s in seeds], [of["random"][s] for s in seeds])
+            pair = compare([of[method][s] for s in seeds], [of[rival][s] for s in seeds])
             found[cell] = (pair.difference, pair.low, pair.high)
     return found
 
 
-def verdicts(runs: Runs, methods: tuple[str, ...]) -> str:
-    """One row a method: how often it is above and below random, and its worst cell."""
+def verdicts(runs: Runs, methods: tuple[str, ...], rival: str = "random") -> str:
+    """One row a method: how often it is above and below its rival, and its worst cell."""
     lines = [
         "| rule | cells | mean | above, in the mean | above by the interval | below by the "
         "interval | worst cell |",
         "|---" * 7 + "|",
     ]
     for method in methods:
-        found = differences(runs, method)
+        found = differences(runs, method, rival)
         if found:
             mean = np.array([d for d, _, _ in found.values()])
             worst, (low, _, _) = min(found.items(), key=lambda item: item[1][0])
@@ -80,6 +82,8 @@ def by_part(runs: Runs, methods: tuple[str, ...], parts: dict[str, Callable[[Cel
     lines = ["| rule | " + " | ".join(parts) + " |", "|---" * (len(parts) + 1) + "|"]
     for method in methods:
         found = differences(runs, method)
+        if not found:
+            continue
         shown = []
         for chosen in parts.values():
             values = [d for cell, (d, _, _) in found.items() if chosen(cell)]
@@ -119,7 +123,10 @@ def tables(path: Path) -> str:
         runs = read(path, half)
         if not runs:
             continue
-        text += [f"### {title.capitalize()}", verdicts(runs, methods)]
+        count = len(differences(runs, "random"))
+        text += [f"### {title.capitalize()}: {count} cells", verdicts(runs, methods)]
+        text += ["Against training on all the data instead of random:"]
+        text += [verdicts(runs, ("random", *selections), "full")]
         for name, parts in (
             ("By damage", parts_of("damage", {d: KIND[d] for d in DAMAGE})),
             ("By prune ratio", parts_of("ratio", {str(r): str(r) for r in sorted(RATIOS)})),

@@ -29,7 +29,7 @@ from .beta import (
     top_scores,
 )
 from .plan import METHODS, Columns, Plan, Strata, hardness, importance
-from .plausible import floors, prob_counts
+from .plausible import floors, merely_hard, movement, prob_counts
 from .quotas import class_quotas, stratum_budgets
 from .topk import Fold, find_threshold
 
@@ -199,11 +199,18 @@ def summarize(fold: Fold, options: Options) -> dict[str, Any]:
 
 def _set_aside(fold: Fold, plan: Plan, labels: dict[int, int]) -> Plan:
     """Return the plan with the labels that their class hardly believes behind all others."""
-    groups = len(plan.quotas)
+    groups, quotas = len(plan.quotas), plan.quotas
     counts = fold(lambda c: prob_counts(c["mean_prob"], plan.groups(c), groups), operator.iadd)
     lowest, believed = floors(counts)
+    draft = dataclasses.replace(plan, floors=lowest)
+
+    def moved(columns: Columns) -> NDArray:
+        rows = draft.believed(columns, draft.groups(columns))
+        return movement(columns["mean_prob"], columns["score"], rows)
+
+    if merely_hard(fold(moved, operator.iadd)):
+        lowest, believed = np.zeros_like(lowest), counts.sum(axis=1)
     plan.settings["set_aside"] = int(counts.sum() - believed.sum())
-    quotas = plan.quotas
     if plan.classes is not None and believed.sum() >= quotas.sum():
         sizes = np.array([labels[c] for c in plan.classes.tolist()], dtype=np.int64)
         quotas = class_quotas(sizes, int(quotas.sum()), believed, plan.least)

@@ -42,6 +42,18 @@ def test_what_its_class_hardly_believes_is_left_out():
     assert (settings["method"], settings["per_class"]) == ("plausible", True)
 
 
+@pytest.mark.parametrize(("faster", "aside"), [(1.0, True), (1.2, True), (1.4, False)])
+def test_hard_labels_that_move_are_not_taken_for_wrong_ones(faster, aside):
+    """Clean data have improbable labels too: those that are learned last, and they move most."""
+    table, low = noisy_table(wrong=0.1, classes=1)
+    moved = np.random.default_rng(1).uniform(0.02, 0.2, len(table))
+    moved *= 0.11 / np.where(low, moved[low].mean(), moved[~low].mean())
+    score = (1 - table.mean_prob) * np.where(low, faster * moved, moved)
+    table = make_table(len(table), label=table.label, mean_prob=table.mean_prob, score=score)
+    assert (table.plan(0.5).settings["set_aside"] > 0) == aside
+    assert (low[table.select(0.5)].mean() == 0) == aside
+
+
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
 def test_the_fewer_stay_the_more_typical_they_are(ratio):
     """The equation of the docstring, against draws by score and the mean over the believed."""
