@@ -18,6 +18,7 @@ from .methods.during_training import l2_init_penalty, rewarm_advice
 from .methods.fire import fire_reinit
 from .methods.head_reset import head_reset
 from .methods.perturb import PRESETS, shrink_and_perturb
+from .methods.recycle import recycle_units
 from .methods.uniform import uniform_shrink
 from .shrink.apply import apply_factors
 from .shrink.factors import shrink_factors, unit_cosine
@@ -40,6 +41,7 @@ __all__ = [
     "head_reset",
     "l2_init_penalty",
     "perturb_state_dict",
+    "recycle_units",
     "rewarm_advice",
     "shrink_and_perturb",
     "shrink_factors",

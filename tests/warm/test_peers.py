@@ -150,6 +150,25 @@ def test_head_reset_redraws_the_last_layer_only() -> None:
         head_reset(model, ["head"])
 
 
+def test_head_reset_stops_at_tied_embeddings() -> None:
+    """The last layer of a tied language model is its embedding; a layer inside was drawn anew."""
+    torch.manual_seed(5)
+    model = nn.ModuleDict({"embed": nn.Embedding(7, 4), "mlp": nn.Linear(4, 4)})
+    model.add_module("head", nn.Linear(4, 7, bias=False))
+    model["head"].weight = model["embed"].weight
+    before = state(model)
+    with pytest.raises(ValueError, match="the head 'head' is tied to the embedding 'embed'"):
+        head_reset(model)
+    with pytest.raises(ValueError, match="is tied to the embedding"):
+        head_reset(model, 2)
+    assert all(torch.equal(x, before[n]) for n, x in state(model).items())
+    report = head_reset(model, ["head"])
+    assert [(r.name, r.aliases) for r in report.rows] == [("embed.weight", ("head.weight",))]
+    assert "embed and head are one weight" in report.notes[0]
+    assert model["head"].weight is model["embed"].weight
+    assert not torch.equal(model["embed"].weight, before["embed.weight"])
+
+
 @pytest.mark.parametrize("method", [fire_reinit, shrink_and_perturb, head_reset])
 def test_peers_hand_over_the_optimizer(method) -> None:
     """The same promise for every method: reset state, masters follow, scale is refused."""

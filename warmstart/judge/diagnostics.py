@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,8 @@ from specgd_common.tensors import full
 
 from ..targets.find import Patterns, find_targets, matches
 from ..targets.parameters import unwrap
+from .activations import FUNCTIONS, ActivationWatch
 from .plasticity import effective_rank, feature_rows, share_below, stable_rank, unit_scores
-
-ACTIVATIONS = (
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Hardswish,
-    nn.Mish,
-    nn.ReLU6,
-)
 
 
 @dataclass
@@ -68,7 +56,8 @@ class Diagnostics:
 
     Args:
         model: Any module.
-        layers: Shell patterns or predicate of activation modules; None takes every ReLU, GELU, ...
+        layers: Shell patterns or predicate of modules; None takes every activation: modules by
+            their class, and functional calls (``layer1.relu``).
         tau: Threshold of dormancy relative to the layer's mean, >= 0 (Sokar et al. use 0.025 for
             RL, 0.1 is common).
         samples: Rows of features kept per layer, spread over the batch's tokens.
@@ -107,45 +96,37 @@ class Diagnostics:
         self.model, self.tau, self.samples = unwrap(model), tau, samples
         self.readings: list[Reading] = []
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
-        self._handles: list[Any] = []
-        none = torch.empty(0)
-        self._modules = {
-            name: m
-            for name, m in self.model.named_modules()
-            if (isinstance(m, ACTIVATIONS) if layers is None else matches(layers, [name], none))
-        }
-        if not self._modules and layers is not None:
+        nothing = torch.empty(0)
+
+        def wanted(name: str) -> bool:
+            return matches(layers, [name], nothing)
+
+        def keep(name: str, x: Tensor) -> None:
+            # Reduced at once: a transformer's activations are larger than its weights.
+            self._kept[name] = unit_scores(x), feature_rows(x, samples)
+
+        self._watch = ActivationWatch(self.model, None if layers is None else wanted, keep)
+        modules = [name for name, _ in self.model.named_modules()]
+        calls = (f"{name}.{f}" for name in modules if name for f in FUNCTIONS)
+        if layers is not None and not any(wanted(name) for name in (*modules, *calls)):
             raise ValueError(f"layers {layers!r} matches no module")
 
     def attach(self) -> Diagnostics:
         """Start to watch forward passes."""
-        if not self._handles:
-            self._handles = [
-                m.register_forward_hook(self._keep(name)) for name, m in self._modules.items()
-            ]
+        if not self._watch:
+            self._watch.start()
         return self
 
     def detach(self) -> None:
         """Remove every hook and forget the activations."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._kept = [], {}
+        self._watch.stop()
+        self._kept = {}
 
     def __enter__(self) -> Diagnostics:
         return self.attach()
 
     def __exit__(self, *exception: object) -> None:
         self.detach()
-
-    def _keep(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            x = output[0] if isinstance(output, tuple) else output
-            if isinstance(x, Tensor) and x.ndim >= 2:
-                # Reduced at once: a transformer's activations are larger than its weights.
-                x = x.detach()
-                self._kept[name] = unit_scores(x), feature_rows(x, self.samples)
-
-        return hook
 
     def record(self, epoch: float) -> list[Reading]:
         """Measure every layer now: activations of the last forward pass, weights, gradients.
@@ -159,11 +140,18 @@ class Diagnostics:
         Raises:
             RuntimeError: If hooks are attached but no forward pass has been seen.
         """
-        if self._handles and self._modules and not self._kept:
+        if self._watch and not self._watch.passes:
             raise RuntimeError(
                 "no forward pass since attach(); record() comes after one. A compiled model that "
                 "ran before attach() does not see the hooks: run one batch of it under "
                 'torch.compiler.set_stance("force_eager")'
+            )
+        if self._watch and not self._kept:
+            warnings.warn(
+                f"no activation was seen in {self._watch.passes} forward pass(es) of a "
+                f"{type(self.model).__name__}: only weights are read; name modules in layers=",
+                UserWarning,
+                stacklevel=2,
             )
         now = [
             Reading(epoch, name, "activation", dormant=share_below(scores, self.tau),

@@ -15,6 +15,7 @@ from ..methods.dash import dash_shrink
 from ..methods.during_training import rewarm_advice
 from ..methods.fire import fire_reinit
 from ..methods.perturb import shrink_and_perturb
+from ..methods.recycle import recycle_units
 from ..methods.uniform import uniform_shrink
 
 Batches = Sequence[tuple[Any, Tensor]]
@@ -59,6 +60,10 @@ def _dash_auto(model: nn.Module, data: Batches, setting: Setting) -> None:
     dash_shrink(model, data, setting.loss_fn, floor="auto")
 
 
+def _recycle(model: nn.Module, data: Batches, setting: Setting) -> None:
+    recycle_units(model, data, setting.loss_fn, fresh=setting.model_fn, seed=setting.seed)
+
+
 METHODS: Mapping[str, Method] = {
     "none": lambda model, data, setting: None,
     "cold": _cold,
@@ -68,6 +73,7 @@ METHODS: Mapping[str, Method] = {
     "fire": _fire,
     "dash": _dash,
     "dash_auto": _dash_auto,
+    "recycle": _recycle,
 }
 
 

@@ -1,0 +1,191 @@
+"""Which units feed which weights: found by following tensors through one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_LAYERS = frozenset(("linear", "conv1d", "conv2d", "conv3d"))
+_NORMS = frozenset(("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm"))
+_ACTIVATIONS = frozenset(
+    (
+        "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu",
+        "gelu", "silu", "mish", "hardswish", "softplus", "tanh", "sigmoid", "hardtanh"
+    )
+)  # fmt: skip
+# What leaves a unit a unit: its entries change together, whatever the others do.
+_PASS = _ACTIVATIONS | frozenset(
+    (
+        "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "contiguous", "clone",
+        "to", "float", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d",
+        "avg_pool3d", "boolean_dispatch", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d", "_max_pool1d", "_max_pool2d", "_max_pool3d"
+    )
+)  # fmt: skip
+_FLAT = frozenset(("flatten", "view", "reshape"))
+
+
+@dataclass(eq=False)
+class Units:
+    """The hidden units between some weights and those that read them.
+
+    Attributes:
+        sources: Names of weights whose rows make the units: one, or gate and up.
+        biases: Names of their biases.
+        norms: Names of modules with a normalization in between.
+        readers: Names of weights that read the units, and how many columns each unit has there.
+        activation: The last activation of the pass, ``(batch, units, ...)`` or ``(..., units)``.
+        channel: The dimension of ``activation`` that counts the units.
+        leaks: Whether anything else reads them, so that they cannot be changed alone.
+    """
+
+    sources: list[str]
+    biases: list[str] = field(default_factory=list)
+    norms: list[str] = field(default_factory=list)
+    readers: dict[str, int] = field(default_factory=dict)
+    activation: Tensor | None = None
+    channel: int = -1
+    leaks: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether they can be changed alone."""
+        return bool(self.readers) and self.activation is not None and not self.leaks
+
+
+class Follow(TorchFunctionMode):
+    """Follow hidden units from the layer that makes them to the layers that read them.
+
+    Anything that mixes units or reads them in another way, a residual sum say, marks them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found: list[Units] = []
+        names = list(model.named_parameters(remove_duplicate=False))
+        self._names = {id(p): n for n, p in reversed(names)}
+        tied = [id(p) for _, p in names]
+        self._tied = {i for i in tied if tied.count(i) > 1}
+        self._norms = {id(p): n.rpartition(".")[0] for n, p in [*names, *model.named_buffers()]}
+        # id of a tensor -> (the tensor, kept alive so that its id stays its own; units; columns)
+        self._tracked: dict[int, tuple[Tensor, Units, int]] = {}
+        self._used: set[str] = set()
+
+    def __torch_function__(
+        self,
+        function: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = function(*args, **kwargs)
+        if not isinstance(output, Tensor):
+            self._leak(output, args, kwargs)
+            return output
+        name = getattr(function, "__name__", "")
+        given = self._tracked.get(id(args[0])) if args else None
+        if name in _LAYERS:
+            self._layer(name, args, kwargs, output, given)
+        elif given is not None and (name in _PASS or name in _NORMS):
+            self._pass(name, args, kwargs, output, given)
+        elif given is not None and name in _FLAT and self._is_flat(*given[:2], output):
+            x, units, columns = given
+            grown = output.shape[1] // x.shape[1]
+            self._tracked[id(output)] = (output, units, columns * grown)
+        elif name in ("mul", "__mul__") and self._gate(args, output):
+            pass
+        else:
+            self._leak(output, args, kwargs)
+        return output
+
+    def _layer(self, name: str, args: Any, kwargs: Any, output: Tensor, given: Any) -> None:
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        own = self._names.get(id(weight), "")
+        groups = kwargs.get("groups", args[6] if len(args) > 6 else 1) if name != "linear" else 1
+        usable = bool(own) and groups == 1 and id(weight) not in self._tied
+        if own in self._used:  # a layer that runs twice has two kinds of readers
+            usable = False
+            for u in self.found:
+                u.leaks |= own in u.sources or own in u.readers
+        if given is not None:
+            _, units, columns = given
+            if usable and weight.shape[1] % columns == 0:
+                units.readers[own] = columns
+            else:
+                units.leaks = True
+        if not usable:
+            return
+        self._used.add(own)
+        units = Units([own], [self._names[id(bias)]] if id(bias) in self._names else [])
+        units.channel = output.ndim - 1 - (0 if name == "linear" else int(name[4]))
+        self.found.append(units)
+        self._tracked[id(output)] = (output, units, 1)
+
+    def _pass(self, name: str, args: Any, kwargs: Any, output: Tensor, given: Any) -> None:
+        _, units, columns = given
+        if name in _NORMS:
+            tensors = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, Tensor)]
+            units.norms += sorted({self._norms[id(a)] for a in tensors if id(a) in self._norms})
+        if name in _ACTIVATIONS:
+            units.activation = output
+        self._tracked[id(output)] = (output, units, columns)
+
+    @staticmethod
+    def _is_flat(x: Tensor, units: Units, output: Tensor) -> bool:
+        """Say whether positions of channels became columns, channel by channel."""
+        return (
+            x.ndim > 2 and units.channel == 1 and output.ndim == 2 and output.shape[0] == x.shape[0]
+        )
+
+    def _gate(self, args: Any, output: Tensor) -> bool:
+        """Join an activated gate and what it is multiplied by: their rows make the same units."""
+        both = [self._tracked[id(a)] for a in args[:2] if id(a) in self._tracked]
+        if len(both) < 2:
+            return False
+        (_, one, m), (_, other, n) = both
+        if one is other or m != 1 or n != 1 or args[0].shape != args[1].shape:
+            return False
+        if one.readers or other.readers or one.channel != other.channel:
+            return False
+        joined = Units(
+            one.sources + other.sources,
+            one.biases + other.biases,
+            one.norms + other.norms,
+            activation=output,
+            channel=one.channel,
+            leaks=one.leaks or other.leaks,
+        )
+        self.found = [u for u in self.found if u is not one and u is not other] + [joined]
+        self._tracked[id(output)] = (output, joined, 1)
+        for a in args[:2]:
+            self._tracked[id(a)] = (a, joined, 1)
+        return True
+
+    def _leak(self, output: Any, args: Any, kwargs: Any) -> None:
+        """Mark units that something reads of which nothing is known; shapes tell nothing."""
+        flat = output if isinstance(output, (tuple, list)) else (output,)
+        if not any(isinstance(x, Tensor) for x in flat):
+            return
+        for a in (*args, *kwargs.values()):
+            for x in a if isinstance(a, (tuple, list)) else (a,):
+                if isinstance(x, Tensor) and id(x) in self._tracked:
+                    self._tracked[id(x)][1].leaks = True
+
+
+def follow_units(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Units], Any]:
+    """Return the hidden units of a model with their activations in one pass, and its result.
+
+    Args:
+        model: The module whose parameters are asked for.
+        run: Runs the forward pass.
+    """
+    follow = Follow(model)
+    with follow:
+        result = run()
+    return follow.found, result
