@@ -317,11 +317,12 @@ def _triton(device: torch.device) -> bool:
 def fusible(*lists: Sequence[Tensor]) -> bool:
     """Whether one launch can take these: one GPU, one dtype a list, a matrix view of each."""
     device = lists[0][0].device
-    if device.type != "cuda" or torch.compiler.is_compiling() or not triton_runs(device):
+    if device.type != "cuda" or torch.compiler.is_compiling():
         return False
-    return all(
+    alike = all(
         set(map(type, tensors)) <= _PLAIN
         and all(t.device == device and t.dtype == tensors[0].dtype for t in tensors)
         and all(t.is_contiguous() or t.ndim == 2 for t in tensors)
         for tensors in lists
     )
+    return alike and triton_runs(device)
