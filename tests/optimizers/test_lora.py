@@ -1,8 +1,6 @@
 """LoRA mode: pairing, rates, zero factors, and PEFT with the Hugging Face trainer."""
 
 import math
-import re
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from optimizers.adapters import with_adapters
 from torch_specgd import (
     LoraPair,
     Muon,
@@ -37,25 +36,6 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.scaling * x @ self.lora_A.T @ self.lora_B.T
-
-
-def tiny_llama() -> nn.Module:
-    """A two-layer Llama of 32 channels; nothing is downloaded."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
-def with_adapters(**options: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **options)
-    return get_peft_model(tiny_llama(), config)
 
 
 @third_party
@@ -277,78 +257,23 @@ def test_bad_input_is_named(call: Any, message: str) -> None:
         call()
 
 
-def hf_trainer(model: nn.Module, folder: Path, optimizer: Any, **options: Any) -> Any:
-    """Six steps of the Hugging Face trainer on repeated sequences."""
-    from transformers import Trainer, TrainingArguments
+@third_party
+def test_a_head_beside_adapters_is_adamws() -> None:
+    """PEFT keeps one under modules_to_save; orthogonalized, it cost 0.05 nats of MiniLM."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertConfig, BertForSequenceClassification
 
-    tokens = torch.randint(0, 64, (24, 16), generator=torch.Generator().manual_seed(0))
-    data = [{"input_ids": row, "labels": row} for row in tokens]
-    arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=6, per_device_train_batch_size=4, learning_rate=0.02,
-        use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no", logging_strategy="no",
-        seed=0,
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        vocab_size=50, num_labels=2,
     )  # fmt: skip
-    return Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        optimizer_cls_and_kwargs=optimizer,
-        **options,
-    )
-
-
-@third_party
-@pytest.mark.parametrize("optimizer", [SpecGD, Muon])
-def test_hf_trainer_with_an_optimizer_class(optimizer: type, tmp_path: Path) -> None:
-    """The documented one-liner for transformers, and adapters that survive saving and loading."""
-    from peft import PeftModel
-
-    model = with_adapters()
-    tracker = SpectrumTracker(model, every=3)
-    trainer = hf_trainer(
-        model, tmp_path, (optimizer, {"lr": 0.02}), callbacks=[tracker.hf_callback()]
-    )
-    tokens = torch.arange(16)[None]
-    before = float(model(input_ids=tokens, labels=tokens).loss.detach())
-    trainer.train()
-    assert tracker.history(tracker.names()[0])[0].tolist() == [0, 3, 6]
-    assert tracker.records[0]["rate"] > 0  # at the end the trainer has decayed it to 0
-    after = model(input_ids=tokens, labels=tokens)
-    assert float(after.loss.detach()) != before
-    assert all(bool(p.lora_b.any()) for p in find_lora_pairs(model))
-    model.save_pretrained(tmp_path / "adapter")
-    loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
-    assert torch.allclose(loaded(input_ids=tokens).logits, after.logits, atol=1e-6)
-
-
-@third_party
-def test_hf_trainer_with_rates_per_factor(tmp_path: Path) -> None:
-    """Groups of one's own go through the trainer under the name that it knows: params."""
-    model = with_adapters()
-    groups = lora_param_groups(model, lr_b=0.04, lr_a=0.01)
-    trainer = hf_trainer(model, tmp_path, (SpecGD, {"params": groups, "lr": 0.02}))
-    trainer.create_optimizer()
-    # The trainer wraps the optimizer only when it trains.
-    assert [g["lr"] for g in trainer.optimizer.param_groups] == [0.04, 0.01]
-    report = lora_report(model, trainer.optimizer)
-    assert report[0].effective_rate == pytest.approx(math.sqrt(2.0 * 0.04 * 0.01))
-    trainer.train()
-    assert all(bool(p.lora_b.any()) for p in find_lora_pairs(model))
-
-
-def test_example_loop_arrives_when_predicted(capsys: pytest.CaptureFixture[str]) -> None:
-    """The example by hand runs as it stands, and its forecast comes true."""
-    runpy.run_path(str(EXAMPLES / "lora_loop.py"))
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
-    for line in lines[:5]:
-        predicted, reached = re.findall(r"step\s+(\d+)", line)
-        assert abs(int(predicted) - int(reached)) <= 3
-
-
-@third_party
-def test_example_of_the_trainer_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """The example for the Hugging Face trainer runs as it stands."""
-    runpy.run_path(str(EXAMPLES / "lora_trainer.py"))
-    printed = capsys.readouterr().out
-    assert printed.count("sigma_r / sigma_1 = 0.") == 4
+    lora = LoraConfig(r=4, target_modules=["query"], task_type="SEQ_CLS")
+    model = get_peft_model(BertForSequenceClassification(config), lora)
+    groups = lora_param_groups(model, lr_b=0.1, lr_a=0.1, lr_other=1e-3)
+    routes = {name: g["use_muon"] for g in groups for name, _ in g["params"]}
+    assert routes.pop("base_model.model.classifier.modules_to_save.default.weight") is False
+    assert routes.pop("base_model.model.classifier.modules_to_save.default.bias") is False
+    assert len(routes) == 2
+    assert all(routes.values())
+    assert [g["lr"] for g in groups] == [0.1, 0.1, 1e-3]
+    Muon(groups)
