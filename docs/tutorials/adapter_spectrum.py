@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Read an adapter's spectrum
 #
-# A LoRA adapter adds `lora_B @ lora_A` to a weight. Its singular values say how many directions
-# it has learned, and how unequally. Theory says that spectral descent grows all directions at one
-# rate.
+# A LoRA adapter adds `lora_B @ lora_A` to a weight. Its singular values say how
+# many directions it has learned, and how unequally. Theory says that spectral
+# descent grows all directions at one rate.
 
 # %%
 import torch
@@ -21,9 +21,9 @@ from torch_specgd import (
 from torch_specgd.factorization import target_from_spectrum
 
 # %% [markdown]
-# The task is known: a change of rank 4 with singular values 8, 4, 2, 1, learned by an adapter of
-# rank 8. On a model of yours, leave `pairs` out: adapters of PEFT, loralib and torchtune are
-# found by name.
+# The task is known: a change of rank 4 with singular values 8, 4, 2, 1, learned by
+# an adapter of rank 8. On a model of yours, leave `pairs` out: adapters of PEFT,
+# loralib and torchtune are found by name.
 
 # %%
 torch.manual_seed(0)
@@ -33,11 +33,15 @@ init = 0.01 * torch.randn(8, 50)
 
 def train(name, steps=160):
     """Fit the target from a fresh adapter; record the spectrum every 20 steps."""
-    pair = LoraPair("adapter", nn.Parameter(torch.zeros(60, 8)), nn.Parameter(init.clone()))
+    pair = LoraPair(
+        "adapter", nn.Parameter(torch.zeros(60, 8)), nn.Parameter(init.clone())
+    )
     if name == "SpecGD":
         optimizer = SpecGD(lora_param_groups([pair], lr_b=0.02, lr_a=0.02))
     else:
-        optimizer = torch.optim.AdamW([pair.lora_b, pair.lora_a], lr=0.02, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            [pair.lora_b, pair.lora_a], lr=0.02, weight_decay=0.0
+        )
     tracker = SpectrumTracker(None, every=20, pairs=[pair], optimizer=optimizer)
     for step in range(steps + 1):
         tracker.update(step)
@@ -53,8 +57,8 @@ runs = {name: train(name) for name in ("AdamW", "SpecGD")}
 # %% [markdown]
 # ## How the directions grow
 #
-# With AdamW the large ones come first. With SpecGD the square root of each grows by the step
-# size, whatever its goal is, and small ones are complete first.
+# With AdamW the large ones come first. With SpecGD the square root of each grows
+# by the step size, whatever its goal is, and small ones are complete first.
 
 # %%
 for name, (_, tracker, _) in runs.items():
@@ -67,16 +71,18 @@ for name, (_, tracker, _) in runs.items():
 # ## What is in the adapter now
 
 # %%
-print(f"target: stable rank {stable_rank(target):.2f}, effective rank {effective_rank(target):.2f}")
+ranks = f"{stable_rank(target):.2f}, effective rank {effective_rank(target):.2f}"
+print(f"target: stable rank {ranks}")
 for name, (pair, _, loss) in runs.items():
     product = pair.lora_b.detach() @ pair.lora_a.detach()
     print(
         f"{name:6}: stable rank {stable_rank(product):.2f}, "
         f"effective rank {effective_rank(product):.2f}, "
-        f"fifth value {lora_singular_values(pair.lora_b, pair.lora_a)[4]:.3f}, loss {loss:.1e}"
+        f"fifth value {lora_singular_values(pair.lora_b, pair.lora_a)[4]:.3f}, "
+        f"loss {loss:.1e}"
     )
 
 # %% [markdown]
-# A constant step leaves SpecGD at a floor: every direction moves by a whole step, to the last. A
-# falling rate removes it (`ConstantThenLinear`). More, and where the theory does not hold:
-# [theory](../theory.md).
+# A constant step leaves SpecGD at a floor: every direction moves by a whole step,
+# to the last. A falling rate removes it (`ConstantThenLinear`). More, and where
+# the theory does not hold: [theory](../theory.md).

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Design a schedule, and print what it costs on an H100
 #
-# The engine makes every singular value of a matrix nearly one by a few steps of odd polynomials.
-# Which polynomials, how many, and in which form is a plan. No GPU is needed to read one.
+# The engine makes every singular value of a matrix nearly one by a few steps of
+# odd polynomials. Which polynomials, how many, and in which form is a plan. No GPU
+# is needed to read one.
 
 # %%
 import torch
@@ -23,8 +24,8 @@ print(default)
 # %% [markdown]
 # ## What the default launches
 #
-# Counted, not timed: launches, tiles, FLOPs, bytes, and the longer of arithmetic and traffic at
-# the data sheet's rates.
+# Counted, not timed: launches, tiles, FLOPs, bytes, and the longer of arithmetic
+# and traffic at the data sheet's rates.
 
 # %%
 print(cost_on_paper(default, "sm_90"))
@@ -32,8 +33,9 @@ print(cost_on_paper(default, "sm_90"))
 # %% [markdown]
 # ## A schedule of your own
 #
-# Four steps of degree 5 for singular values from 0.01 on, found by Remez exchange: the
-# polynomials that come closest to one. `headroom` is the room that rounding may take.
+# Four steps of degree 5 for singular values from 0.01 on, found by Remez exchange:
+# the polynomials that come closest to one. `headroom` is the room that rounding
+# may take.
 
 # %%
 mine = design_schedule(5, 4, lower=1e-2, safety=1.0, headroom=1.05, name="mine")
@@ -43,13 +45,14 @@ print(mine)
 print(cost_on_paper(plan(shape, schedule=mine, **h100), "sm_90"))
 
 # %% [markdown]
-# It costs about as much as the default and reaches less far: three squares in a row do more than
-# three products of degree 5. Give it fewer steps, and it is cheaper and reaches less far still.
+# It costs about as much as the default and reaches less far: three squares in a
+# row do more than three products of degree 5. Give it fewer steps, and it is
+# cheaper and reaches less far still.
 #
 # ## Is it good enough?
 #
-# `certify` says how far a result is from a polar factor. Try the spectra that you expect, and
-# hard ones: here singular values fall over two and over four decades.
+# `certify` says how far a result is from a polar factor. Try the spectra that you
+# expect, and hard ones: here singular values fall over two and over four decades.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -65,6 +68,6 @@ for decades in (2, 4):
         )
 
 # %% [markdown]
-# Small singular values are reached by the default and not by this one. A schedule goes to the
-# optimizer as `Muon(..., ns_coefficients=mine.steps)`. How to test one for 16 bits:
-# [safety](../engine.md#safety-and-a-warning-about-low-precision).
+# Small singular values are reached by the default and not by this one. A schedule
+# goes to the optimizer as `Muon(..., ns_coefficients=mine.steps)`. How to test one
+# for 16 bits: [safety](../engine.md#safety-and-a-warning-about-low-precision).

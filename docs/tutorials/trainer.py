@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Replace AdamW in a Trainer script
 #
-# The Hugging Face `Trainer` takes another optimizer by one argument. Everything else of the
-# script stays: schedule, checkpoints, resuming. The model here is a tiny Llama that reads bytes
-# of Python's own documentation.
+# The Hugging Face `Trainer` takes another optimizer by one argument. Everything
+# else of the script stays: schedule, checkpoints, resuming. The model here is a
+# tiny Llama that reads bytes of Python's own documentation.
 
 # %%
 import pydoc_data.topics
@@ -21,7 +21,9 @@ from transformers import (
 from torch_specgd import muon_for_trainer, param_groups
 
 text = "\n".join(pydoc_data.topics.topics.values()).encode()[:200_000]
-windows = torch.frombuffer(bytearray(text), dtype=torch.uint8).long().unfold(0, 64, 64)
+windows = (
+    torch.frombuffer(bytearray(text), dtype=torch.uint8).long().unfold(0, 64, 64)
+)
 data = [{"input_ids": window, "labels": window} for window in windows]
 train_data, test_data = data[:-96], data[-96:]
 
@@ -41,7 +43,8 @@ def tiny_llama():
     )
 
 
-print(f"{len(train_data)} windows of 64 bytes, {tiny_llama().num_parameters():,} parameters")
+print(f"{len(train_data)} windows of 64 bytes")
+print(f"{tiny_llama().num_parameters():,} parameters")
 
 # %% [markdown]
 # ## The script as it was
@@ -79,8 +82,9 @@ print(f"AdamW: {held_out_loss(tiny_llama()):.3f} nats a byte")
 # %% [markdown]
 # ## Where each parameter goes
 #
-# Matrices inside the layers are Muon's. Embeddings, the output head and norms stay with AdamW,
-# inside the same optimizer: one schedule and one checkpoint cover the model.
+# Matrices inside the layers are Muon's. Embeddings, the output head and norms stay
+# with AdamW, inside the same optimizer: one schedule and one checkpoint cover the
+# model.
 
 # %%
 model = tiny_llama()
@@ -89,14 +93,18 @@ print(param_groups(model))
 # %% [markdown]
 # ## One argument more
 #
-# `muon_for_trainer` reads learning rate, weight decay, betas and epsilon from the arguments. They
-# mean what they mean for AdamW, because the steps of matrices are scaled to AdamW's size.
+# `muon_for_trainer` reads learning rate, weight decay, betas and epsilon from the
+# arguments. They mean what they mean for AdamW, because the steps of matrices are
+# scaled to AdamW's size.
 
 # %%
-muon = held_out_loss(model, optimizer_cls_and_kwargs=muon_for_trainer(model, arguments))
+muon = held_out_loss(
+    model, optimizer_cls_and_kwargs=muon_for_trainer(model, arguments)
+)
 print(f"Muon:  {muon:.3f} nats a byte")
 
 # %% [markdown]
-# One seed and one learning rate are no comparison: tune both before you believe a difference.
-# [Muon](../muon_training.md) has curves with tuned rates, [frameworks](../frameworks.md) the same
-# change for Accelerate, Lightning and PEFT, and checkpoints that go on.
+# One seed and one learning rate are no comparison: tune both before you believe a
+# difference. [Muon](../muon_training.md) has curves with tuned rates,
+# [frameworks](../frameworks.md) the same change for Accelerate, Lightning and
+# PEFT, and checkpoints that go on.

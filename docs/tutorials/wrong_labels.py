@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Find and drop wrong labels
 #
-# A data set has labels that are wrong, and nobody knows which. A model learns right labels early
-# and wrong ones late or never. `DualTracker` records that while you train, at no extra forward
-# pass. We redraw a fifth of the labels of scikit-learn's digits, find them, and train again
-# without them.
+# A data set has labels that are wrong, and nobody knows which. A model learns
+# right labels early and wrong ones late or never. `DualTracker` records that while
+# you train, at no extra forward pass. We redraw a fifth of the labels of
+# scikit-learn's digits, find them, and train again without them.
 
 # %%
 import numpy as np
@@ -30,8 +30,8 @@ print(f"{len(given)} images for training, {wrong.sum()} with a wrong label")
 # %% [markdown]
 # ## Record while training
 #
-# The loop is an ordinary one. `tracker.update` takes the positions of the batch, its logits and
-# its labels; `end_epoch` closes an epoch.
+# The loop is an ordinary one. `tracker.update` takes the positions of the batch,
+# its logits and its labels; `end_epoch` closes an epoch.
 
 # %%
 EPOCHS = 20
@@ -64,13 +64,15 @@ def accuracy(model):
 tracker = DualTracker(len(given), epochs=EPOCHS, window=10)
 noisy = train(train_x, given, tracker)
 table = tracker.table()
-print(f"trained on all {len(given)} given labels: {accuracy(noisy):.1f} % on the clean test part")
+print(
+    f"trained on all given labels: {accuracy(noisy):.1f} % on the clean test part"
+)
 
 # %% [markdown]
 # ## Look at the suspects
 #
-# `table.mean_prob` is the probability that the model gave to the label, averaged over the epochs.
-# Examples whose label it never believed come first.
+# `table.mean_prob` is the probability that the model gave to the label, averaged
+# over the epochs. Examples whose label it never believed come first.
 
 # %%
 suspects = np.argsort(table.mean_prob)
@@ -78,16 +80,17 @@ for share in (0.05, 0.1, 0.15, 0.2):
     first = suspects[: int(share * len(suspects))]
     found = wrong[first].sum() / wrong.sum()
     print(
-        f"lowest {share:3.0%}: {wrong[first].mean():4.0%} wrong, {found:4.0%} of all wrong labels"
+        f"lowest {share:3.0%} {wrong[first].mean():5.0%} wrong, {found:3.0%} of all"
     )
 
 # %% [markdown]
 # ## Let the selection set them aside
 #
-# Nobody tells you the share of wrong labels. The default of `table.select` sets aside each label
-# that is less probable than half the median of its class, and draws among the others. The paper's
-# rule (`preset="paper"`) asks for examples that are hard *and* undecided, and some wrong labels
-# are both.
+# Nobody tells you the share of wrong labels. The default of `table.select` sets
+# aside each label that is less probable than half the median of its class, unless
+# such labels still move while they are recorded: then they are hard, not wrong.
+# The paper's rule (`preset="paper"`) asks for examples that are hard *and*
+# undecided, and some wrong labels are both.
 
 # %%
 half = {
@@ -96,13 +99,14 @@ half = {
     "random": table.select(0.5, method="random"),
 }
 for name, kept in half.items():
-    print(f"{name:12} keeps {len(kept)} images, {wrong[kept].sum():3d} of them with a wrong label")
+    print(f"{name:12} keeps {len(kept)} images, {wrong[kept].sum():3d} wrong")
 
 # %% [markdown]
 # ## Train again
 #
-# On all that is given, on the half that the default keeps, and on all but the lowest fifth. For
-# the last, look at some suspects by eye, from the lowest on, until most of them are right.
+# On all that is given, on the half that the default keeps, and on all but the
+# lowest fifth. For the last, look at some suspects by eye, from the lowest on,
+# until most of them are right.
 
 # %%
 parts = {
@@ -113,11 +117,16 @@ parts = {
 }
 for name, part in parts.items():
     index = torch.from_numpy(part)
-    found = [accuracy(train(train_x[index], given[index], seed=seed)) for seed in (1, 2, 3)]
-    print(f"{name:24} {np.mean(found):.1f} % (seeds: {', '.join(f'{v:.1f}' for v in found)})")
+    found = [
+        accuracy(train(train_x[index], given[index], seed=seed))
+        for seed in (1, 2, 3)
+    ]
+    seeds = ", ".join(f"{value:.1f}" for value in found)
+    print(f"{name:24} {np.mean(found):.1f} % (seeds: {seeds})")
 
 # %% [markdown]
 # ## Keep the scores
 #
-# `table.to_parquet("scores.parquet")` saves them; `data-prune report scores.parquet -o
-# report.html` draws a page about them. More: [pruning](../pruning.md).
+# `table.to_parquet("scores.parquet")` saves them; `data-prune report
+# scores.parquet -o report.html` draws a page about them. More:
+# [pruning](../pruning.md).
