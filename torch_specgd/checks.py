@@ -101,6 +101,12 @@ def flag(*, none: bool = False) -> Check:
     return check
 
 
+def sharing(name: str, value: Any) -> None:
+    """Check for a ``share_work``: True, False, or "zeros"."""
+    if not isinstance(value, bool) and not (isinstance(value, str) and value == "zeros"):
+        raise TypeError(f"{name} must be True, False or 'zeros', got {value!r}")
+
+
 def one_of(*choices: Any, function: str = "") -> Check:
     """Check for one of some values.
 
@@ -166,11 +172,14 @@ def state_fault(p: Tensor, key: str, value: Any, shape: torch.Size) -> str:
         return "" if good else f"{key} must be finite and at least 0, got {value}"
     if not isinstance(value, Tensor):
         return f"{key} must be a tensor, got {value!r:.80}"
-    if not value.is_floating_point() and not (count and value.dtype in (torch.int64, torch.int32)):
+    codes = key == "momentum_codes" and value.dtype in (torch.int8, torch.uint8)
+    if not (value.is_floating_point() or codes) and not (
+        count and value.dtype in (torch.int64, torch.int32)
+    ):
         return f"{key} must be a floating-point tensor, got {value.dtype}"
     if value.is_meta and not p.is_meta:
         return f"{key} must have data, got a tensor on the meta device"
-    if value.dtype.itemsize < 2 or value.layout != torch.strided:
+    if (value.dtype.itemsize < 2 and not codes) or value.layout != torch.strided:
         return f"{key} must be dense and of 16 bits or more, got {value.dtype}, {value.layout}"
     if count:
         return "" if value.numel() == 1 else f"{key} must be one number, got {value.numel()}"
@@ -179,7 +188,9 @@ def state_fault(p: Tensor, key: str, value: Any, shape: torch.Size) -> str:
     if is_dtensor(value) != is_dtensor(p):
         kinds = ["a DTensor" if is_dtensor(x) else "a plain tensor" for x in (p, value)]
         return f"{key} must be {kinds[0]} as its parameter is, got {kinds[1]}"
-    if not (is_dtensor(p) and is_dtensor(value)) or shape != p.shape:
+    # A mean over neurons lies as its reduction left it.
+    reduced = shape != p.shape or key == "neuron_second_moment"
+    if reduced or not (is_dtensor(p) and is_dtensor(value)):
         return ""
     same = tuple(value.placements) == tuple(p.placements)
     return "" if same else f"{key} must lie as {p.placements} say, got {value.placements}"

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from specgd_common.cuts import check_fit, check_split, cut_of
 from specgd_common.tensors import is_dtensor, local
 
-from .checks import Check, check_schedule, flag, integer, number, one_of, pair
+from .checks import Check, check_schedule, flag, integer, number, one_of, pair, sharing
 from .distributed.layout import local_like, without_partial_sums
 from .groups.foreign import in_own_words
 from .groups.from_adamw import carried_over
@@ -25,6 +25,7 @@ from .groups.matrix_view import (
 )
 from .optimizer import SpectralOptimizer
 from .step.adamw import adamw_step
+from .step.light import BITS, LightBuffer, light_shapes
 from .step.muon import MAX_BATCH_BYTES, Coefficients, muon
 from .step.rules import LR_SCALES, AdjustLr
 from .triton_kernels.kernels.owned import capturing
@@ -66,7 +67,9 @@ class Muon(SpectralOptimizer):
             steps. A name picks a published schedule. One triple (a, b, c), applied ``ns_steps``
             times, is torch.optim.Muon's arithmetic, bfloat16 included. A sequence of tuples is
             applied in its order.
-        eps: Lower bound on the norm that a matrix is divided by (default 1e-7).
+        eps: Lower bound on the norm that a matrix is divided by where ``ns_coefficients`` is one
+            triple, as in torch (default 1e-7). "auto" and named schedules need none: gradients of
+            1e-30 are normalized as those of 1.
         ns_steps: Number of steps where ``ns_coefficients`` is one triple (default 5); a named
             schedule or a sequence has a length of its own.
         adjust_lr_fn: "original" (also None), "match_rms_adamw", "spectral", "none", or a function
@@ -82,8 +85,10 @@ class Muon(SpectralOptimizer):
         neuron_beta: Averaging coefficient of NorMuon's neuron-wise normalization, 0.95 in the
             paper; None switches it off (default).
         state_dtype: dtype of all state, of both parts: None is the parameter's, "float32", or
-            "bfloat16" with stochastic rounding, which keeps small gradients in the means. State
-            that is there keeps its dtype; arithmetic is as wide as weight and state.
+            "bfloat16" with stochastic rounding, which keeps small gradients in the means. "int8"
+            and "int4" keep the momentum of matrices in so many bits, with a float32 scale for every
+            64 entries of a row, and AdamW's state in bfloat16; DTensors must be divided along
+            dimension 0. State that is there keeps its dtype; arithmetic is as wide as both.
         compute_dtype: dtype of the orthogonalization: "float32", "bfloat16", or None: the engine's
             rule, which takes bfloat16 only where it is fast and the short side exceeds 64. Low-rank
             gradients (adapters) want float32: rounding noise has no small singular values.
@@ -94,8 +99,10 @@ class Muon(SpectralOptimizer):
             (default False).
         share_work: The parameters are replicated over the default process group, as under DDP:
             each matrix is orthogonalized by one rank and the results are shared, bit for bit
-            (default False). DTensors (FSDP2, HSDP, tensor parallelism) need no argument: each
-            says by itself how it is spread. No effect without a process group.
+            (default False). Where only some ranks have a gradient of a parameter, True ends in an
+            error on all of them, and "zeros" takes zeros on all of them. DTensors (FSDP2, HSDP,
+            tensor parallelism) need no argument: each says by itself how it is spread. No effect
+            without a process group.
         per_head: Cut the weights of attention head by head; ``params`` must be a module then
             (default False).
 
@@ -144,7 +151,7 @@ class Muon(SpectralOptimizer):
         max_batch_bytes: int = MAX_BATCH_BYTES,
         foreach: bool | None = None,
         capturable: bool = False,
-        share_work: bool = False,
+        share_work: bool | str = False,
         per_head: bool = False,
     ) -> None:
         defaults = {
@@ -192,12 +199,12 @@ class Muon(SpectralOptimizer):
         "maximize": flag(),
         "cautious_weight_decay": flag(),
         "neuron_beta": number(below=1.0, none=True),
-        "state_dtype": one_of(None, *DTYPES),
+        "state_dtype": one_of(None, *DTYPES, *BITS),
         "compute_dtype": one_of(None, *DTYPES),
         "max_batch_bytes": integer(1),
         "foreach": flag(none=True),
         "capturable": flag(),
-        "share_work": flag(),
+        "share_work": sharing,
         "use_muon": one_of(None, True, False),
         "matrix_view": one_of(*MATRIX_VIEWS),
         "split": lambda name, value: check_split(value, name),
@@ -257,6 +264,9 @@ class Muon(SpectralOptimizer):
     def _state_shapes(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
         shapes = {"momentum_buffer": p.shape, "exp_avg": p.shape, "exp_avg_sq": p.shape}
         shapes["step"] = torch.Size()
+        if p.ndim >= 2 and group["state_dtype"] in BITS:
+            codes, scales = light_shapes(p.shape, BITS[group["state_dtype"]])
+            shapes.update(momentum_codes=codes, momentum_scales=scales)
         if p.ndim >= 2:
             dims = input_dims(p, MatrixView(group["matrix_view"]))
             shapes["neuron_second_moment"] = torch.Size(
@@ -276,7 +286,7 @@ class Muon(SpectralOptimizer):
             if p.grad is not None and p.numel():
                 (matrices if by_muon else others).append(p)
         rounding = None
-        if group["state_dtype"] == "bfloat16" and (matrices or others):
+        if group["state_dtype"] in ("bfloat16", *BITS) and (matrices or others):
             rounding = self._random_bits(group, (matrices or others)[0].device)
         self._step_matrices(matrices, group, rounding)
         self._step_others(others, group, rounding)
@@ -290,7 +300,7 @@ class Muon(SpectralOptimizer):
         muon(
             params,
             [p.grad for p in params],  # type: ignore[misc]
-            [state["momentum_buffer"] for state in states],
+            self._momenta(params, group),
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -307,9 +317,24 @@ class Muon(SpectralOptimizer):
             rounding=rounding,
             compute_dtype=DTYPES.get(group["compute_dtype"]),
             max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
-            share_work=group["share_work"],
+            share_work=bool(group["share_work"]),
             owner=self,
         )
+
+    def _momenta(self, params: list[Tensor], group: dict[str, Any]) -> list[Any]:
+        if group["state_dtype"] not in BITS:
+            return [self.state[p]["momentum_buffer"] for p in params]
+        bits = BITS[group["state_dtype"]]
+        order = {p: i for i, p in enumerate(group["params"])}
+        made = []
+        for p in params:
+            state = self.state[p]
+            seed = group["rounding_step"] * (1 << 20) + order[p]
+            light = LightBuffer(p, state["momentum_codes"], state["momentum_scales"], bits, seed)
+            if "momentum_buffer" in state:  # of a run that had it in more digits
+                light.write(local(state.pop("momentum_buffer")))
+            made.append(light)
+        return made
 
     def _step_others(
         self, params: list[Tensor], group: dict[str, Any], rounding: torch.Generator | None
@@ -339,8 +364,12 @@ class Muon(SpectralOptimizer):
     def _init_state(self, p: Tensor, is_matrix: bool, group: dict[str, Any]) -> None:
         # Also for parameters without a gradient in this step: the same keys exist on every rank.
         state = self.state[p]
-        dtype = DTYPES.get(group["state_dtype"], p.dtype)
-        if is_matrix and "momentum_buffer" not in state:
+        # AdamW's means want more digits than eight bits have.
+        light = group["state_dtype"] in BITS
+        dtype = torch.bfloat16 if light else DTYPES.get(group["state_dtype"], p.dtype)
+        if is_matrix and light and "momentum_codes" not in state:
+            state.update(LightBuffer.entries(p, BITS[group["state_dtype"]]))
+        elif is_matrix and not light and "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype)
         if is_matrix and group["neuron_beta"] is not None and "neuron_second_moment" not in state:
             dims = input_dims(p, MatrixView(group["matrix_view"]))
@@ -358,7 +387,8 @@ class Muon(SpectralOptimizer):
         if capturing(device):
             raise RuntimeError(
                 "state_dtype must be 'float32' or None while a CUDA graph is captured, got "
-                "'bfloat16': its replays would round with the same random bits again and again"
+                f"{group['state_dtype']!r}: its replays would round with the same random bits "
+                "again and again"
             )
         group["rounding_step"] += 1
         return torch.Generator(device).manual_seed(group["rounding_step"])

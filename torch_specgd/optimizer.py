@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .checks import Check, by_name, check_form, check_settings, check_state, state_fault
+from .distributed.agreement import partly_missing
 from .distributed.layout import check_layout
 from .groups.matrix_view import describe, names_of
 
@@ -116,6 +117,8 @@ class SpectralOptimizer(Optimizer):
 
     def _check_step(self) -> None:
         """Raise unless every gradient, and state that was replaced, fits its parameter."""
+        if any(group["share_work"] for group in self.param_groups):
+            self._agree_on_gradients()
         for group in self.param_groups:
             for i, p in enumerate(group["params"]):
                 g = p.grad
@@ -134,6 +137,23 @@ class SpectralOptimizer(Optimizer):
                                 f"{describe(p, names_of(group)[i])} cannot be stepped: {fault}; if "
                                 f"its data were replaced, delete the optimizer's state of it"
                             )
+
+    def _agree_on_gradients(self) -> None:
+        """Raise on all ranks, or take zeros on all, where only some of them have a gradient."""
+        shared = [group for group in self.param_groups if group["share_work"]]
+        missing = set(partly_missing([p for group in shared for p in group["params"]]))
+        names = []
+        for group in shared if missing else ():
+            for p, name in zip(group["params"], names_of(group), strict=True):
+                if p in missing and group["share_work"] == "zeros":
+                    p.grad = torch.zeros_like(p)
+                elif p in missing:
+                    names.append(describe(p, name))
+        if names:
+            raise RuntimeError(
+                f"share_work needs a gradient on all ranks or on none, but only some have one of "
+                f"{', '.join(names[:5])}; share_work='zeros' takes zeros for it"
+            )
 
     def _refuse_gradient(self, p: Tensor, name: str | None) -> None:
         g = p.grad

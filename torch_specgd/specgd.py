@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from specgd_common.tensors import is_dtensor, local
 
-from .checks import Check, check_schedule, flag, number, one_of
+from .checks import Check, check_schedule, flag, number, one_of, sharing
 from .distributed.layout import Layout, local_like
 from .distributed.orthogonalize import orthogonalize_distributed
 from .groups.matrix_view import MATRIX_VIEWS, matrix_shape
@@ -147,7 +147,8 @@ class SpecGD(SpectralOptimizer):
         maximize: Ascend instead of descend (default False).
         share_work: The parameters are replicated over the default process group, as under DDP:
             each matrix is orthogonalized by one rank and the results are shared, bit for bit
-            (default False). DTensors need no argument. No effect without a process group.
+            (default False); "zeros" takes zeros for a gradient that only some ranks have, where
+            True is an error on all. DTensors need no argument. No effect without a process group.
 
     Raises:
         ValueError: On a value out of range, or nesterov without momentum.
@@ -181,7 +182,7 @@ class SpecGD(SpectralOptimizer):
         ns_coefficients: Coefficients = "auto",
         adjust_lr_fn: AdjustLr = "none",
         maximize: bool = False,
-        share_work: bool = False,
+        share_work: bool | str = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -210,7 +211,7 @@ class SpecGD(SpectralOptimizer):
         "ns_coefficients": lambda _, value: check_schedule(value),
         "adjust_lr_fn": one_of(None, *LR_SCALES, function="(outputs, inputs)"),
         "maximize": flag(),
-        "share_work": flag(),
+        "share_work": sharing,
         "matrix_view": one_of(*MATRIX_VIEWS),
     }
 
@@ -249,5 +250,5 @@ class SpecGD(SpectralOptimizer):
             adjust_lr_fn=group["adjust_lr_fn"],
             views=[group["matrix_view"]] * len(params),
             maximize=group["maximize"],
-            share_work=group["share_work"],
+            share_work=bool(group["share_work"]),
         )

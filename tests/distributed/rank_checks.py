@@ -24,6 +24,7 @@ from rank_layouts import (
     check_experts_stay,
     check_hsdp,
     check_hsdp_owners,
+    check_light_state,
     check_mixed_kinds,
     check_partial_gradient,
     check_refusals,
@@ -39,6 +40,7 @@ from rank_training import (
     check_compiled_step,
     check_ddp_share_work,
     check_fsdp_training,
+    check_gradient_missing_on_one_rank,
     check_hsdp_training,
     check_mixed_precision,
     check_unused_parameter,
@@ -52,7 +54,8 @@ TWO = [
     check_each_matrix_once, check_experts_stay, check_partial_gradient, check_refusals,
     check_state, check_reload, check_unused_parameter, check_fsdp_training, check_ddp_share_work,
     check_compiled_step, check_fresh_state_dict, check_checkpoint, check_bfloat16_checkpoint,
-    check_mixed_precision, check_two_optimizers,
+    check_mixed_precision, check_two_optimizers, check_gradient_missing_on_one_rank,
+    check_light_state,
 ]  # fmt: skip
 FOUR = [
     check_hsdp, check_hsdp_owners, check_hsdp_training, check_rows_and_columns,

@@ -1,8 +1,10 @@
 """Checks in the spawned processes: every way to spread a tensor takes the unsharded step."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from rank_runs import (
@@ -34,6 +36,22 @@ from torch_specgd.distributed.layout import local_like
 
 def check_shard_rows(mesh: DeviceMesh, folder: Path) -> Any:
     return compare_all(placed(mesh, Shard(0)))
+
+
+def check_light_state(mesh: DeviceMesh, folder: Path) -> Any:
+    """Momentum in few bits is rounded by an entry's place in the whole matrix."""
+    weights, gradients = weights_and_gradients()
+    keep = [i for i, w in enumerate(weights) if w.ndim > 1]
+    weights, gradients = [weights[i] for i in keep], [[g[i] for i in keep] for g in gradients]
+    result = {}
+    for bits in ("int8", "int4"):
+        make = partial(Muon, lr=0.02, state_dtype=bits)
+        plain, _ = run(make, lambda x: x, weights, gradients)
+        spread, _ = run(make, placed(mesh, Shard(0)), weights, gradients)
+        result[bits] = largest_difference(spread, plain)
+    with pytest.raises(ValueError, match="divided along dimension 0"):
+        run(make, placed(mesh, Shard(1)), weights, gradients)
+    return result
 
 
 def check_shard_columns(mesh: DeviceMesh, folder: Path) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rank_models import batch, muon_of, my_share, net, sharded_net, train, trained
 from rank_runs import (
     OPTIMIZERS,
@@ -60,6 +61,28 @@ def check_ddp_share_work(mesh: DeviceMesh, folder: Path) -> Any:
         "without": matrices_seen(lambda x: x),
         "whole optimizers": compare_shared(),
     }
+
+
+def check_gradient_missing_on_one_rank(mesh: DeviceMesh, folder: Path) -> Any:
+    """One small exchange instead of ranks that wait for each other's matrices for ever."""
+    outcomes: dict[str, Any] = {}
+    for kind in (Muon, partial(SpecGD, momentum=0.9)):
+        for way in (True, "zeros"):
+            params = [nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(3, 4))]
+            optimizer = kind(params, share_work=way, weight_decay=0.0)
+            for p in params:
+                p.grad = torch.ones_like(p)
+            if dist.get_rank() == 1:
+                params[0].grad = None
+            name = f"{type(optimizer).__name__} {way}"
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                outcomes[name] = str(error)
+            else:
+                moved = [bool((p != 1).any()) for p in params]
+                outcomes[name] = (moved, everywhere_equal(params))
+    return outcomes
 
 
 def compare_shared() -> dict[str, float]:

@@ -73,6 +73,7 @@ def largest(value: Any) -> float:
         "partial_gradient",
         "fsdp_training",
         "hsdp_training",
+        "light_state",
     ],
 )
 def test_equals_the_unsharded_run(results: Read, check: str) -> None:
@@ -228,3 +229,11 @@ def test_checkpoint_of_two_ranks_resumes_unsharded(results: Read, folder: Path, 
     """What a cluster has trained is continued on a laptop, without a process group."""
     results("checkpoint")
     assert resume_here(rank_models.net(), folder, flat) <= TOLERANCE
+
+
+def test_a_gradient_missing_on_one_rank_never_hangs(results: Read) -> None:
+    """Every rank ends with the same error, by name, or with the same zeros."""
+    for outcome in results("gradient_missing_on_one_rank"):
+        for kind in ("Muon", "SpecGD"):
+            assert "only some have one of a parameter of shape (4, 3)" in outcome[f"{kind} True"]
+            assert outcome[f"{kind} zeros"] == ([False, True], True)

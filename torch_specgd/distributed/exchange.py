@@ -66,9 +66,9 @@ def from_owners(
         shapes = [[whole[i] for i in theirs] for theirs in ids]
         received = yield from _all_gather(list(results.values()), shapes, d, like)
     else:
-        cut = [_cut(x, d) for x in results.values()]
+        pieces = [cut(x, d) for x in results.values()]
         received = yield from _all_to_all(
-            [[parts[r] for parts in cut] for r in range(d.size)],
+            [[parts[r] for parts in pieces] for r in range(d.size)],
             [[_piece_shape(whole[i], d, d.index) for i in theirs] for theirs in ids],
             d,
             like,
@@ -94,7 +94,8 @@ def _join(parts: list[Tensor], d: Division) -> Tensor:
     )
 
 
-def _cut(x: Tensor, d: Division) -> tuple[Tensor, ...]:
+def cut(x: Tensor, d: Division) -> tuple[Tensor, ...]:
+    """Cut a tensor into the pieces of all ranks of a division that has a dimension."""
     assert d.dim is not None
     order = d.order(x.shape[d.dim])
     if order is not None:

@@ -16,6 +16,7 @@ from ..triton_kernels import momentum_step, orthogonalize, plan, weight_step
 from ..triton_kernels.kernels.owned import Owned
 from ..triton_kernels.schedule.named import Coefficients, is_triple
 from .batches import Batch, Room, arrange, orthogonalize_all, positions, rounds, views_of
+from .light import LightBuffer
 from .rules import AdjustLr, neuron_normalize, shape_scale
 
 MAX_BATCH_BYTES = 1 << 29
@@ -24,7 +25,7 @@ MAX_BATCH_BYTES = 1 << 29
 def muon(
     params: list[Tensor],
     grads: list[Tensor],
-    momentum_buffers: list[Tensor],
+    momentum_buffers: Sequence[Any],
     *,
     lr: float | Tensor,
     weight_decay: float,
@@ -51,7 +52,8 @@ def muon(
         params: Weights W of two or more dimensions, changed in place; plain tensors or DTensors,
             with gradients and buffers of the same kind.
         grads: Gradients G of the same shapes; never changed.
-        momentum_buffers: Buffers B of the same shapes, changed in place.
+        momentum_buffers: Buffers B of the same shapes, changed in place; tensors, or what holds
+            them in eight or four bits.
         lr: Learning rate, a float or a one-element tensor (used without a device sync).
         weight_decay: Decoupled weight decay per unit of ``lr``.
         momentum: Weight of the old buffer.
@@ -93,12 +95,17 @@ def muon(
     owned = Owned() if traced else Owned.by(params[0] if owner is None else owner)
     for some in rounds(batches, max_batch_bytes, threads):
         members = positions(some)
-        weights, bs, gs = ([xs[i] for i in members] for xs in (params, momentum_buffers, grads))
+        weights, gs = ([xs[i] for i in members] for xs in (params, grads))
+        kept = [momentum_buffers[i] for i in members]
+        bs = [b.read() if isinstance(b, LightBuffer) else b for b in kept]
         room = Room.of(some, owned) if whole else Scattered.of(some, weights, bs, scale, share_work)
         momentum_step(
             gs, bs, room.updates, momentum, nesterov=nesterov, maximize=maximize,
             rounding=rounding, owned=owned,
         )  # fmt: skip
+        for x, b in zip(bs, kept, strict=True):
+            if isinstance(b, LightBuffer):
+                b.write(x)
         updates = room.orthogonalize(**options)
         if second_moments is not None:
             moments = [second_moments[i] for i in members]
