@@ -58,7 +58,7 @@ def test_accelerate_credits_the_right_examples():
     """Its loader is one batch ahead: a first-in-first-out queue of indices credits neighbours."""
     from prune_accelerate import train
 
-    check(train(numbers(), Encoder(), epochs=6))
+    check(train(numbers(), Encoder(), epochs=6)[0])
 
 
 def test_lightning_credits_the_right_examples_and_shortens_its_epoch():
@@ -115,7 +115,7 @@ def test_examples_run_with_their_own_real_models(capsys):
     torch.manual_seed(0)
     small = TensorDataset(*prune_accelerate.digits()[:300])
     network = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    assert len(prune_accelerate.train(small, network, epochs=6).kept) == 150
+    assert len(prune_accelerate.train(small, network, epochs=6)[0].kept) == 150
     assert len(prune_lightning.train(small, network, epochs=6)[0].kept) == 150
     assert (
         len(prune_trainer.train(prune_trainer.tiny_bert(), prune_trainer.sentences()).scores.kept)
