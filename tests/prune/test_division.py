@@ -11,6 +11,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data_prune import DualScoreSampler, index_batches
 from data_prune.load import division
+from data_prune.load.division import accelerate_runs as asked
 
 DATA = TensorDataset(torch.arange(64.0), torch.arange(64) % 4)
 OPTIONS = {"prune_ratio": 0.5, "score_epochs": 2, "window": 2}
@@ -18,7 +19,8 @@ OPTIONS = {"prune_ratio": 0.5, "score_epochs": 2, "window": 2}
 
 @pytest.fixture
 def two_ranks(monkeypatch):
-    """This process takes itself for the second of two."""
+    """This process takes itself for the second of two, in which no Accelerator is at work."""
+    monkeypatch.setattr(division, "accelerate_runs", lambda: False)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
     monkeypatch.setattr(dist, "get_rank", lambda group=None: 1)
@@ -70,6 +72,7 @@ def test_accelerate_divides_and_a_wrapped_loader_it_does_not(two_ranks, monkeypa
     state = types.ModuleType("accelerate.state")
     state.AcceleratorState = types.SimpleNamespace(_shared_state={"device": "cpu"})
     monkeypatch.setitem(sys.modules, "accelerate.state", state)
+    monkeypatch.setattr(division, "accelerate_runs", asked)
     assert len(list(DualScoreSampler(DATA, **OPTIONS))) == 64
     with pytest.raises(RuntimeError, match=r"Accelerate divides index_batches\(loader, sampler\)"):
         next(iter(wrapped()))
