@@ -73,6 +73,17 @@ class Direction:
         return EvenBatches(self.average, self.odd), self.odd
 
 
+def renamed(direction: Direction, names: Mapping[str, str]) -> Direction:
+    """Return a direction whose parameters go by other names."""
+    odd = direction.odd
+    return Direction(
+        {new: direction.average[old] for old, new in names.items()},
+        None if odd is None else {new: odd[old] for old, new in names.items()},
+        direction.num_batches,
+        direction.norms,
+    )
+
+
 class GradientDirection(Direction):
     """Moving average of the negative gradients of a model's selected parameters.
 

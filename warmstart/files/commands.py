@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..direction.gradient_direction import Direction
+import torch
+from torch import Tensor
+
+from ..direction.gradient_direction import Direction, renamed
 from ..targets.find import check_patterns
 from ..targets.state_targets import state_targets
 from .change import Edit, Edited, Job, change
 from .copies import Beside
+from .nested import names_in_file
 from .options import changed_from_defaults
 from .read import SAFETENSORS, FileError, read, read_pickled
 from .shards import INDEX, read_index
@@ -39,33 +45,59 @@ def run(args: argparse.Namespace) -> list[str]:
 
 def _inspect(args: argparse.Namespace) -> list[str]:
     if args.elsewhere is None:
-        return _described(read(args.input, args.key).tensors, args)
-    index = read_index(args.input)
-    return [
-        line
-        for shard in index.shards
-        for line in _described(read(args.input.parent / shard).tensors, args)
+        found = _described(read(args.input, args.key).tensors, args)
+    else:
+        shards = [args.input.parent / shard for shard in read_index(args.input).shards]
+        found = [line for path in shards for line in _described(read(path).tensors, args)]
+    totals = {
+        "tensors": len(found),
+        "weights": sum(math.prod(t["shape"]) for t in found),
+        "bytes": sum(t["bytes"] for t in found),
+        "not finite": sum(t["not finite"] for t in found),
+        "would be shrunk": sum("unit" in t for t in found),
+    }
+    if args.json:
+        return [json.dumps({"file": str(args.input), "totals": totals, "tensors": found}, indent=2)]
+    lines = [
+        f"{t['name']}  {tuple(t['shape'])}  {t['dtype']}  |w| "
+        f"{'-' if t['norm'] is None else format(t['norm'], '.4g')}  "
+        f"{'shrunk per ' + t['unit'] if 'unit' in t else t['left']}"
+        + (f" (tied to {t['tied to']})" if "tied to" in t else "")
+        + (f"  {t['not finite']} values are not finite" if t["not finite"] else "")
+        for t in found
     ]
+    return [*lines, ", ".join(f"{v:,} {k}" for k, v in totals.items())]
 
 
-def _described(state: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
-    """Return a line for every tensor: shape, type, norm, and what a shrink would do."""
+def _described(state: Mapping[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return what there is to know of every tensor, and what a shrink would do."""
     selection = {k: getattr(args, k) for k in ("include", "exclude", "transposed", "elsewhere")}
     targets, skipped = state_targets(state, strict=False, **selection)
     chosen = {n: t for t in targets for n in (t.name, *t.aliases)}
     reasons = {s.name: s.reason for s in skipped}
-    lines = []
+    out = []
     for name, x in state.items():
-        if not hasattr(x, "shape"):
+        if not isinstance(x, Tensor):
             continue
-        norm = f"{float(x.double().norm()):.4g}" if x.is_floating_point() else "-"
-        t = chosen.get(name)
-        what = reasons.get(name, "") if t is None else f"shrunk per {t.unit}"
-        if t is not None and t.name != name:
-            what += f" (tied to {t.name})"
-        dtype = str(x.dtype).removeprefix("torch.")
-        lines.append(f"{name}  {tuple(x.shape)}  {dtype}  |w| {norm}  {what}")
-    return lines
+        plain = x.is_floating_point() and x.layout is torch.strided and not x.is_meta
+        told: dict[str, Any] = {
+            "name": name,
+            "shape": list(x.shape),
+            "dtype": str(x.dtype).removeprefix("torch."),
+            "bytes": x.numel() * x.element_size(),
+            "norm": None,
+            "not finite": int((~x.double().isfinite()).sum()) if plain else 0,
+        }
+        if plain and not told["not finite"]:
+            told["norm"] = float(x.double().norm())
+        if name in chosen:
+            told["unit"] = chosen[name].unit
+            if chosen[name].name != name:
+                told["tied to"] = chosen[name].name
+        else:
+            told["left"] = reasons.get(name, "")
+        out.append(told)
+    return out
 
 
 def _change(args: argparse.Namespace) -> list[str]:
@@ -108,6 +140,8 @@ def _editor(args: argparse.Namespace) -> Edit:
     if args.entry is not None:
         return _model_editor(args)
     direction, alpha = _read_directions(args.directions)
+    names = args.elsewhere or read(args.input, args.key).tensors
+    direction = renamed(direction, names_in_file(names, direction.average))
     options = {k: getattr(args, k) for k in ("floor", "units", "zero_gradient", "bias")}
 
     def edit(state: Mapping[str, Any]) -> Edited:
@@ -150,8 +184,9 @@ def _peer_editor(args: argparse.Namespace) -> Edit:
 def _model_editor(args: argparse.Namespace) -> Edit:
     if args.transposed is not None:
         raise ValueError("--entry brings a model that knows its layers: leave out --transposed")
-    names = ("floor", "alpha", "tail", "grad_mode", "units", "zero_gradient", "bias")
-    options = {k: getattr(args, k) for k in (*names, "include", "exclude")}
+    names = ("floor", "alpha", "tail", "grad_mode", "units", "zero_gradient", "bias", "lora")
+    more = ("reliability", "recalibrate_norm", "include", "exclude")
+    options = {k: getattr(args, k) for k in (*names, *more)}
     new, report = shrink_with_model(read_whole(args.input, args.key), args.entry, **options)
 
     def edit(state: Mapping[str, Any]) -> Edited:

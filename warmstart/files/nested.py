@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -99,6 +99,29 @@ def copies_of(
 def plain_names(state: Mapping[str, Any]) -> dict[str, str]:
     """Return the names of tensors without the prefix of a wrapper -> the names as they are."""
     return {n.removeprefix("module."): n for n, x in state.items() if isinstance(x, Tensor)}
+
+
+def names_in_file(names: Collection[str], wanted: Collection[str]) -> dict[str, str]:
+    """Return the name in a file of every wanted tensor, through the prefixes that wrappers add.
+
+    DataParallel, torch.compile and whole models around a part prefix all names (``module.``,
+    ``_orig_mod.``, ``model.``); either side may carry the prefix. Without a fit names are taken as
+    they are.
+    """
+    same = {w: w for w in wanted}
+    if not wanted or set(wanted) <= set(names):
+        return same
+    first = next(iter(wanted))
+    longer = sorted({n.removesuffix(first) for n in names if n.endswith(first)}, key=len)
+    for prefix in longer:
+        if all(f"{prefix}{w}" in names for w in wanted):
+            return {w: f"{prefix}{w}" for w in wanted}
+    parts = first.split(".")
+    for k in range(1, len(parts)):
+        prefix = ".".join(parts[:k]) + "."
+        if all(w.startswith(prefix) and w.removeprefix(prefix) in names for w in wanted):
+            return {w: w.removeprefix(prefix) for w in wanted}
+    return same
 
 
 def optimizers_in(loaded: Mapping[str, Any]) -> list[tuple[str, ...]]:

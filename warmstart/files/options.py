@@ -20,27 +20,60 @@ ABOUT = {
 }
 
 
+EXAMPLES = {
+    "inspect": "inspect model.safetensors --json",
+    "uniform": "uniform model.pt -o shrunk.pt --factor 0.3 --report report.json",
+    "perturb": "perturb model.pt -o noisy.pt --preset ash --fresh new.pt --seed 0",
+    "fire": "fire model.safetensors -o isometric.safetensors",
+    "dash": "dash model.pt -o shrunk.pt --entry my_project:make --report report.json",
+}
+# What the presets of shrink and perturb mean.
+_PRESETS = "; ".join(
+    f"{name}: {p.shrink:g} w + {p.perturb:g} {p.noise}" for name, p in PRESETS.items()
+)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that names a default where it is a value; others are told in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default in (None, False, argparse.SUPPRESS) or not action.option_strings
+        return action.help if plain else f"{action.help} (default: {action.default})"
+
+
 def parser() -> Parser:
     """Return all options, with their defaults in the help."""
     p = Parser(
         prog="warmstart",
         description="Shrink, perturb or reinitialize a checkpoint before training goes on.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
+        epilog="\n".join(["examples:", *(f"  %(prog)s {e}" for e in EXAMPLES.values())]),
     )
     p.add_version()
     commands = p.add_subparsers(dest="command", required=True)
     for name, text in ABOUT.items():
         c = commands.add_parser(
-            name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example:\n  {p.prog} {EXAMPLES[name]}",
+            formatter_class=_Help,
         )
         _add_selection(c)
-        if name != "inspect":
+        if name == "inspect":
+            c.add_argument("--json", action="store_true", help="print JSON, with totals")
+        else:
             _add_output(c)
         if name not in ("inspect", "fire"):
-            c.add_argument("--bias", choices=("vector", "skip"), default="vector")
+            c.add_argument(
+                "--bias",
+                choices=("vector", "skip"),
+                default="vector",
+                help="shrink a bias as one unit, or leave biases alone",
+            )
     uniform, perturb = commands.choices["uniform"], commands.choices["perturb"]
     uniform.add_argument("--factor", type=_number, default=0.3, help="in (0, 1]")
-    perturb.add_argument("--preset", choices=tuple(PRESETS), default="dash")
+    perturb.add_argument("--preset", choices=tuple(PRESETS), default="dash", help=_PRESETS)
     perturb.add_argument("--shrink", type=_number, help="overrides the preset's factor")
     perturb.add_argument(
         "--perturb", type=_number, help="overrides the preset's factor on the noise"
@@ -48,7 +81,7 @@ def parser() -> Parser:
     perturb.add_argument(
         "--fresh", type=Path, help="a fresh or the initial model (ash, interpolate)"
     )
-    perturb.add_argument("--seed", type=int, default=0)
+    perturb.add_argument("--seed", type=int, default=0, help="of the noise")
     commands.choices["fire"].add_argument("--strength", type=_number, default=1.0, help="in (0, 1]")
     _add_dash(commands.choices["dash"])
     return p
@@ -93,8 +126,36 @@ def _add_dash(dash: argparse.ArgumentParser) -> None:
     dash.add_argument(
         "--grad-mode", choices=GRAD_MODES, default="eval", help="with --entry: mode of the pass"
     )
-    dash.add_argument("--units", choices=("kernel", "filter", "row"), default="kernel")
-    dash.add_argument("--zero-gradient", choices=("floor", "keep"), default="floor")
+    dash.add_argument(
+        "--units",
+        choices=("kernel", "filter", "row"),
+        default="kernel",
+        help="what has one factor: a convolution's (output, input) kernel, its filter, or a row",
+    )
+    dash.add_argument(
+        "--zero-gradient",
+        choices=("floor", "keep"),
+        default="floor",
+        help="what units without any gradient get: the floor, or their old values",
+    )
+    dash.add_argument(
+        "--lora",
+        choices=("factor", "product"),
+        default="factor",
+        help="with --entry: judge rows of an adapter's B, or of the merged B A",
+    )
+    dash.add_argument(
+        "--reliability",
+        action="store_true",
+        help="with --entry: report how well even and odd batches agree",
+    )
+    dash.add_argument(
+        "--recalibrate-norm",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --entry: renew BatchNorm statistics on N batches",
+    )
 
 
 def changed_from_defaults(args: argparse.Namespace, but: set[str]) -> list[str]:

@@ -11,10 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..direction.norms import batch_norms
 from ..direction.undisturbed import Loss
 from ..methods.dash import dash_shrink
 from ..shrink.report import ShrinkReport
+from ..targets.names import Names
 from ..targets.parameters import memory_key
+from .nested import names_in_file
+
+_MOMENTS = ("mean", "var")
 
 
 class EntryError(Exception):
@@ -68,8 +73,17 @@ def shrink_with_model(
         ValueError: If the checkpoint does not fit the model.
     """
     model, batches, loss_fn = build(entry)
+    told, own = Names({n: tuple(x.shape) for n, x in _tensors(state).items()}), model.state_dict()
+    in_file = names_in_file(state, own)
+    # Buffers that older versions of a library saved, such as position_ids.
+    legacy = [
+        n
+        for n in set(state) - set(in_file.values())
+        if n in told.shapes and told.told(n).role == "buffer"
+    ]
+    back = {v: k for k, v in in_file.items()}
     try:
-        model.load_state_dict(state)
+        model.load_state_dict({back.get(n, n): x for n, x in state.items() if n not in legacy})
     except RuntimeError as error:
         raise ValueError(f"the checkpoint does not fit the model of {entry}: {error}") from error
     try:
@@ -82,17 +96,37 @@ def shrink_with_model(
     report.method = "dash"
     new: dict[str, Tensor] = {}
     cast: dict[object, Tensor] = {}
-    values = model.state_dict()
+    values, factors = model.state_dict(), report.factors or {}
+    report.factors = {}
     for row in report.rows:
-        for name in (row.name, *row.aliases):
-            if name in state:
+        names = (row.name, *row.aliases)
+        for name in names:
+            saved = state.get(in_file.get(name, name))
+            if saved is not None:
                 # Tied tensors stay tied, also where the file has another dtype than the model.
-                key = (memory_key(values[name]), state[name].dtype)
-                new[name] = cast.setdefault(key, values[name].to(state[name].dtype))
+                key = (memory_key(values[name]), saved.dtype)
+                new[in_file[name]] = cast.setdefault(key, values[name].to(saved.dtype))
                 # A file may hold tied tensors twice; each of them must be found by --undo.
-                if report.factors is not None:
-                    report.factors[name] = report.factors[row.name]
+                report.factors[in_file[name]] = factors[row.name]
+        row.name, *aliases = (in_file.get(n, n) for n in names)
+        row.aliases = tuple(aliases)
+    if options.get("recalibrate_norm"):
+        statistics = [f"{n}.running_{x}".lstrip(".") for n in batch_norms(model) for x in _MOMENTS]
+        new.update({in_file[s]: values[s].to(state[in_file[s]].dtype) for s in statistics})
+        report.notes.append("running statistics were renewed; an undo leaves them so")
+    if any(k != v for k, v in in_file.items()):
+        report.notes.append(
+            "the file's names and the model's differ by a prefix, which was followed"
+        )
+    if legacy:
+        report.notes.append(
+            f"buffers that the model does not have: {', '.join(sorted(legacy)[:4])}"
+        )
     return new, report
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {n: x for n, x in state.items() if isinstance(x, Tensor)}
 
 
 def _raised_here(error: BaseException) -> bool:
