@@ -21,6 +21,7 @@ from data_prune.report.evaluate import compare
 PAGE = Path(__file__).parent.parent / "docs" / "pruning_results.md"
 MARKS = ("<!-- tables of the CSV -->", "<!-- end of the tables -->")
 Runs = dict[Cell, dict[str, dict[str, float]]]
+FIRST = "default, first version"
 HALVES = {"search": "search half", "confirm": "confirmation half"}
 KIND = {
     "clean": "clean",
@@ -31,10 +32,13 @@ KIND = {
 
 
 def read(path: Path, half: str) -> Runs:
-    """Accuracy in percent by cell, method and seed; "full" belongs to every ratio of its cell."""
+    """Accuracy in percent by cell, method and seed; "full" belongs to every ratio of its cell.
+
+    The seeds of "again" are others than those of "confirm": pairs never mix the two.
+    """
     runs: Runs = defaultdict(lambda: defaultdict(dict))
     for row in rows_of(path):
-        if row["half"] == half:
+        if row["half"].replace("again", "confirm") == half:
             cell = Cell(row["data"], row["damage"], float(row["ratio"]), row["budget"], row["net"])
             runs[cell][row["method"]][row["seed"]] = 100 * float(row["accuracy"])
     for cell, of in runs.items():
@@ -116,7 +120,7 @@ def losing(runs: Runs, methods: tuple[str, ...]) -> str:
 
 def tables(path: Path) -> str:
     """Everything between the marks of the page."""
-    methods = tuple(m for m in ("full", *METHODS) if m != "random")
+    methods = tuple(m for m in ("full", *METHODS, FIRST) if m != "random")
     selections = tuple(m for m in methods if m not in ("full", "random, again"))
     text = []
     for half, title in HALVES.items():
