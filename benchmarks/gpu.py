@@ -1,6 +1,7 @@
 """Orthogonalization on a GPU against its peers: products, whole orthogonalizations, updates.
 
     python benchmarks/gpu.py [--trials 30] [--json FILE]
+    python benchmarks/gpu.py --first [--out FILE]    # on a new kind of GPU: see gpu_first.py
 
 Times are medians of CUDA events over interleaved trials, after a warm-up that compiles. Peers:
 cuBLAS/hipBLASLt through torch, a loop over torch.optim.Muon's function, gram-newton-schulz's
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from gpu_first import first
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
@@ -125,7 +127,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--first", action="store_true", help="the stages of gpu_first.py")
+    parser.add_argument("--fake", action="store_true", help="those on a CPU, as far as they go")
+    parser.add_argument("--out", type=Path, default=Path("gpu_first.json"))
     options = parser.parse_args()
+    if options.first and (options.fake or torch.cuda.is_available()):
+        return int(any("error" in found for found in first(options.out, options.fake).values()))
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py needs a CUDA or ROCm device", file=sys.stderr)
         return 2
