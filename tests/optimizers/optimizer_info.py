@@ -60,7 +60,12 @@ def muon_inputs(device: str, dtype: torch.dtype | None = None) -> list[Optimizer
         "larger eps": {"eps": 1e-5},
         "match_rms_adamw": {"adjust_lr_fn": "match_rms_adamw", "lr": 0.01},
         "auto schedule": {"ns_coefficients": "auto"},
-        "AdamW part": {"adamw_lr_ratio": 0.5, "adamw_betas": (0.8, 0.95), "adamw_eps": 1e-6},
+        "AdamW part": {
+            "adamw_lr_ratio": 0.5,
+            "adamw_betas": (0.8, 0.95),
+            "adamw_eps": 1e-6,
+            "adamw_weight_decay": 0.01,
+        },
         "maximize": {"maximize": True},
         "maximize, tensor lr": {"maximize": True, "lr": torch.tensor(0.01)},
         "cautious": {"cautious_weight_decay": True},
