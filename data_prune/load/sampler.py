@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -244,7 +245,7 @@ class DualScoreSampler(Sampler[int]):
     def length(self, epoch: int) -> int:
         """Return how many indices this rank yields in ``epoch``, known before the scores are."""
         total = self.num_examples if epoch < self.score_epochs else self.num_kept
-        ranks = divided_by(self.num_replicas, self.rank)
+        ranks = None if self.num_replicas is None else divided_by(self.num_replicas, self.rank)
         return total if ranks is None else share_length(total, ranks[0], self.drop_last)
 
     def steps_per_epoch(self, epoch: int, batch_size: int, drop_last: bool = False) -> int:
@@ -272,13 +273,15 @@ class DualScoreSampler(Sampler[int]):
         return self.length(self.epoch)
 
     def __iter__(self) -> Iterator[int]:
-        if self.num_replicas is None and not self._alone:
+        together = dist.is_available() and dist.is_initialized()
+        if together and self.num_replicas is None and not self._alone:
             check_divided(wrapped=self._wrapped)
         if self.tracker is not None and self.epoch > self.tracker.epoch:
             # All batches of the last epoch are in: loaders ask for an epoch's indices only when
             # it begins, however far ahead they read within it.
             self.close_epoch()
-        indices, ranks = self.order(), divided_by(self.num_replicas, self.rank)
+        indices = self.order()
+        ranks = None if self.num_replicas is None else divided_by(self.num_replicas, self.rank)
         if ranks is not None:
             indices = share(indices, *ranks, self.drop_last)
         self._handout = Handout(self, indices)
