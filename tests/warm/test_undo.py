@@ -158,3 +158,17 @@ def test_undo_knows_the_rounding_of_short_types() -> None:
         torch.testing.assert_close(back["a.weight"], state["a.weight"], rtol=2 * eps, atol=1e-7)
         with pytest.raises(ValueError, match="undone already"):
             undo_state_dict(back, report.to_dict(factors=True))
+
+
+def test_verify_holds_an_output_against_input_and_report(source: Path, capsys) -> None:
+    """Before the old file is thrown away: is the new one what the report tells?"""
+    assert main(["uniform", "a.pt", "-o", "o.pt", "--report", "r.json"]) == 0
+    assert main(["uniform", "a.pt", "-o", "o.pt", "--verify", "r.json"]) == 0
+    assert "verified: 2 tensors are as the report tells, 0 as they were" in capsys.readouterr().out
+    new = load(Path("o.pt"))
+    new["b.weight"] = new["b.weight"] * 1.001
+    torch.save(new, "p.pt")
+    said = refused(capsys, "uniform", "a.pt", "-o", "p.pt", "--verify", "r.json")
+    assert "p.pt: 'b.weight' is not the input times the report's factors" in said
+    said = refused(capsys, "uniform", "a.pt", "-o", "o.pt", "--verify", "r.json", "--force")
+    assert "leave out --force" in said

@@ -29,6 +29,7 @@ from .state_dicts import (
     uniform_state_dict,
 )
 from .undo import read_report, undone
+from .verify import verify
 from .with_model import shrink_with_model
 
 
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> list[str]:
         return _inspect(args)
     if args.output is None and not args.dry_run:
         raise ValueError("-o OUT is missing (or --dry-run)")
+    if args.verify is not None:
+        return _verify(args)
     return _undo(args) if args.undo is not None else _change(args)
 
 
@@ -210,6 +213,16 @@ def _read_directions(path: Path) -> tuple[Direction, float | None]:
         return saved_direction(saved)
     except (TypeError, ValueError) as error:
         raise FileError(path, error) from None
+
+
+def _verify(args: argparse.Namespace) -> list[str]:
+    """Hold OUT against IN and a report; options that would change something are refused."""
+    extra = changed_from_defaults(args, {"input", "output", "verify", "key"})
+    if extra:
+        raise ValueError(f"--verify compares IN and OUT: leave out {', '.join(extra)}")
+    _, told = read_report(args.verify)
+    old, new = (read_whole(path, args.key) for path in (args.input, args.output))
+    return [verify(args.output, new, old, told)]
 
 
 def _undo(args: argparse.Namespace) -> list[str]:

@@ -113,12 +113,13 @@ def _followed(
                 raise ValueError(f"has {tuple(x.shape)} for {n!r} {tuple(new[n].shape)}")
             if memory_key(x) not in done:
                 f = None if factors is None else factors[names[0]]
-                done[memory_key(x)] = new[n].to(x.dtype) if f is None else _times(x, f)
+                done[memory_key(x)] = new[n].to(x.dtype) if f is None else times(x, f)
             values[own[n]] = done[memory_key(x)]
     return type(copy)((k, values.get(k, v)) for k, v in copy.items())  # type: ignore[call-arg]
 
 
-def _times(x: Tensor, f: Tensor) -> Tensor:
+def times(x: Tensor, f: Tensor) -> Tensor:
+    """Return a tensor times factors, in its own dtype."""
     if f.ndim == x.ndim + 1:  # one factor for each (group, output) of a transposed convolution
         return (x.unflatten(0, (f.shape[0], -1)).to(f.dtype) * f).flatten(0, 1).to(x.dtype)
     return (x.to(torch.promote_types(x.dtype, f.dtype)) * f).to(x.dtype)

@@ -106,6 +106,12 @@ def _add_output(c: argparse.ArgumentParser) -> None:
         "--undo", type=Path, metavar="R.JSON", help="divide by that report's factors instead"
     )
     c.add_argument(
+        "--verify",
+        type=Path,
+        metavar="R.JSON",
+        help="only check that OUT is IN times that report's factors",
+    )
+    c.add_argument(
         "--along", nargs="+", metavar="KEY", help="copies of the weights in IN that go along"
     )
     c.add_argument(
