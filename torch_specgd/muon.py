@@ -277,12 +277,14 @@ class Muon(SpectralOptimizer):
     def _update_group(self, group: dict[str, Any]) -> None:
         matrices: list[Tensor] = []
         others: list[Tensor] = []
-        use_muon = group["use_muon"]
+        use_muon, normalized = group["use_muon"], group["neuron_beta"] is not None
+        first = "momentum_codes" if group["state_dtype"] in BITS else "momentum_buffer"
         for p in group["params"]:
             if p.grad is None and not p.requires_grad:
                 continue
             by_muon = is_matrix(p) if use_muon is None else use_muon
-            self._init_state(p, by_muon, group)
+            if normalized or (first if by_muon else "exp_avg") not in self.state[p]:
+                self._init_state(p, by_muon, group)
             if p.grad is not None and p.numel():
                 (matrices if by_muon else others).append(p)
         rounding = None

@@ -119,6 +119,7 @@ class SpectralOptimizer(Optimizer):
         """Raise unless every gradient, and state that was replaced, fits its parameter."""
         if any(group["share_work"] for group in self.param_groups):
             self._agree_on_gradients()
+        no_shape = torch.Size()
         for group in self.param_groups:
             for i, p in enumerate(group["params"]):
                 g = p.grad
@@ -128,8 +129,9 @@ class SpectralOptimizer(Optimizer):
                 if g.layout != torch.strided or g.is_complex() or g.shape != shape:
                     self._refuse_gradient(p, names_of(group)[i])
                 for key, x in self.state.get(p, {}).items():
-                    # Nearly always; looked at more closely, all else may turn out right as well.
-                    if type(x) is not Tensor or x.shape != shape or not x.is_floating_point():
+                    # Nearly always nothing; looked at more closely, all else may be right as well.
+                    wanted = no_shape if key == "step" else shape
+                    if type(x) is not Tensor or x.shape != wanted or not x.is_floating_point():
                         known = self._state_shapes(p, group).get(key)
                         fault = "" if known is None else state_fault(p, key, x, known)
                         if fault:

@@ -1,6 +1,7 @@
 """One AdamW step as a function of tensors, in arithmetic as wide as weights and state."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -43,9 +44,9 @@ def adamw_step(
         rounding: Source of random bits for state that is rounded to bfloat16.
     """
     dtypes = [
-        torch.promote_types(torch.promote_types(p.dtype, m.dtype), v.dtype)
-        if rounding is None
-        else torch.promote_types(p.dtype, torch.float32)
+        p.dtype
+        if rounding is None and p.dtype == m.dtype == v.dtype
+        else _widest(p.dtype, m.dtype, v.dtype, torch.float32 if rounding is not None else p.dtype)
         for p, m, v in zip(params, averages, squares, strict=True)
     ]
     ws, gs, ms, vs = (
@@ -78,6 +79,10 @@ def adamw_step(
     _copy_back(params, ws, None)
     _copy_back(averages, ms, rounding)
     _copy_back(squares, vs, rounding)
+
+
+def _widest(*dtypes: torch.dtype) -> torch.dtype:
+    return reduce(torch.promote_types, dtypes)
 
 
 def _copy_back(
