@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +53,22 @@ def _tiles(x: Tensor, rows: int, cols: int, config: Config) -> Tensor | TensorDe
     """Return how a kernel reads x in tiles: through a descriptor, or by its address."""
     if not config["DESCRIPTOR"]:
         return x
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, cols])
+    shape, strides = x.shape, x.stride()
+    checked = _checked(shape, strides, x.element_size(), rows, cols)
+    described: TensorDescriptor = object.__new__(TensorDescriptor)
+    described.__dict__.update(checked, base=x)
+    return described
+
+
+@lru_cache(maxsize=1024)
+def _checked(
+    shape: torch.Size, strides: tuple[int, ...], size: int, rows: int, cols: int
+) -> dict[str, Any]:
+    """Return the fields of a tensor descriptor; its own checks take as long as a launch of it."""
+    like = torch.empty_strided(
+        shape, strides, dtype={2: torch.float16, 4: torch.float32}[size], device="meta"
+    )
+    return vars(TensorDescriptor(like, list(shape), list(strides), [1, rows, cols]))
 
 
 def symmetric(
