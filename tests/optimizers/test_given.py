@@ -225,3 +225,13 @@ def test_zero_redundancy_optimizer_takes_groups_without_names() -> None:
     plain.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_lazy_layers_need_a_forward_pass_first() -> None:
+    """Without a shape they would count as vectors, for good."""
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+    for given in (model, model.named_parameters()):
+        with pytest.raises(ValueError, match="run a forward pass"):
+            Muon(given)
+    model(torch.randn(2, 5))
+    assert stepped(Muon(model), model) == {"0.weight": "Muon", "2.weight": "AdamW"}

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from specgd_common.cuts import Split, normalize_split, unpacked
 from specgd_common.fused import fused_cut, stored_in_out
@@ -90,7 +91,7 @@ def param_groups(
         they are unfrozen.
 
     Raises:
-        ValueError: If a pattern matches nothing, or a split does not fit.
+        ValueError: If a pattern matches nothing, a split does not fit, or a parameter is lazy.
 
     Example:
         >>> from torch import nn
@@ -155,6 +156,11 @@ def _routes(
 ) -> Iterator[tuple[list[Place], dict[str, Any], str]]:
     """Yield the places of each parameter, its settings and the reason."""
     found = places_of(model)
+    lazy = [places[0].name for places in found if is_lazy(places[0].param)]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]} has no shape yet: run a forward pass before the optimizer is built"
+        )
     heads = Heads(model, found, guess)
     for places in found:
         settings, reason = _route(places, heads)
