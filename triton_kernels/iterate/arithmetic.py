@@ -11,7 +11,7 @@ import torch
 
 _BACKENDS: Any = torch.backends  # its stubs lack mkldnn.matmul and fp32_precision
 _LOCK = threading.Lock()
-_INSIDE: dict[str, tuple[int, str]] = {}  # contexts by backend, and what it had allowed before
+_INSIDE: dict[str, tuple[int, str]] = {}  # contexts by backend, and what was allowed before them
 
 
 @contextmanager
@@ -28,9 +28,12 @@ def as_written(device: torch.device) -> Iterator[None]:
     with ExitStack() as stack:
         if device.type != "meta" and torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(on_device(device))
-        _enter("cuda" if device.type == "cuda" else "mkldnn")
-        stack.callback(_leave, "cuda" if device.type == "cuda" else "mkldnn")
+        gpu = device.type == "cuda"
+        if gpu:
+            stack.enter_context(on_device(device))
+        backend = _BACKENDS.cuda.matmul if gpu else _BACKENDS.mkldnn.matmul
+        _enter("cuda" if gpu else "mkldnn", backend)
+        stack.callback(_leave, "cuda" if gpu else "mkldnn", backend)
         yield
 
 
@@ -59,15 +62,10 @@ def on_device(device: torch.device) -> Iterator[None]:
         guard.__exit__(None, None, None)
 
 
-def _backend(kind: str) -> Any:
-    return _BACKENDS.cuda.matmul if kind == "cuda" else _BACKENDS.mkldnn.matmul
-
-
-def _enter(kind: str) -> None:
+def _enter(kind: str, backend: Any) -> None:
     # The setting is the process's: the first context of all threads notes it.
     with _LOCK:
         count, before = _INSIDE.get(kind, (0, ""))
-        backend = _backend(kind)
         if count == 0:
             before = backend.fp32_precision
             if before == _BACKENDS.fp32_precision:
@@ -76,9 +74,9 @@ def _enter(kind: str) -> None:
         _INSIDE[kind] = count + 1, before
 
 
-def _leave(kind: str) -> None:
+def _leave(kind: str, backend: Any) -> None:
     with _LOCK:
         count, before = _INSIDE[kind]
         if count == 1:
-            _backend(kind).fp32_precision = before
+            backend.fp32_precision = before
         _INSIDE[kind] = count - 1, before
