@@ -1,4 +1,4 @@
-"""Indices of an epoch -> their order, each rank's share of it, and the iteration over that."""
+"""The order of an epoch, from `sampler.py` -> each rank's share of it, index by index."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Values of one batch -> the epoch's row -> running sums. Host memory or mapped files.
 
 What is kept per example: a ring of J probabilities and a handful of sums, never the history
-and never all logits. ImageNet-1k at J = 10 takes 46 bytes an example, 58.9 MB.
+and never all logits; an example that comes twice in an epoch counts with its mean
+(``merge_repeats``). ImageNet-1k at J = 10 takes 46 bytes an example, 58.9 MB.
 """
 
 from __future__ import annotations
