@@ -149,13 +149,13 @@ def test_a_setting_that_follows_the_general_one_goes_on_to(device: str) -> None:
     """After one step the backend would ignore what a script sets for all of them."""
     backend = torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul
     backend.fp32_precision = "none"
-    torch.backends.fp32_precision = "tf32"
-    with as_written(torch.device(device)):
+    # In brackets: torch's own test tools, which other files import, forbid it without.
+    with torch.backends.flags(fp32_precision="tf32"):
+        with as_written(torch.device(device)):
+            assert backend.fp32_precision == "ieee"
+        assert backend.fp32_precision == "tf32"
+    with torch.backends.flags(fp32_precision="ieee"):
         assert backend.fp32_precision == "ieee"
-    assert backend.fp32_precision == "tf32"
-    torch.backends.fp32_precision = "ieee"
-    assert backend.fp32_precision == "ieee"
-    torch.backends.fp32_precision = "none"
 
 
 def test_the_tensors_gpu_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
