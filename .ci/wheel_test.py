@@ -49,3 +49,13 @@ assert len(DualScoreSampler(range(6), 0.5, table=tracker.table())) == 3
 dash_shrink(model, [(x, y)])
 assert all(p.isfinite().all() for p in model.parameters())
 print(f"wheel works: {os.path.basename(wheel)}, {os.path.getsize(wheel)} bytes")
+
+# A plain install brings torch and numpy: what needs more says which extra brings it.
+for name in ("datasets", "pyarrow", "tqdm", "safetensors", "matplotlib"):
+    assert importlib.util.find_spec(name) is None, f"a plain install brought {name}"
+refused = ""
+try:
+    tracker.table().to_parquet("scores.parquet")
+except ImportError as error:
+    refused = str(error)
+assert "torch-specgd[data]" in refused, refused

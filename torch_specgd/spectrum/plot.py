@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from specgd_common.optional import needed
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -30,8 +32,7 @@ def plot_spectrum(
     Raises:
         ValueError: If nothing was recorded.
     """
-    import matplotlib.pyplot as plt
-
+    plt = needed("matplotlib.pyplot", "plot")
     if not tracker.records:
         raise ValueError("nothing recorded yet: call update() or record() first")
     name = tracker.names()[0] if name is None else name

@@ -1,9 +1,12 @@
 """A tracker's records as an Arrow table, for CSV, Parquet and data frames."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+from specgd_common.optional import needed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _FLOATS = (
     "singular_value", "mode", "stable_rank", "effective_rank", "sigma_ratio", "balance", "scale",
@@ -11,8 +14,8 @@ _FLOATS = (
 )  # fmt: skip
 
 
-def spectrum_table(records: Sequence[dict[str, Any]]) -> pa.Table:
-    """One row per singular value of each record; what does not apply is null.
+def spectrum_table(records: Sequence[dict[str, Any]]) -> "pa.Table":
+    """Return one row per singular value of each record; what does not apply is null.
 
     Args:
         records: Of a :class:`SpectrumTracker`.
@@ -21,6 +24,7 @@ def spectrum_table(records: Sequence[dict[str, Any]]) -> pa.Table:
         Columns step, name, kind, index, singular_value, mode, stable_rank, effective_rank,
         sigma_ratio, balance, scale, rate.
     """
+    arrow = needed("pyarrow", "data")
     rows = [
         {
             **{k: v for k, v in record.items() if k not in ("singular_values", "modes")},
@@ -32,8 +36,9 @@ def spectrum_table(records: Sequence[dict[str, Any]]) -> pa.Table:
         for i, sigma in enumerate(record["singular_values"])
     ]
     columns = [
-        ("step", pa.int64()), ("name", pa.string()), ("kind", pa.string()), ("index", pa.int64()),
+        ("step", arrow.int64()), ("name", arrow.string()),
+        ("kind", arrow.string()), ("index", arrow.int64()),
     ]  # fmt: skip
-    return pa.Table.from_pylist(
-        rows, schema=pa.schema(columns + [(name, pa.float64()) for name in _FLOATS])
+    return arrow.Table.from_pylist(
+        rows, schema=arrow.schema(columns + [(name, arrow.float64()) for name in _FLOATS])
     )

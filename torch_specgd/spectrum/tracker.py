@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from specgd_common.files import replacing
+from specgd_common.optional import needed
 
 from ..groups.lora import LoraPair, find_lora_pairs
 from ..groups.matrix_view import as_matrices
@@ -236,7 +237,7 @@ class SpectrumTracker:
         return steps[last] + (need - travelled[last]) / rate[last]
 
     def table(self) -> "pa.Table":
-        """All records as an Arrow table, one row per singular value.
+        """Return all records as an Arrow table, one row per singular value.
 
         Returns:
             Columns step, name, kind, index, singular_value, mode, stable_rank, effective_rank,
@@ -248,17 +249,15 @@ class SpectrumTracker:
 
     def to_csv(self, path: str | Path) -> None:
         """Write :meth:`table` as CSV; an old file is replaced when the new one is whole."""
-        from pyarrow import csv
-
+        write_csv = needed("pyarrow.csv", "data").write_csv
         with replacing(path) as file:
-            csv.write_csv(self.table(), file)
+            write_csv(self.table(), file)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write :meth:`table` as Parquet; an old file is replaced when the new one is whole."""
-        from pyarrow import parquet
-
+        write_table = needed("pyarrow.parquet", "data").write_table
         with replacing(path) as file:
-            parquet.write_table(self.table(), file)
+            write_table(self.table(), file)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything recorded so far, for a checkpoint."""

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from specgd_common.optional import needed
+
 from ..kernels.configuration import ARCHITECTURES, SERVED, load_table
 from .disassemble import read_amd, read_nvidia
 
@@ -134,6 +136,7 @@ def compile_variant(variant: Variant) -> Any:
     Args:
         variant: What to compile.
     """
+    needed("triton", "triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 

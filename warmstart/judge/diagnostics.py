@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from specgd_common.files import replacing, write_text
+from specgd_common.optional import needed
 from specgd_common.tensors import full
 
 from ..targets.find import Patterns, find_targets, matches
@@ -183,10 +184,8 @@ class Diagnostics:
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw each quantity over training, one line per layer; return the matplotlib figure."""
-        from matplotlib.figure import Figure
-
         columns = ("dormant", "effective_rank", "norm", "stable_rank", "gradient_ratio")
-        figure = Figure(figsize=(14, 3.2), layout="constrained")
+        figure = needed("matplotlib.figure", "plot").Figure(figsize=(14, 3.2), layout="constrained")
         axes = figure.subplots(1, len(columns))
         for axis, column in zip(axes, columns, strict=True):
             for layer in dict.fromkeys(r.layer for r in self.readings):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from specgd_common.files import replacing, write_text
+from specgd_common.optional import needed
 
 from ..targets.find import Skipped
 
@@ -188,10 +189,10 @@ class ShrinkReport:
             The matplotlib figure.
         """
         # Figure, not pyplot: no window system is touched and no global state is left behind.
-        from matplotlib.figure import Figure
-
         n = len(self.rows)
-        figure = Figure(figsize=(8, 1.2 + 0.32 * n), layout="constrained")
+        figure = needed("matplotlib.figure", "plot").Figure(
+            figsize=(8, 1.2 + 0.32 * n), layout="constrained"
+        )
         axis = figure.subplots()
         y = np.arange(n)
         axis.barh(y - 0.2, [r.mean_factor for r in self.rows], 0.4, label="mean factor")
