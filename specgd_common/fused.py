@@ -150,13 +150,13 @@ def _halves(place: Place, dim: int) -> Cut | None:
 
 
 def _is_of(place: Place, classes: tuple[str, ...]) -> bool:
-    """Whether a weight's layer or its holder is of a class whose name starts so."""
+    """Say whether a weight's layer or its holder is of a class whose name starts so."""
     kinds = [*type(place.owner).__mro__, *type(place.holder).__mro__]
     return any(kind.__name__.startswith(classes) for kind in kinds)
 
 
 def _cut_of_layer(place: Place) -> Cut | None:
-    """The cut of a linear layer or convolution, along its outputs."""
+    """Return the cut of a linear layer or convolution, along its outputs."""
     if not place.path or not place.own_name.startswith("weight"):
         return None
     p, name = place.param, place.module.lower()
@@ -197,7 +197,7 @@ def _cut_of_layer(place: Place) -> Cut | None:
 
 
 def _is_gated(place: Place, here: Layer, siblings: list[Layer]) -> bool:
-    """Whether a layer gives twice what the next one takes, which leads back to its own inputs."""
+    """Say whether a layer gives twice what the next takes, which leads back to its own inputs."""
     if isinstance(place.holder, (nn.ModuleList, nn.ModuleDict)):
         return False
     mixing = [x for x in siblings if not is_depthwise(x.module) and not is_router(x.name)]
@@ -234,7 +234,7 @@ def _query_key_value(place: Place, here: Layer, others: list[Layer], dim: int) -
 
 
 def _query_width(place: Place, here: Layer, others: list[Layer]) -> int | None:
-    """Rows of q: what attention's output projection takes, or told by numbers of heads."""
+    """Return the rows of q: what attention's output projection takes, or numbers of heads tell."""
     takers = [x for x in others if OUTPUT.fullmatch(x.name.lower())]
     if len(takers) == 1 and takers[0].inputs < here.outputs:
         return takers[0].inputs
@@ -266,7 +266,7 @@ def _by_head(place: Place, here: Layer, names: tuple[str, ...]) -> Cut | None:
 
 
 def _by_ratio(place: Place, here: Layer, name: str) -> Cut | None:
-    """LeViT's keys and values, and queries before them, of one head together."""
+    """Cut LeViT's keys and values, and queries before them, of one head together."""
     key, ratio = getattr(place.holder, "key_dim", 0), getattr(place.holder, "attention_ratio", 0)
     kinds = {"queries_keys_values": 2, "keys_values": 1}.get(name, 0)
     sizes = (*(key,) * kinds, ratio * key)
@@ -275,7 +275,7 @@ def _by_ratio(place: Place, here: Layer, name: str) -> Cut | None:
 
 
 def _state_space(place: Place, here: Layer, others: list[Layer]) -> Cut | None:
-    """Mamba's input and gate; in Mamba 2 also B, C and the step sizes."""
+    """Cut Mamba's input and gate; in Mamba 2 also B, C and the step sizes."""
     inner = next((x.inputs for x in others if x.name == "out_proj"), 0)
     if here.outputs == 2 * inner:
         return _halves(place, 0)
@@ -286,7 +286,7 @@ def _state_space(place: Place, here: Layer, others: list[Layer]) -> Cut | None:
 
 
 def _delta_net(place: Place, kinds: str) -> Cut | None:
-    """Gated delta nets: q, k, v, the gate z, and decay rates b and a, of one key head together."""
+    """Cut a gated delta net: q, k, v, the gate z, decay rates b and a, of one key head together."""
     names = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
     k_heads, v_heads, k_dim, v_dim = (getattr(place.holder, name, 0) for name in names)
     if not (k_heads and v_heads) or v_heads % k_heads:

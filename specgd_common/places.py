@@ -140,7 +140,7 @@ def _place(model: nn.Module, prefix: str, own_name: str, p: Tensor) -> Place:
 
 
 def _without_wrappers(name: str) -> str:
-    """The name that a parameter has in the bare model, by which checkpoints are read."""
+    """Return the name that a parameter has in the bare model, by which checkpoints are read."""
     first, _, rest = name.partition(".")
     return _without_wrappers(rest) if first in WRAPPERS and rest else name
 
@@ -253,14 +253,14 @@ def is_block(parent: nn.Module, child: nn.Module) -> bool:
 
 
 def _is_only_layer(holder: nn.Module, name: str) -> bool:
-    """Whether a child is the one layer of a small wrapper, such as (linear, batch norm)."""
+    """Say whether a child is the one layer of a small wrapper, such as (linear, batch norm)."""
     if isinstance(holder, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
         return isinstance(holder, nn.Sequential) and name == "0" and _count(holder) == 1
     return name in ("linear", "conv", "convolution", "dense", "layer") and _count(holder) == 1
 
 
 def _count(holder: nn.Module) -> int:
-    """Number of weights of two or more dimensions that a module holds."""
+    """Count the weights of two or more dimensions that a module holds."""
     return sum(p.ndim > 1 and p.numel() > max(p.shape) for p in holder.parameters())
 
 

@@ -385,7 +385,7 @@ class Muon(SpectralOptimizer):
             state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
 
     def _random_bits(self, group: dict[str, Any], device: torch.device) -> torch.Generator:
-        """Bits that depend on the group's step alone: repeatable, resumable, alike on all ranks."""
+        """Draw bits that depend on the group's step alone: alike on all ranks and resumed."""
         if capturing(device):
             raise RuntimeError(
                 "state_dtype must be 'float32' or None while a CUDA graph is captured, got "

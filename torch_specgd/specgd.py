@@ -39,7 +39,7 @@ def specgd(
     maximize: bool = False,
     share_work: bool = False,
 ) -> None:
-    """One SpecGD step, in place; the equation stands at :class:`SpecGD`.
+    """Take one SpecGD step, in place; the equation stands at :class:`SpecGD`.
 
     Args:
         params: Weights W of any shape, changed in place; plain tensors or DTensors, with
@@ -226,7 +226,7 @@ class SpecGD(SpectralOptimizer):
         return {"momentum_buffer": p.shape}
 
     def _check_parameter(self, p: Tensor, name: str | None, group: Mapping[str, Any]) -> None:
-        """Every floating-point parameter will do: vectors count as one column."""
+        """Take every floating-point parameter: vectors count as one column."""
 
     def _update_group(self, group: dict[str, Any]) -> None:
         trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]

@@ -260,7 +260,7 @@ def _descend_in_one_pass(
 
 
 def in_blocks(tensors: Sequence[Tensor]) -> bool:
-    """Whether a step goes through these tensors block by block: on a CPU, outside the compiler."""
+    """Say whether a step goes through tensors block by block: on a CPU, outside the compiler."""
     return not torch.compiler.is_compiling() and all(x.is_cpu for x in tensors)
 
 
@@ -310,12 +310,12 @@ def _scalar(value: float | Tensor) -> float | Tensor:
 
 
 def _triton(device: torch.device) -> bool:
-    """Whether kernels run on a device: on a CPU in the interpreter alone, which tests ask for."""
+    """Say whether kernels run on a device; on a CPU only tests ask, for the interpreter."""
     return device.type != "cuda" or triton_runs(device)
 
 
 def fusible(*lists: Sequence[Tensor]) -> bool:
-    """Whether one launch can take these: one GPU, one dtype a list, a matrix view of each."""
+    """Say whether one launch can take these: one GPU, one dtype a list, a matrix view of each."""
     device = lists[0][0].device
     if device.type != "cuda" or torch.compiler.is_compiling():
         return False

@@ -36,7 +36,7 @@ from .store import Store
 from .summary import coverage, score_table
 from .transfers import Batch, Transfers
 
-STATE_VERSION = 3  # 1 held the ring in float32, 2 did not count what has no labels
+STATE_VERSION = 3  # of what `state_dict` returns; states of other versions are refused
 STATE = (
     "version", "task", "loss_scale", "counters", "updates", "merged", "arrays", "repeats",
 )  # fmt: skip

@@ -80,7 +80,7 @@ def _check(group: Mapping[str, Any]) -> None:
 
 
 def _group(route: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the parameters that one route and one of AdamW's groups have in common."""
+    """Return the settings that one route and one of AdamW's groups have in common."""
     rate = RATE if route["use_muon"] else 1.0
     kept = {k: v for k, v in route.items() if k not in ("params", "param_names")}
     made = {
@@ -100,7 +100,7 @@ def _group(route: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _state(state: Mapping[str, Any], is_matrix: bool) -> dict[str, Any]:
-    """Both first moments are the same mean of gradients; the second has no place in Muon."""
+    """Carry the first moment, the same mean of gradients in both; Muon has no second."""
     if is_matrix:
         return {"momentum_buffer": state["exp_avg"].detach().clone()}
     kept = {key: state[key] for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -44,7 +44,7 @@ def given_groups(params: Any, per_head: bool = False) -> Any:
 
 
 def _routed(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """The groups that one group becomes."""
+    """Return the groups that one group becomes."""
     members = group.get("params")
     if members is None or isinstance(members, Tensor) or not isinstance(members, Iterable):
         return [dict(group)]

@@ -89,7 +89,7 @@ class Heads:
         return False
 
     def _is_small(self, module: nn.Module) -> bool:
-        """Whether a module can be a model's end: without attention, and not most of the model."""
+        """Say whether a module can be a model's end: no attention, and not most of the model."""
         known = self._small.get(id(module))
         if known is None:
             names = (n.rpartition(".")[2] for n, _ in module.named_modules())
@@ -101,7 +101,7 @@ class Heads:
         return known
 
     def _by_width(self, place: Place) -> bool:
-        """Whether a layer gives a number for each word or label, which no other layer takes."""
+        """Say whether a layer gives a number for each word or label, which no other layer takes."""
         weight = raw_weight(place.owner) if is_linear(place.owner) else None
         if weight is None or weight.ndim != 2 or place.in_block():
             return False
@@ -113,7 +113,7 @@ class Heads:
         return outputs > inputs and self._embeddings.get(outputs) == inputs
 
     def _guesses(self, linear: Sequence[Place], matrices: Sequence[Tensor]) -> set[int]:
-        """Ids of the layer that is declared last, and of those that end as it does."""
+        """Return the ids of the layer that is declared last, and of those that end as it does."""
         last = next((p for p in linear if raw_weight(p.owner) is matrices[-1]), None)
         if last is None or len(matrices) < 2 or _is_inner(last):
             return set()
@@ -127,14 +127,14 @@ class Heads:
 
 
 def _is_inner(place: Place) -> bool:
-    """Whether a layer's name, or its neighbours', says that it is inside of attention or an MLP."""
+    """Say whether a layer's or its neighbours' names put it inside of attention or an MLP."""
     if not place.path or INNER.fullmatch(place.path[-1]):
         return True
     return any(ATTENTION.fullmatch(name) for name in place.chain[-2]._modules)
 
 
 def _declared_outputs(model: nn.Module) -> set[int]:
-    """Ids of what the models of transformers call their output embeddings."""
+    """Return the ids of what the models of transformers call their output embeddings."""
     found = set()
     for module in model.modules():
         output: Any = getattr(module, "get_output_embeddings", None)
@@ -154,7 +154,7 @@ def _has_blocks(module: nn.Module) -> bool:
 
 
 def _twins(a: Place, b: Place) -> bool:
-    """Whether two layers have names that differ in their first words: text_head, image_head."""
+    """Say whether two layers have names that differ in their first words: text_head, image_head."""
     if type(a.owner) is not type(b.owner) or len(a.path) != len(b.path):
         return False
     return all(

@@ -201,7 +201,7 @@ def lora_param_groups(
 def _others(
     model: nn.Module, paired: set[int], lr: float | None, options: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Groups of what is trained beside the factors, routed as in the model without adapters."""
+    """Make groups of what is trained beside the factors, routed as without adapters."""
     groups = []
     for group in param_groups(model):
         other = [(n, p) for n, p in group["params"] if p.requires_grad and id(p) not in paired]

@@ -46,7 +46,7 @@ def head_cut(place: Place, cut: Cut | None) -> Cut | None:
 
 
 def _runs(cut: Cut | None, dim: int, length: int, width: int | None) -> Cut | None:
-    """Heads of a width along a dimension, where the parts of a known cut consist of such."""
+    """Return the heads of a width along a dimension, where a known cut's parts consist of such."""
     sizes = () if cut is None else unpacked(cut)[1]
     if not width or length <= width or any(n % width for n in (length, *sizes)):
         return cut
@@ -54,7 +54,7 @@ def _runs(cut: Cut | None, dim: int, length: int, width: int | None) -> Cut | No
 
 
 def _width(place: Place, siblings: list[Layer]) -> int | None:
-    """Rows of one head, from the module, its config, or the number of heads."""
+    """Return the rows of one head, from the module, its config, or the number of heads."""
     width, heads = place.setting(*WIDTHS), place.setting(*HEADS)
     if width or not heads:
         return width

@@ -67,7 +67,7 @@ def _bias(place: Place) -> str | None:
 
 
 def _token(place: Place) -> str | None:
-    """Positions, also where a linear layer keeps them; tokens and the like only where bare."""
+    """Tell positions, also where a linear layer keeps them; tokens and the like only where bare."""
     name = "positional or token parameter"
     if any(POSITION.fullmatch(part) for part in (place.own_name, *place.path[-1:])):
         return name
@@ -88,7 +88,7 @@ def _router(place: Place) -> str | None:
 
 
 def _is_gate(place: Place, depth: int) -> bool:
-    """Whether a "gate" chooses: it has few outputs, or stands beside experts."""
+    """Say whether a "gate" chooses: it has few outputs, or stands beside experts."""
     beside = any("expert" in name for name in place.chain[depth - 1]._modules)
     return beside or 2 * place.param.shape[0] <= place.param.shape[-1]
 

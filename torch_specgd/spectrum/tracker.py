@@ -93,7 +93,7 @@ class SpectrumTracker:
         self._left, self._right = self._target_bases()
 
     def _target_bases(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Singular vectors of the targets, as many as the watched matrix has rank for."""
+        """Return the targets' singular vectors, as many as the watched matrix has rank for."""
         left, right = {}, {}
         for name, target in self.targets.items():
             u, _, vh = torch.linalg.svd(wide(target.detach()), full_matrices=False)
@@ -114,7 +114,7 @@ class SpectrumTracker:
 
     @torch.no_grad()
     def record(self, step: int) -> None:
-        """Records now, whatever ``every`` says; once per step.
+        """Record now, whatever ``every`` says; once per step.
 
         Args:
             step: The step's number.
@@ -172,7 +172,7 @@ class SpectrumTracker:
         )
 
     def _rates(self) -> dict[str, float]:
-        """Per name, the growth of sqrt(sigma) (pairs) or of sigma (weights) per step."""
+        """Return, per name, the growth of sqrt(sigma) (pairs) or of sigma (weights) per step."""
         if self.optimizer is None:
             return {}
         groups = self.optimizer.param_groups
@@ -185,11 +185,11 @@ class SpectrumTracker:
         return {**rates, **weights}
 
     def names(self) -> list[str]:
-        """Names of everything recorded so far, in order of first appearance."""
+        """Return the names of everything recorded so far, in order of first appearance."""
         return list(dict.fromkeys(record["name"] for record in self.records))
 
     def history(self, name: str, key: str = "singular_values") -> tuple[Tensor, Tensor]:
-        """One quantity of one matrix over the steps.
+        """Return one quantity of one matrix over the steps.
 
         Args:
             name: A name out of :meth:`names`.
@@ -213,7 +213,7 @@ class SpectrumTracker:
         return steps, torch.tensor([r[key] for r in records], dtype=torch.float64)
 
     def predicted_hits(self, name: str) -> Tensor:
-        """Steps at which theory lets each mode of a LoRA pair reach its target.
+        """Return the steps at which theory lets each mode of a LoRA pair reach its target.
 
         The recorded rate sqrt(c lr_a lr_b) is summed over the steps until it reaches
         sqrt(sigma_i); where the records end, the last rate is continued.
@@ -274,7 +274,7 @@ class SpectrumTracker:
         self.records, self._next_step = records, state_dict["next_step"]
 
     def plot(self, name: str | None = None, ax: "Axes | None" = None) -> "Axes":
-        """Draws sqrt(singular values) over steps; with a target, sqrt(d_i) and predicted hits.
+        """Draw sqrt(singular values) over steps; with a target, sqrt(d_i) and predicted hits.
 
         Args:
             name: What to draw (default: the first thing recorded).
@@ -288,13 +288,13 @@ class SpectrumTracker:
         return plot_spectrum(self, name, ax)
 
     def hf_callback(self) -> Any:
-        """A ``transformers.TrainerCallback`` that updates this tracker; see ``callbacks=``."""
+        """Return a ``transformers.TrainerCallback`` that updates this tracker."""
         from .callbacks import hf_callback
 
         return hf_callback(self)
 
     def lightning_callback(self) -> Any:
-        """A ``lightning.pytorch.Callback`` that updates this tracker and checkpoints it."""
+        """Return a ``lightning.pytorch.Callback`` that updates and checkpoints this tracker."""
         from .callbacks import lightning_callback
 
         return lightning_callback(self)

@@ -46,12 +46,12 @@ class Batch(NamedTuple):
 
 
 def positions(batches: Iterable[Batch]) -> list[int]:
-    """Positions of the batches' parameters, in their order."""
+    """Return the positions of the batches' parameters, in their order."""
     return [i for batch in batches for some in batch.members.values() for i in some]
 
 
 def views_of(batches: Iterable[Batch]) -> list[MatrixView]:
-    """How each of the batches' parameters is seen as matrices, in their order."""
+    """Return how each of the batches' parameters is seen as matrices, in their order."""
     return [batch.view for batch in batches for some in batch.members.values() for _ in some]
 
 

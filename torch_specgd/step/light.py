@@ -106,7 +106,7 @@ class LightBuffer:
         self.codes.copy_(codes.view(self.codes.shape))
 
     def _noise(self, rest: int) -> Tensor:
-        """Uniform in [0, 1), a function of seed and place."""
+        """Draw uniformly from [0, 1), a function of seed and place."""
         generator = torch.Generator(self.device).manual_seed(self.seed)
         whole = torch.rand((self.p.shape[0], rest), generator=generator, device=self.device)
         if not is_dtensor(self.p):
@@ -117,7 +117,7 @@ class LightBuffer:
 
 
 def _spread(x: Tensor, p: Any, shape: torch.Size) -> Tensor:
-    """The DTensor of this shape that is divided as p is and has x as this rank's piece."""
+    """Return the DTensor of this shape that is divided as p is and has x as this rank's piece."""
     from torch.distributed.tensor import DTensor
 
     stride = torch.empty(shape, device="meta").stride()

@@ -46,7 +46,7 @@ def muon(
     share_work: bool = False,
     owner: object = None,
 ) -> None:
-    """One Muon step on matrices, in place; the equation stands at :class:`Muon`.
+    """Take one Muon step on matrices, in place; the equation stands at :class:`Muon`.
 
     Args:
         params: Weights W of two or more dimensions, changed in place; plain tensors or DTensors,
@@ -117,7 +117,7 @@ def muon(
 
 
 def _scales(batches: Sequence[Batch], scale: Callable[[int, int], float]) -> list[float]:
-    """Factor of each parameter; the pieces of a split one have factors of their own."""
+    """Return the factor of each parameter; the pieces of a split one have factors of their own."""
     factors: list[float] = []
     for batch in batches:
         count = sum(map(len, batch.members.values()))
@@ -132,7 +132,7 @@ def _normalize_neurons(
     beta: float,
     batches: Sequence[Batch],
 ) -> list[Tensor]:
-    """Means over neurons and norms of matrices: DTensor knows what to sum over ranks."""
+    """Divide by means over neurons: a DTensor knows what to sum over ranks."""
     result = []
     for o, p, v, view in zip(updates, weights, moments, views_of(batches), strict=True):
         normalized = neuron_normalize(rewrapped(o, p), v, beta, input_dims(p, view))
@@ -225,7 +225,7 @@ def update_dtype(
     dtype: torch.dtype,
     device: torch.device,
 ) -> torch.dtype:
-    """bfloat16 for float32 updates that the engine would round to it first thing; else their own.
+    """Return bfloat16 for float32 updates that the engine would round to it first; else their own.
 
     The results are the same bits, and two passes over the memory less. A GPU's engine divides by
     the norm before it rounds, so there the updates stay as they are.

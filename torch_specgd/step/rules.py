@@ -14,7 +14,7 @@ LR_SCALES = ("none", "original", "match_rms_adamw", "spectral", "spectral_unclam
 
 
 def shape_scale(adjust_lr_fn: AdjustLr, m: int, n: int) -> float:
-    """Factor on the learning rate of an m x n matrix (m outputs, n inputs).
+    """Return the factor on the learning rate of an m x n matrix (m outputs, n inputs).
 
     | name | factor | meaning |
     |---|---|---|
@@ -54,7 +54,7 @@ def shape_scale(adjust_lr_fn: AdjustLr, m: int, n: int) -> float:
 
 
 def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> Tensor:
-    """NorMuon: divide every output neuron's update by its running root mean square.
+    """Divide (NorMuon) every output neuron's update by its running root mean square.
 
         v <- beta v + (1 - beta) mean(O * O)   over a neuron's inputs
         O' = O / sqrt(v),   rescaled to O's Frobenius norm

@@ -26,7 +26,7 @@ _TRIANGLE_ROWS_AMX, _HALVED_GRAM_ROWS, _HALVED_ROWS = 1536, 512, 768
 
 @lru_cache(maxsize=1)
 def cpu_has_amx() -> bool:
-    """Whether the CPU multiplies bfloat16 in AMX tiles."""
+    """Say whether the CPU multiplies bfloat16 in AMX tiles."""
     return torch.cpu._is_amx_tile_supported()
 
 
@@ -109,7 +109,7 @@ def scale_members(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _transposed(x: Tensor) -> bool:
-    """Whether the matrices of a batch lie in memory column by column."""
+    """Say whether the matrices of a batch lie in memory column by column."""
     return x.stride(-1) != 1 and x.stride(-2) == 1
 
 

@@ -84,7 +84,7 @@ def products_for(x: Tensor, chosen: Plan, ring: Tensor | None = None) -> Product
 
 
 def runs_in_one_launch(x: Tensor, chosen: Plan) -> bool:
-    """Whether the one-launch kernel may be used: in the interpreter, and where it is trusted."""
+    """Say whether the one-launch kernel may be used: interpreted, or where it is trusted."""
     if x.device.type != "cuda":
         return True
     if not triton_runs(x.device):

@@ -18,7 +18,7 @@ OLDEST = (3, 5)  # the first version of Triton that these kernels were compiled 
 
 
 def triton_runs(device: torch.device) -> bool:
-    """Whether Triton is installed, new enough, and knows a GPU; asked once.
+    """Say whether Triton is installed, new enough, and knows a GPU; asked once.
 
     Args:
         device: A GPU.
@@ -27,7 +27,7 @@ def triton_runs(device: torch.device) -> bool:
 
 
 def trusted(device: torch.device, configs: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether kernels compile for a GPU and one launch of each is right; asked once.
+    """Say whether kernels compile for a GPU and one launch of each is right; asked once.
 
     Some versions of the compilers make wrong code for some tiles. Where no values can be looked at,
     under the capture of a CUDA graph and for tensors without data, the answer is yes.

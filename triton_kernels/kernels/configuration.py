@@ -88,12 +88,12 @@ def architecture(device: torch.device) -> str:
 
 
 def has_table(arch: str) -> bool:
-    """Whether there are configurations for an architecture: elsewhere a library multiplies."""
+    """Say whether there are configurations for an architecture: elsewhere a library multiplies."""
     return arch in ARCHITECTURES or ENVIRONMENT in os.environ
 
 
 def has_bfloat16(arch: str) -> bool:
-    """Whether a GPU multiplies bfloat16: NVIDIA's do from compute capability 8 on."""
+    """Say whether a GPU multiplies bfloat16: NVIDIA's do from compute capability 8 on."""
     return arch not in OLD
 
 
@@ -104,7 +104,7 @@ def symmetric_tiles(n: int, block_m: int, block_n: int) -> int:
 
 
 def worth_tiles(table: dict[str, Any], batch: int, n: int) -> bool:
-    """Whether the smallest tiles of a symmetric product keep most of the processors busy.
+    """Say whether the smallest tiles of a symmetric product keep most of the processors busy.
 
     Below, the vendor's library is as fast, which splits the inner dimension.
 
@@ -142,7 +142,7 @@ def choose(
         if tiles >= table["processors"]:
             break
     precision = table["float32_precision"] if itemsize == 4 else "ieee"
-    # Triton is about to change its default for fused multiplications, and results with it.
+    # Named, because releases of Triton differ in their default, and results would with it.
     return config | {"PRECISION": precision, "enable_fp_fusion": True}
 
 

@@ -185,7 +185,7 @@ def _config(like: Tensor) -> dict[str, Any]:
 
 
 def _read(value: float | Tensor) -> bool:
-    """Whether a kernel reads a number from memory: on a GPU a host would wait for it."""
+    """Say whether a kernel reads a number from memory: on a GPU a host would wait for it."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
 
 

@@ -18,14 +18,14 @@ GROUP = 8  # rows of tiles that share columns in L2
 
 
 def _describable(t: Tensor) -> bool:
-    """Whether a tensor descriptor can read this: unit inner stride, 16-byte rows and base."""
+    """Say whether a tensor descriptor can read this: unit inner stride, 16-byte rows and base."""
     outer, row, inner = t.stride()
     size = t.element_size()
     return inner == 1 and not (outer * size % 16 or row * size % 16 or t.data_ptr() % 16)
 
 
 def _refuse_long_strides(t: Tensor) -> None:
-    """Offsets inside a tile of at most 256 rows are 32-bit; everything beyond is 64-bit."""
+    """Refuse strides whose offsets inside a tile of 256 rows do not fit in 32 bits."""
     _, row, column = t.stride()
     if row >= 2**23 or column >= 2**23:
         raise ValueError(

@@ -20,7 +20,7 @@ Row = tuple[int, ...]
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether operations on a device are being recorded for a CUDA graph.
+    """Say whether operations on a device are being recorded for a CUDA graph.
 
     Args:
         device: Of the tensors.

@@ -44,7 +44,7 @@ UNROLLED = 16
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for bfloat16 products (AVX512_BF16 or AMX)."""
+    """Say whether the CPU has instructions for bfloat16 products (AVX512_BF16 or AMX)."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -51,7 +51,7 @@ SCHEDULES: dict[str, Schedule] = {
         Schedule("flat", FLAT, 1.0, 1e-2, "schatten8", _OWN_SOURCE, (1.05, 1.12, 1.05)),
     )
 }
-"""The published schedules by name; `print(SCHEDULES[name])` states what each one does."""
+"""Schedules by name, published and our own; `print(SCHEDULES[name])` says what each does."""
 
 DEFAULT_SCHEDULE = "polar_express"
 
@@ -61,7 +61,7 @@ ScheduleLike = Schedule | Coefficients | Sequence[float] | Sequence[Sequence[flo
 
 
 def is_triple(schedule: ScheduleLike) -> bool:
-    """Whether `schedule` is one bare (a, b, c), which means torch.optim.Muon's arithmetic."""
+    """Say whether `schedule` is one bare (a, b, c), which means torch.optim.Muon's arithmetic."""
     return (
         isinstance(schedule, Sequence)
         and not isinstance(schedule, str)

@@ -67,7 +67,7 @@ def _measure(y: Tensor, iterations: int) -> Certificate:
         v = g @ v
         v = v / torch.linalg.vector_norm(v, dim=-2, keepdim=True).clamp_min(1e-30)
     sigma = torch.linalg.vector_norm(g @ v, dim=(-2, -1)).sqrt()
-    # p maps [0, 1.36] to [0, 1]: what lies beyond is scaled down first, or leaves for infinity.
+    # The step below maps [0, 1.36] to [0, 1]: what lies beyond is scaled down first.
     p = g / torch.where(sigma > 1.15, sigma.square(), 1.0)[..., None, None]
     for _ in range(iterations):
         square = p @ p

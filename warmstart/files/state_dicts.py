@@ -45,7 +45,7 @@ def shrink_state_dict(
     strict: bool = True,
     elsewhere: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[StateDict, ShrinkReport]:
-    """``dash_shrink`` for a state dict and saved directions.
+    """Do ``dash_shrink`` for a state dict and saved directions.
 
     Args:
         state_dict: A model's ``state_dict()``.
@@ -117,7 +117,7 @@ def shrink_state_dict(
 def uniform_state_dict(
     state_dict: Mapping[str, Any], factor: float = 0.3, **selection: Any
 ) -> tuple[StateDict, ShrinkReport]:
-    """``uniform_shrink`` for a state dict; ``selection`` as in ``state_targets``."""
+    """Do ``uniform_shrink`` for a state dict; ``selection`` as in ``state_targets``."""
     check_floor(factor, "factor")
     targets, skipped = state_targets(state_dict, **selection)
     factors = {t.name: constant(t, factor) for t in targets}
@@ -137,7 +137,7 @@ def perturb_state_dict(
     seed: int = 0,
     **selection: Any,
 ) -> tuple[StateDict, ShrinkReport]:
-    """``shrink_and_perturb`` for a state dict.
+    """Do ``shrink_and_perturb`` for a state dict.
 
     The presets ``"ash"`` and ``"interpolate"`` need ``fresh``: the state dict of a newly built, or
     of the initial, model. ``selection`` as in ``state_targets``.
@@ -163,7 +163,7 @@ def perturb_state_dict(
 def fire_state_dict(
     state_dict: Mapping[str, Any], strength: float = 1.0, **selection: Any
 ) -> tuple[StateDict, ShrinkReport]:
-    """``fire_reinit`` for a state dict; ``selection`` as in ``state_targets``.
+    """Do ``fire_reinit`` for a state dict; ``selection`` as in ``state_targets``.
 
     Embeddings are told by their usual names and left alone; exclude others by theirs. Weights that
     are stored (in, out) are told by the biases beside them; name others in ``transposed``.
@@ -244,7 +244,7 @@ def saved_direction(given: Any) -> tuple[Direction, float | None]:
 
 
 def _noise(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """Normal noise that depends on the tensor's name, not on which tensors came before it.
+    """Draw normal noise that depends on the tensor's name, not on which tensors came before it.
 
     Shards are edited one by one: one generator per call would give all of them the same noise.
     """

@@ -92,7 +92,7 @@ def shrink_with_model(
         if _raised_here(error):
             raise
         raise EntryError(f"the model of --entry {entry} failed on its batches") from error
-    # As the twin for saved directions calls it: --undo looks for this name.
+    # `shrink_state_dict` names its reports so, and --undo looks for this name.
     report.method = "dash"
     new: dict[str, Tensor] = {}
     cast: dict[object, Tensor] = {}
