@@ -51,9 +51,9 @@ def on_device(device: torch.device) -> Iterator[None]:
     try:
         guard.__enter__()
     except (RuntimeError, TypeError):
-        if torch.backends.cuda.is_built():
+        if torch.cuda.is_available():
             raise
-        # Torch without CUDA has no device to switch to: these are tensors without data.
+        # Without a GPU there is no device to switch to: these are tensors without data.
         yield
         return
     try:
