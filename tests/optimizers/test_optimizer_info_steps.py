@@ -137,7 +137,9 @@ def test_step_is_noop_for_zero_grads(case: Any) -> None:
     """Zero gradients decay the weights and do nothing else: exactly nothing without decay."""
     params = [Parameter(torch.randn(5, 1)), Parameter(torch.randn(4, 6)), Parameter(torch.randn(5))]
     before = copy.deepcopy(params)
-    changes = {"l2": 0.0} if "l2" in kwargs_of(case) else {}
+    changes: dict[str, Any] = {"l2": 0.0} if "l2" in kwargs_of(case) else {}
+    if "adamw_weight_decay" in kwargs_of(case):
+        changes["adamw_weight_decay"] = None  # AdamW's decay is then that of all
     optimizer = make(case, params, weight_decay=0.0, **changes)
     for p in params:
         p.grad = torch.zeros_like(p)
