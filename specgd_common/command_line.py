@@ -38,6 +38,9 @@ def parsed(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     except SystemExit:
         say([])
         raise
+    except BrokenPipeError:  # Python 3.10's argparse lets it through, later ones do not
+        say([])
+        raise SystemExit(0) from None
 
 
 def answer(work: Callable[[], Sequence[str]]) -> int:

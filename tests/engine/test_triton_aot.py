@@ -21,6 +21,7 @@ from torch_specgd.triton_kernels.workshop.cost import CountingProducts, cost_on_
 from torch_specgd.triton_kernels.workshop.disassemble import flops
 
 REPORT = Path(__file__).parents[2] / "docs" / "engine_resources.json"
+REPORTED = "3.9."
 INSTRUCTION = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"} | dict.fromkeys(
     ("sm_80", "sm_89", "sm_120"), "HMMA"
 )
@@ -40,6 +41,9 @@ def _smallest(arch: str, kernel: str) -> aot.Variant:
 @pytest.mark.parametrize("arch", aot.TARGETS)
 def test_compiles_and_matches_the_report(arch: str, kernel: str) -> None:
     """A change of a kernel would break a target, or make the committed report a lie."""
+    triton = pytest.importorskip("triton")
+    if not triton.__version__.startswith(REPORTED):
+        pytest.skip(f"the report is of Triton {REPORTED}, and compilers differ")
     variant = _smallest(arch, kernel)
     found = aot.resources(variant)
     assert found.spilled == 0

@@ -37,6 +37,8 @@ def small(name: str) -> nn.Module:
     kind = transformers.CONFIG_MAPPING[name]
     plain = kind()
     sizes = {k: v for k, v in SIZES.items() if hasattr(plain, k)}
+    if "depths" in sizes and hasattr(plain, "num_stages"):
+        sizes["num_stages"] = len(sizes["depths"])
     if getattr(plain, "layer_types", None):
         sizes["layer_types"] = list(plain.layer_types)[:2]
     config = kind(**sizes)
