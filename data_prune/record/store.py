@@ -2,7 +2,7 @@
 
 What is kept per example: a ring of J probabilities and a handful of sums, never the history
 and never all logits; an example that comes twice in an epoch counts with its mean
-(``merge_repeats``). ImageNet-1k at J = 10 takes 46 bytes an example, 58.9 MB.
+(`repeats.py`). ImageNet-1k at J = 10 takes 46 bytes an example, 58.9 MB.
 """
 
 from __future__ import annotations
@@ -269,25 +269,6 @@ class Store:
         new, old = log_prob.astype(np.float64), previous[:, index].T.astype(np.float64)
         previous[:, index] = log_prob.T
         return np.abs(np.exp(new) * (new - old)).sum(axis=-1)
-
-    def sightings(self) -> NDArray[np.int32]:
-        """Count how often each example was seen in the open epoch, before ``merge_repeats``."""
-        count = (~np.isnan(self.rows()["prob"])).astype(np.int32)
-        for index, _ in self.repeats:
-            np.add.at(count, index, 1)
-        return count
-
-    def merge_repeats(self) -> None:
-        """Turn the rows into means over an example's sightings."""
-        index = np.concatenate([index for index, _ in self.repeats])
-        unique, where = np.unique(index, return_inverse=True)
-        extra = np.bincount(where)
-        for name, row in self.rows().items():
-            if name == "tdds":
-                continue  # the first sighting in an epoch is compared with the last epoch
-            total = np.bincount(where, np.concatenate([v[name] for _, v in self.repeats]))
-            row[unique] = (row[unique].astype(np.float64) + total) / (1 + extra)
-        self.repeats = []
 
     def close(self) -> None:
         """Fold the open epoch's rows into the sums and open the next epoch."""

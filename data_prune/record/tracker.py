@@ -19,6 +19,7 @@ from ..score.table import ScoreTable
 from . import ranks
 from .checks import check_settings
 from .observe import PEERS, check_batch, check_index, check_labels, observe
+from .repeats import merge_repeats, sightings
 from .state import (
     MERGED,
     check_counters,
@@ -222,9 +223,10 @@ class DualTracker:
                 f"epoch {self.epoch} ends, but update() was never called in it: "
                 "nothing was recorded"
             )
-        count = None if alone else store.sightings()
+        count = None if alone else sightings(store.rows()["prob"], store.repeats)
         if store.repeats:
-            store.merge_repeats()
+            merge_repeats(store.rows(), store.repeats)
+            store.repeats = []
         if count is not None:
             ranks.merge_rows(store.rows(), count, group)
             ranks.merge_labels(store.arrays["label"], group)

@@ -39,6 +39,7 @@ def descriptors() -> Iterator[Case]:
 
     tile = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "DESCRIPTOR": True, "num_warps": 4,
             "PRECISION": "ieee"}  # fmt: skip
+
     def in_rows(x: Tensor) -> Tensor:
         # Triton 3.5's interpreter wants rows of multiples of 16 elements, a GPU of 16 bytes.
         room = torch.full((*x.shape[:2], -(-x.shape[2] // 16) * 16), torch.nan, dtype=x.dtype)
