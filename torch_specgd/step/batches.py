@@ -4,7 +4,7 @@
 memory of a round's updates. `orthogonalize_all` is for tensors that lie wherever they lie.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -255,8 +255,8 @@ def orthogonalize_all(
 
 def _by_shape(
     matrices: Sequence[Tensor], orthogonalize: Callable[[Tensor], Tensor]
-) -> Iterator[Tensor]:
-    """Yield the result of each (B, m, n), in their order; those of one (m, n) in one call."""
+) -> list[Tensor]:
+    """Return the result of each (B, m, n), in their order; those of one (m, n) in one call."""
     batches: dict[tuple[Any, ...], list[int]] = {}
     for i, x in enumerate(matrices):
         batches.setdefault((x.shape[-2:], x.dtype, x.device), []).append(i)
@@ -267,4 +267,4 @@ def _by_shape(
         done = orthogonalize(torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()
         for i, o in zip(members, done.split([len(x) for x in parts]), strict=True):
             result[i] = o
-    yield from result
+    return result
