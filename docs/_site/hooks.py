@@ -7,6 +7,7 @@ from posixpath import normpath, relpath
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -29,6 +30,7 @@ LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")
 LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json", ".sh": "bash"}
 
 
+@event_priority(100)  # Before mkdocstrings, which drops a search path that does not exist yet.
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Lay the packages out under their installed names, as mkdocstrings reads them."""
     shutil.rmtree(PACKAGES, ignore_errors=True)
