@@ -146,7 +146,9 @@ class ScoredLoader:
         self.sampler.advance(self._pass_epoch + 1)
         self.sampler.close_epoch()
 
-    def record(self, logits: Tensor, target: Tensor) -> None:
+    def record(
+        self, logits: Tensor | None = None, target: Tensor | None = None, **values: Any
+    ) -> None:
         """Credit the batch that was handed out last; see ``DualTracker.update``.
 
         Once scoring is over this returns at once.
@@ -154,6 +156,8 @@ class ScoredLoader:
         Args:
             logits: (B, C) what the model said to the batch.
             target: (B,) the labels used in the loss.
+            **values: Instead of both ``loss=`` (B,), one loss for each example, or ``prob=``
+                (B,), with ``label=`` (B,) where there are labels.
 
         Raises:
             RuntimeError: If no batch is waiting: none was handed out, or it was recorded before.
@@ -166,12 +170,13 @@ class ScoredLoader:
             raise RuntimeError(
                 "record() has no batch to credit: it was recorded before, or none was handed out"
             )
-        if isinstance(logits, Tensor) and len(logits) != len(self._handed_out):
+        given = next((v for v in (logits, *values.values()) if v is not None), None)
+        if isinstance(given, Tensor) and given.ndim and len(given) != len(self._handed_out):
             raise ValueError(
-                f"record() got {len(logits)} examples, the batch handed out last has "
+                f"record() got {len(given)} examples, the batch handed out last has "
                 f"{len(self._handed_out)}"
             )
-        tracker.update(self._handed_out, logits, target)
+        tracker.update(self._handed_out, logits, target, **values)
         self._handed_out = None
         self._recorded += 1
 

@@ -150,10 +150,12 @@ class DualScoreSampler(Sampler[int]):
         """Say whether the present epoch is one of the recorded ones."""
         return self.epoch < self.score_epochs
 
-    def update(self, index: Any, logits: Tensor, target: Tensor) -> None:
+    def update(
+        self, index: Any, logits: Tensor | None = None, target: Tensor | None = None, **values: Any
+    ) -> None:
         """Credit one batch; see ``DualTracker.update``. Does nothing once scoring is over."""
         if self.tracker is not None:
-            self.tracker.update(index, logits, target)
+            self.tracker.update(index, logits, target, **values)
 
     def close_epoch(self) -> None:
         """Close the tracker's open epoch if something was recorded in it.

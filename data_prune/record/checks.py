@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .observe import PEERS, TASKS
+from .observe import PEERS, SCALED, TASKS
 
 
 def check_settings(
@@ -14,6 +14,8 @@ def check_settings(
     task: str,
     peers: tuple[str, ...],
     storage: str | os.PathLike | None,
+    shift: bool = False,
+    loss_scale: float | None = None,
 ) -> None:
     """Refuse numbers outside their ranges, unknown names and impossible combinations."""
     for name, value in (("num_examples", num_examples), ("epochs", epochs), ("window", window)):
@@ -34,3 +36,11 @@ def check_settings(
         raise ValueError(f"tdds needs a window of at least 3 epochs, got {window}")
     if "tdds" in peers and storage is not None:
         raise ValueError("tdds cannot be kept in storage: a killed epoch could not be undone")
+    if shift and task != "tokens":
+        raise ValueError(f"shift is for task 'tokens', got shift={shift!r} and task {task!r}")
+    if loss_scale is None:
+        return
+    if task not in SCALED:
+        raise ValueError(f"loss_scale is for tasks {SCALED}, got {loss_scale!r} and task {task!r}")
+    if isinstance(loss_scale, bool) or not 0.0 < loss_scale < float("inf"):
+        raise ValueError(f"loss_scale must be positive and finite, got {loss_scale!r}")

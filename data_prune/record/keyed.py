@@ -27,7 +27,8 @@ class KeyedTracker(DualTracker):
 
     Args:
         capacity: Examples to make room for at first; doubled as often as needed.
-        **options: epochs, window, task, peers, ignore_index, process_group as for ``DualTracker``.
+        **options: epochs, window, task, peers, ignore_index, shift, loss_scale,
+            process_group as for ``DualTracker``.
 
     Example:
         >>> tracker = KeyedTracker(epochs=2, window=2)
@@ -47,18 +48,13 @@ class KeyedTracker(DualTracker):
 
     num_examples = property(lambda self: len(self._position), doc="Number of keys seen.")
 
-    def update(self, index: Any, logits: Tensor, target: Tensor) -> None:
+    def update(
+        self, index: Any, logits: Tensor | None = None, target: Tensor | None = None, **values: Any
+    ) -> None:
         """Credit one batch; ``index`` holds (B,) keys. See ``DualTracker.update``."""
         if not self.done:
             positions, new = self._positions(index)
-            super().update(positions, logits, target)
-            self._position |= new
-
-    def update_probability(self, index: Any, prob: Any, label: Any = None) -> None:
-        """Credit probabilities; ``index`` holds (B,) keys."""
-        if not self.done:
-            positions, new = self._positions(index)
-            super().update_probability(positions, prob, label)
+            super().update(positions, logits, target, **values)
             self._position |= new
 
     def _positions(self, keys: Any) -> tuple[Tensor, dict[Any, int]]:

@@ -1,18 +1,16 @@
 """Logits and targets of one batch -> one probability (and the peers' values) per example.
 
-Everything here is a pure function on the logits' device: a batch is checked by the rules of its
-task, then read; nothing is stored.
+Everything here is a pure function on the logits' device, of a batch that ``batch`` has checked.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-TASKS = ("classification", "multilabel", "tokens", "regression")
+TASKS = ("classification", "multilabel", "tokens", "segmentation", "regression", "loss")
+# Their losses become probabilities at the end of an epoch, when the scale is known.
+SCALED = ("regression", "loss")
 PEERS = ("dyn_unc", "el2n", "forgetting", "aum", "tdds")
 
 # In the place of a probability: no label of the example counts, so that it was not seen.
@@ -21,101 +19,6 @@ UNLABELLED = -1.0
 # Rows of logits that are widened to float32 at once: 2**22 floats are 16 MB, so that a
 # language model's (batch, length, 128k) logits are never copied whole.
 _CHUNK_ELEMENTS = 1 << 22
-
-
-def check_index(index: Any, num_examples: int) -> Tensor:
-    """Return (B,) int64 on the host, every entry inside [0, num_examples)."""
-    tensor = torch.as_tensor(index).detach()
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
-        raise TypeError(
-            f"index must hold integers, got {tensor.dtype}: floats are not exact above 2**24"
-        )
-    tensor = tensor.to("cpu", torch.int64)
-    if tensor.ndim != 1:
-        raise ValueError(f"index must have shape (B,), got {tuple(tensor.shape)}")
-    if len(tensor) and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_examples:
-        raise ValueError(
-            f"index must be in [0, {num_examples}), got {int(tensor.min())} to {int(tensor.max())}"
-        )
-    return tensor
-
-
-def check_batch(index: Tensor, logits: Tensor, target: Tensor, task: str) -> None:
-    """Refuse tensors of other shapes or kinds than the task takes."""
-    for name, value in (("logits", logits), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-        if value.ndim == 0 or len(value) != len(index):
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, but the batch has {len(index)} examples"
-            )
-    if task == "regression":
-        if logits.numel() != target.numel():
-            raise ValueError(
-                f"prediction has shape {tuple(logits.shape)}, target {tuple(target.shape)}"
-            )
-        return
-    if not logits.dtype.is_floating_point:
-        raise TypeError(f"logits must be floating, got {logits.dtype}")
-    if logits.ndim > 1 and logits.shape[-1] < 1:
-        raise ValueError("logits have no classes")
-    {"multilabel": _check_multilabel, "tokens": _check_tokens}.get(task, _check_classes)(
-        logits, target
-    )
-
-
-def _check_multilabel(logits: Tensor, target: Tensor) -> None:
-    if logits.ndim != 2 or target.shape != logits.shape:
-        raise ValueError(
-            f"multilabel takes (B, C) twice, got logits {tuple(logits.shape)}, target "
-            f"{tuple(target.shape)}"
-        )
-    if target.device.type == "cpu":  # elsewhere the look would wait for the device
-        wrong = target[~((target == 0) | _unknown(target) | (target == 1))]
-        if len(wrong):
-            raise ValueError(
-                "multilabel targets must be 0 or 1, and -1 or NaN where unknown, got "
-                f"{wrong[0].item()}"
-            )
-
-
-def _unknown(target: Tensor) -> Tensor:
-    """Mark the entries of a multi-label target that say nothing."""
-    return (target == -1) | (target != target)
-
-
-def _check_classes(logits: Tensor, target: Tensor) -> None:
-    if target.dtype.is_floating_point and target.ndim == 2:
-        raise ValueError(
-            f"target has shape {tuple(target.shape)} and dtype {target.dtype}: for soft labels "
-            "(mixup, CutMix, distillation) the probability of the label is not defined; pass the "
-            "hard label"
-        )
-    if target.dtype.is_floating_point or target.dtype == torch.bool:
-        raise TypeError(f"target must hold integer classes, got {target.dtype}")
-    if logits.ndim != 2 or target.ndim != 1:
-        raise ValueError(
-            f"expected logits (B, C) and target (B,), got {tuple(logits.shape)} and "
-            f"{tuple(target.shape)}"
-        )
-
-
-def _check_tokens(logits: Tensor, target: Tensor) -> None:
-    if target.dtype.is_floating_point or target.dtype == torch.bool:
-        raise TypeError(f"target must hold integer tokens, got {target.dtype}")
-    if logits.ndim != 3 or target.shape != logits.shape[:2]:
-        raise ValueError(
-            f"expected logits (B, L, V) and target (B, L), got {tuple(logits.shape)} and "
-            f"{tuple(target.shape)}"
-        )
-
-
-def check_labels(label: NDArray, num_classes: int) -> None:
-    """Refuse a label outside [0, num_classes)."""
-    if len(label) and not 0 <= label.min() <= label.max() < num_classes:
-        raise ValueError(
-            f"labels must be in [0, {num_classes}), got {label.min()} to {label.max()}"
-        )
 
 
 def target_log_prob(logits: Tensor, target: Tensor) -> Tensor:
@@ -142,35 +45,72 @@ def target_log_prob(logits: Tensor, target: Tensor) -> Tensor:
     return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
-def token_log_prob(logits: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
-    r"""Return the mean log-probability per token, the log of the geometric-mean probability.
+def unknown(target: Tensor) -> Tensor:
+    """Mark the entries of a multi-label target that say nothing."""
+    return (target == -1) | (target != target)
+
+
+def position_log_prob(
+    logits: Tensor, target: Tensor, ignore_index: int = -100, classes: int = -1
+) -> Tensor:
+    r"""Return the mean log-probability per position, the log of the geometric-mean probability.
 
     .. math:: \log P(y) = \frac{1}{|\{t : y_t \ne \text{ignore}\}|} \sum_t \log P(y_t)
 
     Args:
-        logits: (B, L, V), already aligned with ``target`` (shift them for a causal model).
-        target: (B, L), integer tokens; ``ignore_index`` marks padding and prompts.
-        ignore_index: The token that does not count.
+        logits: (B, L, V) for tokens, (B, C, ...) for pixels.
+        target: (B, L) or (B, ...), integers; ``ignore_index`` marks padding, prompts, borders.
+        ignore_index: The label that does not count.
+        classes: Axis of the classes: -1 for tokens, 1 for pixels.
 
     Returns:
-        (B,) float32; NaN for a sequence in which every token is ignored.
+        (B,) float32; NaN for an example of which every position is ignored.
 
     Example:
-        >>> token_log_prob(torch.zeros(1, 2, 4), torch.tensor([[1, -100]])).exp().tolist()
+        >>> position_log_prob(torch.zeros(1, 2, 4), torch.tensor([[1, -100]])).exp().tolist()
         [0.25]
     """
-    used = target != ignore_index
-    flat = target_log_prob(logits.flatten(0, 1), target.masked_fill(~used, 0).flatten())
-    log_prob = flat.view(target.shape).masked_fill(~used, 0.0)
-    return log_prob.sum(-1) / used.sum(-1)
+    z, axis = logits.detach(), 1
+    if classes == 1:
+        z, target, axis = z.flatten(2), target.flatten(1), 2
+    over = 3 - axis  # where the classes are
+    width = max(1, _CHUNK_ELEMENTS // max(1, len(z) * z.shape[over]))
+    total = torch.zeros(len(z), dtype=torch.float32, device=z.device)
+    for part, y in zip(z.split(width, axis), target.split(width, 1), strict=True):
+        used, part = y != ignore_index, part.float()
+        safe = y.masked_fill(~used, 0).unsqueeze(over)
+        log_prob = part.gather(over, safe).squeeze(over) - part.logsumexp(over)
+        total += log_prob.masked_fill(~used, 0.0).sum(-1)
+    return total / (target != ignore_index).sum(-1)
+
+
+def segmentation_prob(logits: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
+    """Return the geometric mean of the pixels' probabilities, ``UNLABELLED`` where none counts.
+
+    Args:
+        logits: (B, C, ...); one channel is the logit of a binary mask.
+        target: (B, ...) classes; for one channel zeros and ones, (B, ...) or (B, 1, ...).
+        ignore_index: The label that does not count (for one channel NaN does not either).
+
+    Example:
+        >>> mask = torch.tensor([[[0.0, 1.0]], [[255.0, 255.0]]])
+        >>> segmentation_prob(torch.zeros(2, 1, 1, 2), mask, ignore_index=255).tolist()
+        [0.5, -1.0]
+    """
+    if logits.shape[1] == 1:
+        z, y = logits.flatten(1), target.flatten(1)
+        y = y.to(z.dtype).masked_fill(y == ignore_index, -1.0)
+        return multilabel_prob(z, y)
+    prob = position_log_prob(logits, target, ignore_index, classes=1).exp()
+    return prob.masked_fill((target == ignore_index).flatten(1).all(-1), UNLABELLED)
 
 
 def multilabel_prob(logits: Tensor, target: Tensor) -> Tensor:
     r"""Return the geometric mean over known classes of p^y (1 - p)^(1 - y), p = sigmoid(logits).
 
     Args:
-        logits: (B, C).
-        target: (B, C) of zeros and ones; -1 or NaN is unknown and does not count.
+        logits: (B, C), or (B, ...).
+        target: Of the same shape, zeros and ones; -1 or NaN is unknown and does not count.
 
     Returns:
         (B,) float32; NaN where an entry is none of these, ``UNLABELLED`` where all are unknown.
@@ -180,7 +120,8 @@ def multilabel_prob(logits: Tensor, target: Tensor) -> Tensor:
         >>> multilabel_prob(torch.tensor([[0.0, 9.0], [0.0, 0.0]]), target).tolist()
         [0.5, -1.0]
     """
-    z, known = logits.detach().float(), ~_unknown(target)
+    z, target = logits.detach().flatten(1).float(), target.flatten(1)
+    known = ~unknown(target)
     signed = torch.where(target == 1, z, -z)
     log_prob = torch.nn.functional.logsigmoid(signed)
     log_prob = log_prob.masked_fill((target != 0) & (target != 1), float("nan"))
@@ -220,6 +161,7 @@ def observe(
     task: str = "classification",
     peers: tuple[str, ...] = (),
     ignore_index: int = -100,
+    shift: bool = False,
 ) -> dict[str, Tensor]:
     """Return one float32 value per example for each quantity that is recorded in an epoch.
 
@@ -228,7 +170,8 @@ def observe(
         target: The target used in the loss, classes already inside [0, C).
         task: One of ``TASKS``.
         peers: The peers whose values are wanted as well (classification only).
-        ignore_index: The token that does not count (task "tokens").
+        ignore_index: The label that does not count (tasks "tokens" and "segmentation").
+        shift: Compare the logits at t with the token at t + 1 (task "tokens").
 
     Returns:
         ``{"prob": (B,), ...}``; for regression "prob" holds the loss, which becomes a
@@ -241,8 +184,12 @@ def observe(
         {'prob': [0.25], 'aum': [0.0]}
     """
     if task == "tokens":
-        prob = token_log_prob(logits, target, ignore_index).exp()
+        if shift:
+            logits, target = logits[:, :-1], target[:, 1:]
+        prob = position_log_prob(logits, target, ignore_index).exp()
         return {"prob": prob.masked_fill((target == ignore_index).all(-1), UNLABELLED)}
+    if task == "segmentation":
+        return {"prob": segmentation_prob(logits, target, ignore_index)}
     if task == "multilabel":
         return {"prob": multilabel_prob(logits, target)}
     if task == "regression":

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .observe import check_index
+from .batch import check_index
+from .observe import SCALED
 from .store import Store, layout
 
 # Counters that ranks add up when an epoch is closed.
@@ -101,7 +102,7 @@ def limits_of(name: str, counters: dict[str, Any], task: str) -> tuple[float, fl
     more = 1 + 1e-6  # rounding
     spread, norm = 2**-0.5 * more, 2**0.5 * more
     base = name if name.startswith(("row.", "ring.")) else name.partition(".")[0]
-    prob = (0.0, more if task != "regression" else np.inf)
+    prob = (0.0, np.inf if task in SCALED else more)
     return {
         "label": (-1, np.inf if classes in (None, -1) else classes - 1),
         "observed": (0, epoch),
@@ -164,7 +165,7 @@ def check_whole_recording(
         wrong = "updates is 0, and the open epoch has values"
     elif any(np.isnan(row[np.asarray(index)]).any() for index, _ in state["repeats"]):
         wrong = "repeats name an example that the open epoch has not seen"
-    elif state["loss_scale"] is not None and store.task != "regression":
+    elif state["loss_scale"] is not None and store.task not in SCALED:
         wrong = f"loss_scale must be None for task {store.task!r}, got {state['loss_scale']}"
     elif any(m > counters[name] for m, name in zip(state["merged"], MERGED, strict=True)):
         wrong = f"merged must not exceed {MERGED}, got {state['merged']}"

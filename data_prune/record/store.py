@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..select.plan import parts
-from .observe import UNLABELLED
+from .observe import SCALED, UNLABELLED
 from .ring import NOT_SEEN
 from .storage import Storage
 from .sums import fold_rows
@@ -109,7 +109,7 @@ class Store:
     ) -> None:
         self.num_examples, self.epochs, self.window = num_examples, epochs, window
         self.peers, self.task, self.path = peers, task, path
-        self.loss_scale: float | None = None  # what turns losses into probabilities (regression)
+        self.loss_scale: float | None = None  # what turns losses into probabilities
         self.epoch = 0  # closed epochs
         self.num_classes: int | None = None
         self.missing: list[int] = []  # examples not seen, for each closed epoch
@@ -273,7 +273,7 @@ class Store:
     def close(self) -> None:
         """Fold the open epoch's rows into the sums and open the next epoch."""
         rows, closing, storage = self.rows(), self.epoch, self.storage
-        if self.task == "regression" and self.loss_scale is None:
+        if self.task in SCALED and self.loss_scale is None:
             tiny = float(np.finfo(np.float32).tiny)
             self.loss_scale = max(float(np.nanmedian(rows["prob"])), tiny)
         missing, slots = 0, (f".{closing % 2}", f".{(closing + 1) % 2}")

@@ -68,6 +68,7 @@ def score_table(store: Store, part: slice, task: str) -> ScoreTable:
             "epochs": store.epoch,
             "window": store.window,
             "task": task,
+            **({} if store.loss_scale is None else {"loss_scale": store.loss_scale}),
             "examples": store.num_examples,
             "nonfinite": store.nonfinite,
             "nonfinite_examples": sorted(store.nonfinite_examples),

@@ -17,8 +17,16 @@ from torch import Tensor
 from ..score.parquet import write_columns
 from ..score.table import ScoreTable
 from . import ranks
+from .batch import (
+    Reading,
+    check_index,
+    check_labels,
+    read_logits,
+    read_losses,
+    read_probabilities,
+)
 from .checks import check_settings
-from .observe import PEERS, check_batch, check_index, check_labels, observe
+from .observe import PEERS, SCALED
 from .repeats import merge_repeats, sightings
 from .state import (
     MERGED,
@@ -56,16 +64,35 @@ class DualTracker:
     ``update`` and ``end_epoch`` do nothing, so that the calls may
     stay in the training loop. ``coverage()`` reports all of it.
 
+    A loss is one of two things. Where it is the negative logarithm of the label's probability,
+    as cross entropy is, the probability is :math:`p = e^{-\ell}`: pass it with ``loss=`` in any of
+    the first four tasks. Any other loss of at least 0 (squared error, a detector's, a diffusion
+    model's) takes task "loss", or "regression" for squared errors taken here:
+
+    .. math:: p = e^{-\ell / s}, \qquad s = \text{median loss of the first epoch.}
+
+    It lies in (0, 1], falls as the loss grows, is 0.37 for the median example of the first epoch
+    and does not depend on the loss's unit. The score is then high for examples whose loss falls
+    from above s to below it, or keeps moving there; far above s (outliers) and far below it
+    (learned) nothing moves p. This is our rule, and no result of the paper rests on it. A part of
+    the loss that is drawn anew every epoch (a diffusion model's time step) counts as movement:
+    weigh it away, or draw it alike for every epoch.
+
     Args:
         num_examples: N, length of the data set.
         epochs: T, epochs to record.
         window: J, epochs in a window, 2 <= J <= T.
-        task: "classification"; "multilabel" (geometric mean over known classes); "tokens"
-            (geometric-mean token probability); "regression" (exp(-loss / scale) with the
-            median loss of the first epoch as scale: a heuristic, no result rests on it).
+        task: What a target is, see ``update``: "classification", also by one binary logit;
+            "multilabel"; "tokens"; "segmentation"; "regression" or "loss" (below). Where an
+            example has many labels, its probability is their geometric mean.
         peers: Other scores recorded besides, of "dyn_unc", "el2n", "forgetting", "aum", "tdds"
             (classification only; "tdds" keeps one vector of C numbers per example); "all".
-        ignore_index: Target token that does not count (task "tokens").
+        ignore_index: Target that does not count (tasks "tokens" and "segmentation").
+        shift: Compare the logits at t with the token at t + 1, as a causal language model's loss
+            does (task "tokens"). Otherwise they must be aligned already.
+        loss_scale: What turns losses into probabilities (tasks "regression" and "loss"); None
+            takes the median loss of the first epoch. Scores of two recordings compare only on
+            one scale.
         storage: Folder for memory-mapped files instead of memory. A killed run that opens the
             same folder goes on after the last closed epoch. An empty or new folder of its own
             for each run; two trackers cannot have it open at once.
@@ -100,14 +127,20 @@ class DualTracker:
         task: str = "classification",
         peers: tuple[str, ...] | str = (),
         ignore_index: int = -100,
+        shift: bool = False,
+        loss_scale: float | None = None,
         storage: str | os.PathLike | None = None,
         process_group: Any = None,
     ) -> None:
         peers = PEERS if peers == "all" else (peers,) if isinstance(peers, str) else tuple(peers)
-        check_settings(num_examples, epochs, window, task, peers, storage)
-        self.task, self.peers, self.ignore_index = task, peers, ignore_index
+        check_settings(num_examples, epochs, window, task, peers, storage, shift, loss_scale)
+        self.task, self.peers, self.ignore_index, self.shift = task, peers, ignore_index, shift
         self.process_group = process_group
         self._store = Store(num_examples, epochs, window, peers, storage, task)
+        known = self._store.loss_scale
+        if None not in (known, loss_scale) and known != loss_scale:
+            raise ValueError(f"{storage} has loss_scale = {known}, this tracker has {loss_scale}")
+        self._store.loss_scale = known if loss_scale is None else float(loss_scale)
         self._transfers = Transfers()
         # Duplicates, non-finite and unlabelled sightings that all ranks already agree on.
         self._merged = totals(self._store)
@@ -116,7 +149,9 @@ class DualTracker:
     epochs = property(lambda self: self._store.epochs, doc="T, epochs to record.")
     window = property(lambda self: self._store.window, doc="J, epochs in a window.")
     epoch = property(lambda self: self._store.epoch, doc="Number of closed epochs.")
-    loss_scale = property(lambda self: self._store.loss_scale, doc="Of the losses (regression).")
+    loss_scale = property(
+        lambda self: self._store.loss_scale, doc="Of the losses, where they have one."
+    )
 
     @property
     def done(self) -> bool:
@@ -128,75 +163,83 @@ class DualTracker:
         """Say whether the open epoch holds at least one batch."""
         return self._store.updates > 0 or len(self._transfers) > 0
 
-    def update(self, index: Any, logits: Tensor, target: Tensor) -> None:
-        """Credit one batch of the user's own forward pass.
+    def update(
+        self,
+        index: Any,
+        logits: Tensor | None = None,
+        target: Tensor | None = None,
+        *,
+        loss: Tensor | None = None,
+        prob: Any = None,
+        label: Any = None,
+    ) -> None:
+        """Credit one batch of the user's own forward pass: logits and targets, or a loss alone.
 
         Args:
             index: (B,) positions in the data set, integers.
-            logits: (B, C); (B, L, V) for tokens; anything for regression. Any device and dtype;
-                never modified, never kept in a graph.
-            target: What the loss was computed with: (B,) classes; (B, C) zeros and ones for
-                multilabel, -1 or NaN where unknown; (B, L) tokens; like ``logits`` for regression.
+            logits: (B, C), or one binary logit (B,) or (B, 1); (B, ...) for multilabel;
+                (B, L, V) for tokens; (B, C, ...) for segmentation, one channel for a binary mask;
+                anything for regression. Any device and dtype; never modified, never kept in a
+                graph.
+            target: What the loss was computed with: (B,) classes; for multilabel zeros and ones
+                of the logits' shape, -1 or NaN where unknown; (B, L) tokens; (B, ...) pixels;
+                like ``logits`` for regression.
+            loss: (B,) instead: the loss of each example, at least 0. It counts as the negative
+                log-likelihood of the label, or by its scale (tasks "regression", "loss"); see
+                the class.
+            prob: (B,) instead: a probability of your own, in [0, 1]; NaN counts as not finite.
+            label: (B,) integers from 0, -1 where there is none; with ``loss`` or ``prob``.
 
         Raises:
             TypeError: If ``index`` or the labels are no integers.
             ValueError: If a shape, an index or a label does not fit, or an example comes with
                 another label than before. Nothing has been recorded then. Labels on an
-                accelerator are checked when they arrive, at the latest in ``end_epoch``.
+                accelerator are checked when they arrive, at the latest in ``end_epoch``; a
+                negative loss there counts as not finite.
         """
         if self.done:
             return
-        store, classes = self._store, self.task == "classification"
-        index = check_index(index, store.num_examples)
-        check_batch(index, logits, target, self.task)
-        num_classes = logits.shape[-1] if classes else -1
-        safe = target.detach().to(logits.device)
-        if not safe.dtype.is_floating_point:
-            safe = safe.long()
-        label, on_cpu = safe if classes else None, logits.device.type == "cpu"
-        if classes and on_cpu:
-            check_labels(safe.numpy(), num_classes)
-        elif classes:
-            safe = safe.clamp(0, num_classes - 1)  # the check waits for the copy
-        values = observe(
-            logits, safe, task=self.task, peers=self.peers, ignore_index=self.ignore_index
-        )
-        if on_cpu:
-            store.add(index, values, label, num_classes)
-            return
-        store.set_classes(num_classes)
-        self._transfers.send(index, values, label)
-        self._take_in(self._transfers.ready())
+        given = {"logits": logits, "loss": loss, "prob": prob}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise ValueError(f"update takes one of logits, loss and prob, got {names}")
+        if self.peers and logits is None:
+            raise ValueError(f"peers {self.peers} need logits, got {names[0]} alone")
+        index = check_index(index, self._store.num_examples)
+        if logits is not None:
+            options: dict[str, Any] = {
+                "peers": self.peers,
+                "ignore_index": self.ignore_index,
+                "shift": self.shift,
+            }
+            reading = read_logits(index, logits, target, task=self.task, **options)
+        elif loss is not None:
+            reading = read_losses(index, loss, label, self.task)
+        elif self.task in SCALED:
+            raise ValueError(f"task {self.task!r} takes losses, got prob")
+        else:
+            reading = read_probabilities(index, prob, label)
+        self._credit(index, reading)
 
     def update_probability(self, index: Any, prob: Any, label: Any = None) -> None:
-        """Credit probabilities that the caller has computed (any model, any task).
+        """Credit probabilities that the caller has computed; ``update(index, prob=, label=)``."""
+        self.update(index, prob=prob, label=label)
 
-        Args:
-            index: (B,) positions, integers.
-            prob: (B,) probabilities in [0, 1]; NaN counts as not finite.
-            label: (B,) integers from 0, -1 where there is none, or None.
-
-        Raises:
-            TypeError: If ``index`` or ``label`` are no integers.
-            ValueError: If a value is outside its range, or peers were asked for.
-        """
-        if self.done:
+    def _credit(self, index: Tensor, reading: Reading) -> None:
+        """Credit a batch that has been read, now or when its values have arrived on the host."""
+        values, label, num_classes = reading
+        if values["prob"].device.type == "cpu":
+            self._store.add(index, values, label, num_classes)
             return
-        if self.peers:
-            raise ValueError(f"peers {self.peers} need logits, update_probability has none")
-        index = check_index(index, self._store.num_examples)
-        values = torch.as_tensor(prob).detach().float().cpu()
-        if values.shape != index.shape:
-            raise ValueError(f"prob has shape {tuple(values.shape)}, index {tuple(index.shape)}")
-        if bool(((values < 0) | (values > 1)).any()):
-            raise ValueError(f"prob must be in [0, 1], got {values.min()} to {values.max()}")
-        self._store.add(index, {"prob": values}, None if label is None else _labels(label, index))
+        self._store.set_classes(num_classes)
+        self._transfers.send(index, values, label)
+        self._take_in(self._transfers.ready())
 
     def _take_in(self, batches: Iterator[Batch]) -> None:
         """Credit batches whose values have arrived from a device."""
         num_classes = -1 if self._store.num_classes is None else self._store.num_classes
         for index, values, label in batches:
-            if label is not None:
+            if label is not None and num_classes >= 0:
                 check_labels(label.numpy(), num_classes)
             self._store.add(index, values, label, num_classes)
 
@@ -353,18 +396,3 @@ class DualTracker:
 def totals(store: Store) -> tuple[int, ...]:
     """Return the counts of sightings that ranks add up."""
     return tuple(getattr(store, name) for name in MERGED)
-
-
-def _labels(label: Any, index: Tensor) -> Tensor:
-    """Return the labels of a batch as (B,) int64 on the host."""
-    labels = torch.as_tensor(label).detach()
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"label must hold integers, got {labels.dtype}")
-    if labels.shape != index.shape:
-        raise ValueError(f"label has shape {tuple(labels.shape)}, index {tuple(index.shape)}")
-    labels = labels.to("cpu", torch.int64)
-    if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < 2**31:
-        raise ValueError(
-            f"label must be in [-1, 2**31), got {int(labels.min())} to {int(labels.max())}"
-        )
-    return labels

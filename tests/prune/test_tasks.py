@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
-from data_prune import DualTracker
+from data_prune import DualScoreSampler, DualTracker, KeyedTracker
 from reference import dual as naive
 
 
@@ -115,3 +117,193 @@ def test_a_sequence_without_labels_blocks_nothing():
     with pytest.warns(UserWarning, match="1 of 8 examples have no complete window"):
         kept = tracker.table().select(0.5)
     assert 3 not in kept
+
+
+def mean_pixel_probability(z, y, ignored):
+    """Geometric mean over pixels, one softmax at a time in float64."""
+    out = []
+    for example, labels in zip(z.double(), y, strict=True):
+        pixels = example.flatten(1).T.tolist()
+        logs = [
+            math.log(naive.softmax(pixel)[label])
+            for pixel, label in zip(pixels, labels.flatten().tolist(), strict=True)
+            if label != ignored
+        ]
+        out.append(math.exp(sum(logs) / len(logs)) if logs else math.nan)
+    return out
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_segmentation_takes_what_cross_entropy_takes(layout, monkeypatch):
+    """(B, C, H, W) and (B, H, W) with 255 at the borders, whole or in pieces."""
+    z = torch.randn(3, 5, 4, 6).contiguous(memory_format=layout)
+    y = torch.randint(5, (3, 4, 6))
+    y[0, :2], y[2] = 255, 255
+    expected = mean_pixel_probability(z, y, 255)
+    for chunk in (1 << 22, 40):
+        monkeypatch.setattr("data_prune.record.observe._CHUNK_ELEMENTS", chunk)
+        tracker = DualTracker(3, epochs=2, window=2, task="segmentation", ignore_index=255)
+        np.testing.assert_allclose(recorded(tracker, [0, 1, 2], z, y), expected, rtol=1e-5)
+    assert tracker.coverage()["unlabelled"] == 1
+    with pytest.raises(
+        ValueError, match=r"labels must be in \[0, 5\), got 5 to 5 \(255 is ignored"
+    ):
+        tracker.update([0], z[:1], torch.full((1, 4, 6), 5))
+
+
+@pytest.mark.parametrize("channel", [True, False])
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64, torch.bool])
+def test_a_binary_mask_takes_one_logit_a_pixel(channel, kind):
+    """The shapes of binary_cross_entropy_with_logits, with the channel or without."""
+    z, y = torch.randn(2, 1, 3, 3), torch.randint(2, (2, 1, 3, 3))
+    expected = torch.exp(
+        -functional.binary_cross_entropy_with_logits(z, y.float(), reduction="none")
+    )
+    expected = expected.flatten(1).log().mean(1).exp()
+    target = (y if channel else y[:, 0]).to(kind)
+    row = recorded(DualTracker(2, epochs=2, window=2, task="segmentation"), [0, 1], z, target)
+    np.testing.assert_allclose(row, expected, rtol=1e-5)
+    if channel and kind == torch.float32:
+        row = recorded(DualTracker(2, epochs=2, window=2, task="multilabel"), [0, 1], z, target)
+        np.testing.assert_allclose(row, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64, torch.bool])
+def test_one_logit_is_the_second_class_of_two(shape, kind):
+    """Binary classifiers have one logit; their labels are classes, for quotas and for peers."""
+    z, y = torch.tensor([2.0, -1.0, 0.3, 0.0]), torch.tensor([1, 1, 0, 0])
+    tracker = DualTracker(4, epochs=2, window=2, peers=("aum",))
+    row = recorded(tracker, range(4), z.reshape(shape), y.to(kind).reshape(shape))
+    expected = torch.sigmoid(torch.where(y == 1, z, -z))
+    np.testing.assert_allclose(row, expected, rtol=1e-6)
+    np.testing.assert_allclose(tracker._store.rows()["aum"], torch.where(y == 1, z, -z))
+    assert tracker._store.arrays["label"].tolist() == y.tolist()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.tensor([0.0, 0.9]), "binary targets must be 0 or 1, got 0.9"),
+        (torch.tensor([0, 2]), r"labels must be in \[0, 2\), got 0 to 2"),
+        (torch.zeros(2, 3), r"take a target \(B,\) or \(B, 1\), got \(2, 3\)"),
+    ],
+)
+def test_what_is_no_binary_label_is_refused(target, message):
+    """Smoothed labels have no probability, and a third class has no logit."""
+    tracker = DualTracker(2, epochs=2, window=2)
+    with pytest.raises(ValueError, match=message):
+        tracker.update([0, 1], torch.zeros(2, 1), target)
+    assert not tracker.recording
+
+
+def test_a_causal_model_predicts_the_next_token():
+    """Logits and labels as a language model has them; the prompt is masked, one answer is empty."""
+    z, y = torch.randn(3, 6, 9), torch.randint(9, (3, 6))
+    y[0, :3], y[1] = -100, -100
+    shifted = DualTracker(3, epochs=2, window=2, task="tokens", shift=True)
+    row = recorded(shifted, range(3), z, y)
+    loss = functional.cross_entropy(z[:, :-1].transpose(1, 2), y[:, 1:], reduction="none")
+    count = (y[:, 1:] != -100).sum(1)
+    np.testing.assert_allclose(row[[0, 2]], torch.exp(-loss.sum(1) / count)[[0, 2]], rtol=1e-5)
+    assert np.isnan(row[1])
+    assert shifted.coverage()["unlabelled"] == 1
+    aligned = DualTracker(3, epochs=2, window=2, task="tokens")
+    np.testing.assert_array_equal(recorded(aligned, range(3), z[:, :-1], y[:, 1:]), row)
+    with pytest.raises(
+        ValueError, match="shift is for task 'tokens', got shift=True and task 'mul"
+    ):
+        DualTracker(3, epochs=2, window=2, task="multilabel", shift=True)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 9\), got 9 to 9"):
+        aligned.update([0], z[:1], torch.full((1, 6), 9))
+
+
+def test_a_negative_log_likelihood_gives_the_score_of_its_logits():
+    """`record(loss=...)` is for who has the loss and not the logits: nothing else may differ."""
+    a, b = (DualTracker(8, epochs=3, window=2) for _ in range(2))
+    for _ in range(3):
+        z, y = torch.randn(8, 4), torch.arange(8) % 4
+        a.update(range(8), z, y)
+        b.update(range(8), loss=functional.cross_entropy(z, y, reduction="none"), label=y)
+        a.end_epoch()
+        b.end_epoch()
+    np.testing.assert_allclose(a.table().score, b.table().score, atol=1e-6)
+    assert b.table().label.tolist() == a.table().label.tolist()
+
+
+def test_any_loss_has_a_probability_by_its_median():
+    """Monotone, in (0, 1], without a unit: squared errors, or a thousand times as much."""
+    one = DualTracker(3, epochs=2, window=2, task="regression")
+    other = DualTracker(3, epochs=2, window=2, task="loss")
+    given = DualTracker(3, epochs=2, window=2, task="loss", loss_scale=4000.0)
+    for errors in ([1.0, 2.0, 3.0], [0.5, 1.0, 1.5]):
+        losses = torch.tensor(errors).square()
+        one.update(range(3), torch.tensor(errors), torch.zeros(3))
+        for tracker in (other, given):
+            tracker.update(range(3), loss=1000 * losses)
+        for tracker in (one, other, given):
+            tracker.end_epoch()
+    for tracker in (other, given):
+        np.testing.assert_allclose(tracker.table().score, one.table().score, rtol=1e-5)
+        assert tracker.table().meta["loss_scale"] == 4000.0
+    resumed = DualTracker(3, epochs=2, window=2, task="loss")
+    resumed.load_state_dict(other.state_dict())
+    assert resumed.loss_scale == 4000.0
+    for wrong in (0.0, math.inf, True):
+        with pytest.raises(ValueError, match="loss_scale must be positive and finite, got"):
+            DualTracker(3, epochs=2, window=2, task="loss", loss_scale=wrong)
+    with pytest.raises(ValueError, match=r"loss_scale is for tasks .*, got 2.0 and task 'tokens'"):
+        DualTracker(3, epochs=2, window=2, task="tokens", loss_scale=2.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": torch.tensor(0.3)}, r"one value for each of the 2 examples, got shape \(\)"),
+        ({"loss": torch.zeros(2, 5)}, r"reduction='none', averaged over all axes but the first"),
+        ({"loss": torch.tensor([0.1, -3.5])}, "loss must be at least 0, got -3.5"),
+        (
+            {"loss": torch.zeros(2), "prob": [0.1, 0.2]},
+            r"one of logits, loss and prob, got \['loss",
+        ),
+        ({}, r"takes one of logits, loss and prob, got \[\]"),
+        (
+            {"logits": torch.zeros(2, 3), "target": torch.zeros(2)},
+            "takes one loss for each example",
+        ),
+        ({"prob": [0.1, 0.2]}, "task 'loss' takes losses, got prob"),
+    ],
+)
+def test_what_is_no_loss_of_each_example_is_refused(values, message):
+    """A mean over the batch would give all its examples one probability."""
+    tracker = DualTracker(2, epochs=2, window=2, task="loss")
+    with pytest.raises(ValueError, match=message):
+        tracker.update([0, 1], **values)
+    assert not tracker.recording
+
+
+def test_every_door_takes_a_loss():
+    """The wrapped loader, the sampler of a framework, a stream with keys."""
+    data = TensorDataset(torch.arange(6.0)[:, None])
+    options = {"tracker_options": {"task": "loss"}, "score_epochs": 2, "window": 2}
+    loader = DualScoreSampler.wrap(
+        DataLoader(data, batch_size=3, shuffle=True), prune_ratio=0.5, **options
+    )
+    sampler = DualScoreSampler(data, 0.5, **options)
+    keyed = KeyedTracker(epochs=2, window=2, task="loss")
+    for scale in (1.0, 0.5):
+        for (x,) in loader:
+            loader.record(loss=scale * x[:, 0].square())
+        losses = scale * torch.arange(6.0).square()
+        sampler.update(range(6), loss=losses)
+        sampler.close_epoch()
+        keyed.update([f"k{i}" for i in range(6)], loss=losses)
+        keyed.end_epoch()
+    for table in (sampler.table, keyed.table()):
+        np.testing.assert_allclose(table.score, loader.table.score, atol=1e-6)
+    again = DualScoreSampler.wrap(DataLoader(data, batch_size=3), 0.5, shuffle=True, **options)
+    next(iter(again))
+    with pytest.raises(
+        ValueError, match=r"record\(\) got 2 examples, the batch handed out last has 3"
+    ):
+        again.record(loss=torch.zeros(2))

@@ -186,11 +186,12 @@ def test_ring_equals_the_full_history_also_at_the_ends_of_the_interval(seed):
     assert (table.score[1], table.mean_prob[1]) == (0.0, 1.0)
 
 
-def test_one_class_gives_zero_scores_and_a_clear_warning():
-    """With a single class every probability is 1: nothing is difficult, and it is said."""
+def test_one_possible_class_gives_zero_scores_and_a_clear_warning():
+    """Where one class alone can occur every probability is 1: nothing is difficult."""
     tracker = DualTracker(20, epochs=2, window=2)
     for _ in range(2):
-        tracker.update(torch.arange(20), torch.randn(20, 1), torch.zeros(20, dtype=torch.int64))
+        logits = torch.tensor([[0.3, -math.inf]]).expand(20, 2)
+        tracker.update(torch.arange(20), logits, torch.zeros(20, dtype=torch.int64))
         tracker.end_epoch()
     table = tracker.table()
     assert table.score.tolist() == [0.0] * 20

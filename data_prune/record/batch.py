@@ -1,0 +1,255 @@
+"""What a user hands over for one batch -> values that can be credited, or an error.
+
+Logits and targets are checked by the rules of their task; losses and probabilities come as they
+are. Nothing is stored here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .observe import SCALED, observe, unknown
+
+
+class Reading(NamedTuple):
+    """One batch on the device where it was computed.
+
+    Attributes:
+        values: name -> (B,) or (B, C) numbers.
+        label: (B,) int64, or None where targets are no classes.
+        num_classes: C; -1 where targets are no classes.
+    """
+
+    values: dict[str, Tensor]
+    label: Tensor | None = None
+    num_classes: int = -1
+
+
+def read_logits(
+    index: Tensor,
+    logits: Any,
+    target: Any,
+    *,
+    task: str,
+    peers: tuple[str, ...] = (),
+    ignore_index: int = -100,
+    shift: bool = False,
+) -> Reading:
+    """Return what a batch of outputs and targets says; see ``DualTracker.update``."""
+    if task == "loss":
+        raise ValueError("task 'loss' takes one loss for each example: loss=, got logits")
+    check_tensors(index, logits=logits, target=target)
+    target = target.detach().to(logits.device)
+    if task == "classification" and (logits.ndim == 1 or logits.shape[1:] == (1,)):
+        logits, target = two_classes(logits, target)
+    check_task(logits, target, task, ignore_index)
+    safe = target if target.dtype.is_floating_point else target.long()
+    label, num_classes = None, -1
+    if task == "classification":
+        label, num_classes = safe, logits.shape[-1]
+        if logits.device.type == "cpu":
+            check_labels(safe.numpy(), num_classes)
+        else:
+            safe = safe.clamp(0, num_classes - 1)  # the check waits for the copy
+    values = observe(logits, safe, task=task, peers=peers, ignore_index=ignore_index, shift=shift)
+    return Reading(values, label, num_classes)
+
+
+def read_losses(index: Tensor, loss: Any, label: Any, task: str) -> Reading:
+    """Return what a batch of losses says: they as they are where a scale follows, else exp(-loss).
+
+    On an accelerator a negative loss becomes NaN, so that nobody waits for the device.
+    """
+    check_tensors(index, loss=loss)
+    if loss.shape != index.shape:
+        raise ValueError(
+            f"loss must have one value for each of the {len(index)} examples, got shape "
+            f"{tuple(loss.shape)}: pass reduction='none', averaged over all axes but the first"
+        )
+    value = loss.detach().float()
+    if value.device.type == "cpu" and bool((value < 0).any()):
+        raise ValueError(
+            f"loss must be at least 0, got {value.min():.6g}: add a constant, or pass a "
+            "probability of your own with prob="
+        )
+    value = value.masked_fill(value < 0, float("nan"))
+    labels = None if label is None else host_labels(label, index).to(value.device)
+    return Reading({"prob": value if task in SCALED else (-value).exp()}, labels)
+
+
+def read_probabilities(index: Tensor, prob: Any, label: Any) -> Reading:
+    """Return what a batch of probabilities says, on the host."""
+    values = torch.as_tensor(prob).detach().float().cpu()
+    if values.shape != index.shape:
+        raise ValueError(f"prob has shape {tuple(values.shape)}, index {tuple(index.shape)}")
+    if bool(((values < 0) | (values > 1)).any()):
+        raise ValueError(f"prob must be in [0, 1], got {values.min()} to {values.max()}")
+    return Reading({"prob": values}, None if label is None else host_labels(label, index))
+
+
+def check_index(index: Any, num_examples: int) -> Tensor:
+    """Return (B,) int64 on the host, every entry inside [0, num_examples)."""
+    tensor = torch.as_tensor(index).detach()
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise TypeError(
+            f"index must hold integers, got {tensor.dtype}: floats are not exact above 2**24"
+        )
+    tensor = tensor.to("cpu", torch.int64)
+    if tensor.ndim != 1:
+        raise ValueError(f"index must have shape (B,), got {tuple(tensor.shape)}")
+    if len(tensor) and not 0 <= int(tensor.min()) <= int(tensor.max()) < num_examples:
+        raise ValueError(
+            f"index must be in [0, {num_examples}), got {int(tensor.min())} to {int(tensor.max())}"
+        )
+    return tensor
+
+
+def check_tensors(index: Tensor, **values: Any) -> None:
+    """Refuse what is no tensor or has another number of examples than the index."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        if name == "loss" and value.ndim == 0:
+            continue  # refused with advice of its own
+        if value.ndim == 0 or len(value) != len(index):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, but the batch has {len(index)} examples"
+            )
+
+
+def two_classes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a single logit for class 1 as logits of two classes, softmax (0, z) = sigmoid(z).
+
+    Args:
+        logits: (B,) or (B, 1).
+        target: (B,) or (B, 1) zeros and ones of any type.
+
+    Example:
+        >>> z, y = two_classes(torch.tensor([[0.5]]), torch.tensor([[1.0]]))
+        >>> z.tolist(), y.tolist()
+        ([[0.0, 0.5]], [1])
+    """
+    if target.shape not in (logits.shape[:1], (*logits.shape[:1], 1)):
+        raise ValueError(
+            f"binary logits of shape {tuple(logits.shape)} take a target (B,) or (B, 1), got "
+            f"{tuple(target.shape)}"
+        )
+    y = target.reshape(-1)
+    if y.dtype.is_floating_point or y.dtype == torch.bool:
+        classes = torch.where(y == 0, 0, torch.where(y == 1, 1, 2))
+        wrong = y[classes == 2] if y.device.type == "cpu" else y[:0]
+        if len(wrong):
+            raise ValueError(f"binary targets must be 0 or 1, got {wrong[0].item():.6g}")
+        y = classes
+    z = logits.reshape(-1)
+    return torch.stack([torch.zeros_like(z), z], dim=-1), y
+
+
+def check_task(logits: Tensor, target: Tensor, task: str, ignore_index: int) -> None:
+    """Refuse tensors of other shapes or kinds than the task takes."""
+    if task == "regression":
+        if logits.numel() != target.numel():
+            raise ValueError(
+                f"prediction has shape {tuple(logits.shape)}, target {tuple(target.shape)}"
+            )
+        return
+    if not logits.dtype.is_floating_point:
+        raise TypeError(f"logits must be floating, got {logits.dtype}")
+    if logits.ndim > 1 and logits.shape[-1] < 1:
+        raise ValueError("logits have no classes")
+    if task == "multilabel":
+        _check_multilabel(logits, target)
+    elif task == "classification":
+        _check_classes(logits, target)
+    else:
+        _check_positions(logits, target, task, ignore_index)
+
+
+def _check_multilabel(logits: Tensor, target: Tensor) -> None:
+    if logits.ndim < 2 or target.shape != logits.shape:
+        raise ValueError(
+            f"multilabel takes (B, C) twice, or (B, ...) twice, got logits {tuple(logits.shape)}, "
+            f"target {tuple(target.shape)}"
+        )
+    if target.device.type == "cpu":  # elsewhere the look would wait for the device
+        wrong = target[~((target == 0) | unknown(target) | (target == 1))]
+        if len(wrong):
+            raise ValueError(
+                "multilabel targets must be 0 or 1, and -1 or NaN where unknown, got "
+                f"{wrong[0].item()}"
+            )
+
+
+def _check_classes(logits: Tensor, target: Tensor) -> None:
+    if target.dtype.is_floating_point and target.ndim == 2:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)} and dtype {target.dtype}: for soft labels "
+            "(mixup, CutMix, distillation) the probability of the label is not defined; pass the "
+            "hard label"
+        )
+    if target.dtype.is_floating_point or target.dtype == torch.bool:
+        raise TypeError(f"target must hold integer classes, got {target.dtype}")
+    if logits.ndim != 2 or target.ndim != 1:
+        raise ValueError(
+            f"expected logits (B, C) and target (B,), got {tuple(logits.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+
+
+def _check_positions(logits: Tensor, target: Tensor, task: str, ignore_index: int) -> None:
+    """Check one label at each position: tokens (B, L, V), or segmentation (B, C, ...)."""
+    tokens, shape = task == "tokens", logits.shape
+    binary = not tokens and logits.ndim > 2 and shape[1] == 1
+    if not (binary or tokens) and (target.dtype.is_floating_point or target.dtype == torch.bool):
+        raise TypeError(f"target must hold integer classes, got {target.dtype}")
+    if tokens and (target.dtype.is_floating_point or target.dtype == torch.bool):
+        raise TypeError(f"target must hold integer tokens, got {target.dtype}")
+    wanted = shape[:2] if tokens else (*shape[:1], *shape[2:])
+    if (logits.ndim != 3 if tokens else logits.ndim < 3) or not (
+        target.shape == wanted or (binary and target.shape == shape)
+    ):
+        takes = (
+            "logits (B, L, V) and target (B, L)"
+            if tokens
+            else "logits (B, C, ...), target (B, ...)"
+        )
+        raise ValueError(f"expected {takes}, got {tuple(shape)} and {tuple(target.shape)}")
+    if target.device.type == "cpu":
+        classes = 2 if binary else shape[-1 if tokens else 1]
+        known = target[(target != ignore_index) & (target == target)]
+        if known.dtype.is_floating_point:
+            known = known[(known != 0) & (known != 1)]
+            if len(known):
+                raise ValueError(f"binary targets must be 0 or 1, got {known[0].item():.6g}")
+        elif known.dtype != torch.bool:
+            try:
+                check_labels(known.numpy(), classes)
+            except ValueError as error:
+                raise ValueError(f"{error} ({ignore_index} is ignored: ignore_index=)") from None
+
+
+def check_labels(label: NDArray, num_classes: int) -> None:
+    """Refuse a label outside [0, num_classes)."""
+    if len(label) and not 0 <= label.min() <= label.max() < num_classes:
+        raise ValueError(
+            f"labels must be in [0, {num_classes}), got {label.min()} to {label.max()}"
+        )
+
+
+def host_labels(label: Any, index: Tensor) -> Tensor:
+    """Return the labels of a batch as (B,) int64 on the host."""
+    labels = torch.as_tensor(label).detach()
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise TypeError(f"label must hold integers, got {labels.dtype}")
+    if labels.shape != index.shape:
+        raise ValueError(f"label has shape {tuple(labels.shape)}, index {tuple(index.shape)}")
+    labels = labels.to("cpu", torch.int64)
+    if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < 2**31:
+        raise ValueError(
+            f"label must be in [-1, 2**31), got {int(labels.min())} to {int(labels.max())}"
+        )
+    return labels
