@@ -13,6 +13,7 @@ from .files.state_dicts import (
 from .files.undo import undo_state_dict
 from .judge.compare import Comparison, compare
 from .judge.diagnostics import Diagnostics
+from .loops.warm_start import WarmStart
 from .methods.dash import dash_shrink
 from .methods.during_training import l2_init_penalty, rewarm_advice
 from .methods.fire import fire_reinit
@@ -32,6 +33,7 @@ __all__ = [
     "GradientDirection",
     "ShrinkReport",
     "Target",
+    "WarmStart",
     "apply_factors",
     "compare",
     "dash_shrink",
