@@ -65,6 +65,8 @@ class Storage:
         settings: dict[str, Any],
     ) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"storage must be a folder, got the file {self.path}")
         self.path.mkdir(parents=True, exist_ok=True)
         self._fields, self._num_examples = fields, num_examples
         self._maps: dict[str, mmap.mmap] = {}

@@ -109,6 +109,8 @@ def test_storage_of_other_settings_or_other_files_is_refused(tmp_path):
     (tmp_path / "b" / "thesis.txt").write_text("do not delete")
     with pytest.raises(ValueError, match="must be an empty folder"):
         DualTracker(200, epochs=4, window=2, storage=tmp_path / "b")
+    with pytest.raises(ValueError, match=r"must be a folder, got the file .*thesis\.txt"):
+        DualTracker(200, epochs=4, window=2, storage=tmp_path / "b" / "thesis.txt")
     meta = tmp_path / "a" / "meta.json"
     stored = json.loads(meta.read_text())
     assert (stored["counters"]["epoch"], stored["format"]) == (1, 3)
