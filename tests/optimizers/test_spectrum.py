@@ -276,3 +276,50 @@ def test_lightning_callback_records_and_checkpoints(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]
     assert any(len(state.get("records", [])) == 4 for state in saved.values())
+
+
+def many_adapters(count: int = 5) -> SpectrumTracker:
+    """Adapters of several ranks, grown at rates of their own."""
+    pairs = [LoraPair(f"layer{i}", torch.eye(8, 2 + i), torch.eye(2 + i, 8)) for i in range(count)]
+    tracker = SpectrumTracker(None, 1, pairs=pairs)
+    for step in range(4):
+        for i, pair in enumerate(pairs):
+            pair.lora_b.copy_((1 + step * (1 + i)) * torch.eye(8, 2 + i))
+            pair.lora_b[-1 - i :] *= 0.25
+        tracker.update(step)
+    return tracker
+
+
+def test_plot_of_many_adapters_shows_median_and_range() -> None:
+    """Drawn one by one, twenty adapters cannot be read; the first of them alone says little."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    tracker = many_adapters()
+    growth = tracker.plot()
+    spread = growth.figure.axes[1]
+    largest = [[1 + step * (1 + i) for i in range(5)] for step in range(4)]
+    wanted = [math.sqrt(sorted(xs)[2]) for xs in largest]
+    assert growth.lines[0].get_ydata() == pytest.approx(wanted)
+    edges = growth.collections[0].get_paths()[0].vertices[:, 1]
+    assert max(edges) == pytest.approx(math.sqrt(16))
+    assert min(edges) == pytest.approx(1.0)
+    labels = [text.get_text() for text in growth.get_legend().get_texts()]
+    assert [label.split()[0] for label in labels] == ["largest", "middle", "smallest"]
+    ratios = torch.stack([tracker.history(n, "sigma_ratio")[1] for n in tracker.names()])
+    assert spread.lines[0].get_ydata() == pytest.approx(ratios.median(0).values.tolist())
+    assert "5 adapters" in growth.get_title()
+    alone = matplotlib.pyplot.subplots()[1]
+    assert tracker.plot("layer[12]", ax=alone) is alone
+    assert "2 adapters" in alone.get_title()
+    assert tracker.plot("layer3").get_title() == "layer3"
+    matplotlib.pyplot.close("all")
+
+
+@pytest.mark.parametrize("path", ["spectrum.png", Path("figures/spectrum.png")])
+def test_plot_says_where_a_path_belongs(path: Any) -> None:
+    """`plot("out.png")` reads as if it saved: no figure is made, and the error says how to."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    with pytest.raises(ValueError, match=r"got '.*spectrum.png'; recorded are .*savefig\(path\)"):
+        many_adapters().plot(path)
+    assert not matplotlib.pyplot.get_fignums()

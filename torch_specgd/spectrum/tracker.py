@@ -274,14 +274,23 @@ class SpectrumTracker:
         self.records, self._next_step = records, state_dict["next_step"]
 
     def plot(self, name: str | None = None, ax: "Axes | None" = None) -> "Axes":
-        """Draw sqrt(singular values) over steps; with a target, sqrt(d_i) and predicted hits.
+        """Draw sqrt(singular values) over steps: of one matrix each, of many median and range.
+
+        One matrix with a target shows sqrt(d_i) and predicted hits. Many show the growth of their
+        largest, middle and smallest singular value, and below it the spread within each matrix,
+        sigma_r / sigma_1.
 
         Args:
-            name: What to draw (default: the first thing recorded).
-            ax: Axes to draw into (default: a new figure's).
+            name: A recorded name, or a pattern of several ("*q_proj*"); default: every adapter,
+                or every weight if there are no adapters.
+            ax: Axes to draw into, of many the growth alone (default: a new figure).
 
         Returns:
-            The axes. Needs matplotlib (the extra "plot").
+            The axes, of two panels the upper one; ``plot().figure.savefig(path)`` writes a file.
+            Needs matplotlib (the extra "plot").
+
+        Raises:
+            ValueError: If nothing was recorded, or nothing of that name.
         """
         from .plot import plot_spectrum
 
