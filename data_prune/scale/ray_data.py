@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from specgd_common.optional import needed
 
 from ..score.parquet import arrays_of, batch_arrays, checked_batches, with_ids
-from ..select.plan import Columns
+from ..select.survey import Columns
 
 
 @contextmanager

@@ -41,8 +41,8 @@ from ..score.parquet import (
     with_ids,
 )
 from ..score.table import diverged
-from ..select.plan import Columns
 from ..select.planner import Options, make_plan
+from ..select.survey import Columns
 from ..select.topk import Fold, find_threshold
 
 NEEDED = ("key", "label", "score", "mean_prob")

@@ -7,16 +7,16 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..select.noise import example_ids
-from ..select.plan import Columns, Plan, parts
-from ..select.planner import Options, make_plan
-from ..select.quotas import class_index, class_quotas
+from ..select.plan import Plan, parts
+from ..select.planner import Options, class_quotas, make_plan
+from ..select.survey import Columns, class_index
 from .columns import COLUMNS, Digest, check_columns, check_unique
 from .parquet import read_columns, write_columns
 
@@ -66,10 +66,15 @@ class ScoreTable:
         """Return the five columns that every table has, by name."""
         return {name: getattr(self, name) for name in COLUMNS}
 
+    @cached_property
+    def ids(self) -> NDArray[np.uint64]:
+        """Return the identity of each example in a draw: a view of integer keys, else hashes."""
+        return example_ids(self.key)
+
     def columns(self, part: slice | NDArray = slice(None)) -> Columns:
         """Return the columns that a selection reads, for a range of rows."""
         columns = {name: getattr(self, name)[part] for name in ("label", "score", "mean_prob")}
-        columns["id"] = example_ids(self.key[part])
+        columns["id"] = self.ids[part]
         columns |= {name: values[part] for name, values in self.peers.items()}
         return columns
 
@@ -182,9 +187,9 @@ class ScoreTable:
                 stacklevel=2,
             )
         if within is None:
-            return plan.draw(self.columns, example_ids(self.key))
+            return plan.draw(self.columns, self.ids)
         rows, plan = self._pool(within, plan)
-        return rows[plan.draw(lambda part: self.columns(rows[part]), example_ids(self.key[rows]))]
+        return rows[plan.draw(lambda part: self.columns(rows[part]), self.ids[rows])]
 
     def take(self, rows: NDArray | Sequence[int]) -> ScoreTable:
         """Return the table of some of the examples, with their own keys.
@@ -221,15 +226,15 @@ class ScoreTable:
             )
         if plan.classes is not None:
             # Quotas by largest remainder may grow by one while the total shrinks.
-            columns, group = self.columns(rows), class_index(plan.classes, self.label[rows])
-            believed = np.bincount(
-                group[plan.believed(columns, group)], minlength=len(plan.classes)
+            group = class_index(plan.classes, self.label[rows])
+            believed = plan.place(self.columns(rows))[1]
+            least = len(plan.classes)
+            there, sure = (np.bincount(g, minlength=least) for g in (group, group[believed]))
+            sizes = np.bincount(class_index(plan.classes, self.label), minlength=least)
+            available = sure if sure.sum() >= kept else there
+            plan = dataclasses.replace(
+                plan, quotas=class_quotas(sizes, kept, available, plan.least)
             )
-            there = np.bincount(group, minlength=len(believed))
-            sizes = np.bincount(class_index(plan.classes, self.label), minlength=len(there))
-            available = believed if believed.sum() >= kept else there
-            quotas = class_quotas(sizes, kept, available, plan.least)
-            plan = dataclasses.replace(plan, quotas=quotas)
         return rows, dataclasses.replace(plan, total=len(rows))
 
     def digest(self) -> str:

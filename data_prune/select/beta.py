@@ -11,7 +11,6 @@ C_D_PRESETS = {"cifar10": 5.5, "cifar100": 4.0, "imagenet": 11.0}
 # Mean probabilities are moved into the open interval: float32 cannot tell 1 - 6e-8 from 1, and
 # a density at exactly 0 or 1 is 0 or infinite.
 PROB_EPS = 1e-6
-ANCHOR_STATISTICS = ("mean", "median")
 # An anchor closer to 1 than this would make beta_r vanish: nothing is difficult any more.
 MAX_ANCHOR = 0.99
 # Bins of the table of counts from which a c_D is found.
@@ -69,32 +68,6 @@ def beta_parameters(
         raise ValueError(f"beta_sum must be at least C = {C}, got {beta_sum}")
     beta = C * (1.0 - mu_d) * (1.0 - prune_ratio**c_d)
     return total - beta, beta
-
-
-def anchor_probability(mean_prob: NDArray, statistic: str = "mean") -> float:
-    """Return mu_D from the mean probabilities of the highest scores; NaN if there are none.
-
-    Args:
-        mean_prob: Of the examples with the highest scores.
-        statistic: "mean" (the paper), or "median", which a few odd examples among them, such as
-            wrong labels, do not move.
-
-    Example:
-        >>> anchor_probability(np.array([0.5, 0.6, 0.1]), "median")
-        0.5
-    """
-    of = np.mean if statistic == "mean" else np.median
-    return float(of(mean_prob.astype(np.float64))) if len(mean_prob) else float("nan")
-
-
-def top_scores(scores: NDArray, ids: NDArray, count: int) -> NDArray[np.int64]:
-    """Return the positions of the ``count`` highest scores, in order, ties by ascending id."""
-    known = np.flatnonzero(~np.isnan(scores))
-    if len(known) > count:
-        edge = np.partition(scores[known], len(known) - count)[len(known) - count]
-        known = known[scores[known] >= edge]
-    order = np.lexsort((ids[known], -scores[known].astype(np.float64)))
-    return known[order[:count]]
 
 
 def log_beta_density(mean_prob: NDArray, alpha: float, beta: float) -> NDArray[np.float64]:
@@ -196,12 +169,11 @@ def auto_c_d(
     hard = expected_mean_prob(n, p, log_score, kept)
     target = typical * everyone + (1 - typical) * hard
 
-    def mean_at(c_d: float) -> float:
-        alpha, beta = beta_parameters(prune_ratio, mu_d, c_d, C=C)
-        return expected_mean_prob(n, p, log_score + log_beta_density(p, alpha, beta), kept)
-
     low, high = np.log(C_D_RANGE)
     for _ in range(24):
         middle = (low + high) / 2
-        low, high = (middle, high) if mean_at(float(np.exp(middle))) > target else (low, middle)
+        alpha, beta = beta_parameters(prune_ratio, mu_d, float(np.exp(middle)), C=C)
+        weight = log_score + log_beta_density(p, alpha, beta)
+        above = expected_mean_prob(n, p, weight, kept) > target
+        low, high = (middle, high) if above else (low, middle)
     return round(float(np.exp((low + high) / 2)), 3)

@@ -16,19 +16,15 @@ from numpy.typing import NDArray
 
 from .beta import log_beta_density
 from .noise import gumbel
-from .plausible import prob_bins
-from .quotas import class_index
-from .topk import Chunk, Search, find_threshold, sortable
+from .strata import Strata
+from .survey import Columns, class_index, importance, prob_bins
+from .topk import Chunk, find_threshold, sortable
 
 METHODS = ("plausible", "beta", "weighted", "top", "ccs", "random")
-# Scores of which a LOW value means a difficult example.
-LOW_IS_HARD = ("aum", "mean_prob")
 # Rows whose priorities are computed at once: their temporaries stay in the caches.
 ROWS = 1 << 16
 # Rows whose priorities are counted at once: more than the cells of a table of counts.
 COUNTED_ROWS = 1 << 20
-
-Columns = dict[str, NDArray]  # id, label, score, mean_prob and the peers, each (n,)
 
 
 def parts(count: int, size: int = ROWS) -> Iterator[slice]:
@@ -39,46 +35,6 @@ def parts(count: int, size: int = ROWS) -> Iterator[slice]:
         [slice(0, 3, None), slice(3, 5, None)]
     """
     return (slice(i, min(i + size, count)) for i in range(0, count, size))
-
-
-def importance(columns: Columns, by: str) -> NDArray[np.float64]:
-    """Return the column that ranks the examples, turned so that larger is harder."""
-    value = columns[by].astype(np.float64)
-    return -value if by in LOW_IS_HARD else value
-
-
-def hardness(columns: Columns, by: str) -> Chunk:
-    """Return the rows in the order of their difficulty, those without a score last."""
-    value = importance(columns, by)
-    known = ~np.isnan(value)
-    return sortable(np.where(known, value, 0.0), known.astype(np.uint64)), columns["id"], None
-
-
-@dataclass(frozen=True)
-class Strata:
-    """Ranges of equal width in the ranking column (method "ccs").
-
-    Attributes:
-        low: Where the first begins.
-        width: Of each.
-        count: Their number. Group ``count`` holds rows without a score, the next one those cut.
-        cut: Finds the hardest rows, which are left out; None leaves out none.
-    """
-
-    low: float
-    width: float
-    count: int
-    cut: Search | None
-
-    def of(self, columns: Columns, by: str) -> NDArray:
-        """Return the stratum of each row."""
-        value = importance(columns, by)
-        group = np.clip((value - self.low) / self.width, 0, self.count - 1)
-        group = np.where(np.isnan(value), self.count, group)
-        group = group.astype(np.min_scalar_type(self.count + 1))
-        if self.cut is not None:
-            group[self.cut.keep(hardness(columns, by))] = self.count + 1
-        return group
 
 
 @dataclass(frozen=True)
@@ -129,26 +85,25 @@ class Plan:
                 density = log_beta_density(columns["mean_prob"], self.alpha, self.beta)
                 weight = np.where(np.isnan(density), 0.0, density) + weight
             priority = weight + noise
-        group = self.groups(columns)
+        group, believed = self.place(columns)
         if self.floors is not None:
-            believed, p = self.believed(columns, group), columns["mean_prob"]
+            p = columns["mean_prob"]
             # Rows never seen come last, in any order.
             priority = np.where(believed, priority, np.where(np.isnan(p), noise - 1e3, p))
             tier = np.where(believed, tier + np.uint64(2), np.uint64(0))
         return sortable(priority, tier), ids, group
 
-    def groups(self, columns: Columns) -> NDArray | None:
-        """Return the group of each row; None where all are one group."""
+    def place(self, columns: Columns) -> tuple[NDArray | None, NDArray[np.bool_]]:
+        """Return the group of each row (None: all are one), and whether its label is believed."""
+        group = None
         if self.classes is not None:
-            return class_index(self.classes, columns["label"])
-        return None if self.strata is None else self.strata.of(columns, self.by)
-
-    def believed(self, columns: Columns, group: NDArray | None) -> NDArray[np.bool_]:
-        """Say of each row whether its group believes its label."""
-        bins = prob_bins(columns["mean_prob"])
+            group = class_index(self.classes, columns["label"])
+        elif self.strata is not None:
+            group = self.strata.of(columns, self.by)
         if self.floors is None:
-            return np.ones(len(bins), dtype=bool)
-        return bins >= (self.floors[0] if group is None else self.floors[group])
+            return group, np.ones(len(columns["id"]), dtype=bool)
+        floor = self.floors[0] if group is None else self.floors[group]
+        return group, prob_bins(columns["mean_prob"]) >= floor
 
     def draw(
         self, columns: Callable[[slice], Columns], ids: NDArray[np.uint64]

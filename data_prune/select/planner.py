@@ -1,16 +1,10 @@
-"""A table's columns and a prune ratio -> the plan of a selection.
-
-Works chunk by chunk: what is gathered from the chunks (counts, class sizes, the highest scores)
-merges in any order.
-"""
+"""A table's columns and a prune ratio -> the plan of a selection."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 import warnings
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass
 from typing import Any
@@ -18,20 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .beta import (
-    ANCHOR_STATISTICS,
-    C_D_PRESETS,
-    MAX_ANCHOR,
-    anchor_probability,
-    auto_c_d,
-    beta_parameters,
-    joint_counts,
-    top_scores,
-)
-from .plan import METHODS, Columns, Plan, Strata, hardness, importance
-from .plausible import floors, merely_hard, movement, prob_counts
-from .quotas import class_quotas, stratum_budgets
-from .topk import Fold, find_threshold
+from .beta import C_D_PRESETS, MAX_ANCHOR, auto_c_d, beta_parameters
+from .plan import METHODS, Plan
+from .strata import find_strata
+from .survey import Survey, floors, merely_hard, movement
+from .topk import Fold
+
+ANCHOR_STATISTICS = ("mean", "median")
 
 
 @dataclass(frozen=True)
@@ -76,6 +63,9 @@ class Options:
             raise ValueError(
                 f"anchor_statistic must be in {ANCHOR_STATISTICS}, got {self.anchor_statistic!r}"
             )
+        if isinstance(self.c_d, str) and self.c_d not in (*C_D_PRESETS, "auto"):
+            names = [*sorted(C_D_PRESETS), "auto"]
+            raise ValueError(f"c_d must be a positive number or one of {names}, got {self.c_d!r}")
         by = self.by or ("aum" if self.method == "ccs" else "score")
         if by not in columns:
             names = sorted(set(columns) - {"id", "key", "label", "observed"})
@@ -129,20 +119,59 @@ def keep_count(num_examples: int, prune_ratio: float) -> int:
     return kept
 
 
+def class_quotas(
+    sizes: NDArray[np.int64],
+    total: int,
+    available: NDArray[np.int64] | None = None,
+    least: int = 0,
+) -> NDArray[np.int64]:
+    """Return quotas proportional to the class sizes, by largest remainder; exactly ``total``.
+
+    Args:
+        sizes: (groups,) Examples of each class.
+        total: Sum of the quotas.
+        available: (groups,) No quota exceeds this; what one class lacks goes to the others.
+        least: No quota of a class is below this, or below what it has; the largest quotas pay
+            for it. Fewer where ``total`` is too small for so many from every class.
+
+    Example:
+        >>> class_quotas(np.array([50, 30, 21]), 10).tolist()
+        [5, 3, 2]
+        >>> class_quotas(np.array([500, 30, 2]), 10, least=1).tolist()
+        [8, 1, 1]
+    """
+    available = sizes if available is None else available
+    share = sizes * (total / sizes.sum())
+    lowest = np.minimum(min(least, total // len(sizes)), available)
+    quotas = np.clip(np.floor(share).astype(np.int64), lowest, available)
+    order = np.lexsort((np.arange(len(sizes)), -(share - quotas)))
+    while (left := total - int(quotas.sum())) > 0:
+        quotas[order[quotas[order] < available[order]][:left]] += 1
+    while (over := int(quotas.sum()) - total) > 0:
+        largest = np.argsort(-quotas, kind="stable")
+        quotas[largest[quotas[largest] > lowest[largest]][:over]] -= 1
+    return quotas
+
+
 def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
-    """Gather what the method needs from all chunks of a table.
+    """Find what the method needs to know of all rows, and fix who competes by what.
 
     Args:
         fold: Applies a function to every chunk of columns and merges the results.
         prune_ratio: The fraction removed, in [0, 1).
         options: How to select.
     """
-    about = summarize(fold, options)
-    total, by = about["total"], str(options.by)
+    method, by, per_class = str(options.method), str(options.by), options.per_class
+    by_class = method == "plausible" if per_class is None else per_class
+    found: Survey = fold(
+        lambda c: Survey.of(c, options.anchor, by_class), lambda a, b: a.merge(b, options.anchor)
+    )
+    total, labelled = int(found.counts.sum()), found.classes.tolist() != [-1]
     kept = keep_count(total, prune_ratio)
-    method, labels, per_class = str(options.method), about["labels"], options.per_class
+    if per_class and not labelled:
+        raise ValueError("per_class needs labels, and this table has none")
     if per_class is None:
-        per_class = method == "plausible" and set(labels) != {-1}
+        per_class = method == "plausible" and labelled
     settings: dict[str, Any] = {
         "prune_ratio": float(prune_ratio),
         "method": method,
@@ -154,152 +183,70 @@ def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
     }
     groups: dict[str, Any] = {"quotas": np.array([kept], dtype=np.int64)}
     if method == "ccs":
-        groups = _strata(fold, options, total, kept, settings)
+        settings["strata"] = options.strata
+        groups = find_strata(fold, options.cutoff, settings)
     elif per_class:
-        groups = _classes(labels, kept, options.min_per_class, settings)
+        least = settings["min_per_class"] = options.min_per_class
+        quotas = class_quotas(found.counts.sum(axis=1), kept, least=least)
+        groups = {"classes": found.classes, "quotas": quotas, "least": least}
     plan = Plan(method, by, int(options.seed), total, settings=settings, **groups)
-    if method == "plausible":
-        plan = _set_aside(fold, plan, labels)
     if method in ("plausible", "beta"):
-        alpha, beta = _beta(fold, options, about["mu_d"], plan)
-        plan = dataclasses.replace(plan, alpha=alpha, beta=beta)
+        plan = _weighted(fold, plan, found, options)
     if plan.classes is not None:
         pairs = zip(plan.classes, plan.quotas, strict=True)
         settings["quotas"] = {str(label): int(quota) for label, quota in pairs}
     return plan
 
 
-def summarize(fold: Fold, options: Options) -> dict[str, Any]:
-    """Return, from one pass, the number of rows, the class sizes and mu_D."""
-    anchor = options.anchor
-
-    def of(columns: Columns) -> dict[str, Any]:
-        labels, sizes = np.unique(columns["label"], return_counts=True)
-        top = top_scores(columns["score"], columns["id"], anchor)
-        return {
-            "total": len(columns["id"]),
-            "labels": Counter(dict(zip(labels.tolist(), sizes.tolist(), strict=True))),
-            "top": {name: columns[name][top] for name in ("score", "id", "mean_prob")},
-        }
-
-    def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-        top = {name: np.concatenate([a["top"][name], b["top"][name]]) for name in a["top"]}
-        best = top_scores(top["score"], top["id"], anchor)
-        a["labels"].update(b["labels"])
-        return {
-            "total": a["total"] + b["total"],
-            "labels": a["labels"],
-            "top": {name: values[best] for name, values in top.items()},
-        }
-
-    summary = fold(of, merge)
-    prob = summary.pop("top")["mean_prob"]
-    return {**summary, "mu_d": anchor_probability(prob, options.anchor_statistic)}
+def _weighted(fold: Fold, plan: Plan, found: Survey, options: Options) -> Plan:
+    """Return the plan with labels set aside (method "plausible") and a Beta distribution."""
+    joint, sizes, counts = None, found.counts.sum(axis=1), found.counts[:, 1:]
+    if plan.method == "plausible":
+        lowest, believed = floors(counts)
+        plan = dataclasses.replace(plan, floors=lowest)
+    if plan.method == "plausible" or options.c_d == "auto":
+        moved, halves = fold(
+            lambda c: movement(c, plan.place(c)[1]), lambda a, b: (a[0] + b[0], a[1] + b[1])
+        )
+        joint = halves[0]
+    if plan.method == "plausible":
+        if merely_hard(moved):
+            lowest, believed, joint = np.zeros_like(lowest), counts.sum(axis=1), halves.sum(axis=0)
+        plan.settings["set_aside"] = int(counts.sum() - believed.sum())
+        quotas = plan.quotas
+        if plan.classes is not None and believed.sum() >= quotas.sum():
+            quotas = class_quotas(sizes, int(quotas.sum()), believed, plan.least)
+        plan = dataclasses.replace(plan, floors=lowest, quotas=quotas)
+    alpha, beta = _beta(found.top["mean_prob"], joint, options, plan.settings)
+    return dataclasses.replace(plan, alpha=alpha, beta=beta)
 
 
-def _set_aside(fold: Fold, plan: Plan, labels: dict[int, int]) -> Plan:
-    """Return the plan with the labels that their class hardly believes behind all others."""
-    groups, quotas = len(plan.quotas), plan.quotas
-    counts = fold(lambda c: prob_counts(c["mean_prob"], plan.groups(c), groups), operator.iadd)
-    lowest, believed = floors(counts)
-    draft = dataclasses.replace(plan, floors=lowest)
+def _beta(
+    top: NDArray, joint: NDArray | None, options: Options, settings: dict[str, Any]
+) -> tuple[float, float]:
+    """Return the parameters of the Beta distribution, and note where they come from.
 
-    def moved(columns: Columns) -> NDArray:
-        rows = draft.believed(columns, draft.groups(columns))
-        return movement(columns["mean_prob"], columns["score"], rows)
-
-    if merely_hard(fold(moved, operator.iadd)):
-        lowest, believed = np.zeros_like(lowest), counts.sum(axis=1)
-    plan.settings["set_aside"] = int(counts.sum() - believed.sum())
-    if plan.classes is not None and believed.sum() >= quotas.sum():
-        sizes = np.array([labels[c] for c in plan.classes.tolist()], dtype=np.int64)
-        quotas = class_quotas(sizes, int(quotas.sum()), believed, plan.least)
-    return dataclasses.replace(plan, floors=lowest, quotas=quotas)
-
-
-def _beta(fold: Fold, options: Options, mu_d: float, plan: Plan) -> tuple[float, float]:
-    """Return the parameters of the Beta distribution, and note where they come from."""
+    Args:
+        top: Mean probabilities of the highest scores.
+        joint: ``joint_counts`` of the rows from which c_D is found; None where it is given.
+        options: How to select.
+        settings: Of the plan.
+    """
+    mean = np.mean if options.anchor_statistic == "mean" else np.median
+    mu_d = float(mean(top.astype(np.float64))) if len(top) else math.nan
     if math.isnan(mu_d) or mu_d > MAX_ANCHOR:
         warnings.warn(
             f"the {options.anchor} highest scores belong to examples with mean probability "
             f"{mu_d:.4g}: nothing is difficult any more, mu_D = {MAX_ANCHOR} is taken instead",
-            stacklevel=5,
+            stacklevel=6,
         )
         mu_d = MAX_ANCHOR
-    settings, c_d = plan.settings, 4.0 if options.c_d is None else options.c_d
-    prune_ratio = settings["prune_ratio"]
-    if c_d == "auto" or plan.method == "plausible":
-
-        def joint(columns: Columns) -> NDArray[np.int64]:
-            rows = plan.believed(columns, plan.groups(columns))
-            return joint_counts(columns["mean_prob"][rows], columns["score"][rows])
-
-        typical = prune_ratio if plan.method == "plausible" else 0.5
-        counts = fold(joint, operator.iadd)
-        c_d = auto_c_d(counts, prune_ratio, mu_d, settings["kept"], options.C, typical)
-    elif isinstance(c_d, str):
-        if c_d not in C_D_PRESETS:
-            names = [*sorted(C_D_PRESETS), "auto"]
-            raise ValueError(f"c_d must be a positive number or one of {names}, got {c_d!r}")
-        c_d = C_D_PRESETS[c_d]
-    alpha, beta = beta_parameters(
-        prune_ratio, mu_d, float(c_d), C=options.C, beta_sum=options.beta_sum
-    )
-    settings |= {"c_d": float(c_d), "mu_d": mu_d, "alpha": alpha, "beta": beta, "C": options.C}
+    ratio, c_d = settings["prune_ratio"], 4.0 if options.c_d is None else options.c_d
+    if joint is not None:
+        typical = ratio if settings["method"] == "plausible" else 0.5
+        c_d = auto_c_d(joint, ratio, mu_d, settings["kept"], options.C, typical)
+    c_d = float(C_D_PRESETS[c_d] if isinstance(c_d, str) else c_d)
+    alpha, beta = beta_parameters(ratio, mu_d, c_d, C=options.C, beta_sum=options.beta_sum)
+    settings |= {"c_d": c_d, "mu_d": mu_d, "alpha": alpha, "beta": beta, "C": options.C}
     settings |= {"anchor": options.anchor, "anchor_statistic": options.anchor_statistic}
     return alpha, beta
-
-
-def _classes(
-    labels: dict[int, int], kept: int, least: int, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the classes as groups, each with its share of what is kept."""
-    if set(labels) == {-1}:
-        raise ValueError("per_class needs labels, and this table has none")
-    classes = np.array(sorted(labels))
-    sizes = np.array([labels[c] for c in classes.tolist()], dtype=np.int64)
-    quotas = class_quotas(sizes, kept, least=least)
-    settings["min_per_class"] = least
-    return {"classes": classes, "quotas": quotas, "least": least}
-
-
-def _strata(
-    fold: Fold, options: Options, total: int, kept: int, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Cut the hardest examples and return strata of equal width, with equal budgets, as groups."""
-    cutoff, count, by = options.cutoff, options.strata, str(options.by)
-    if cutoff is None:
-        # Zheng et al. tune it per ratio; these are their CIFAR-10 values, linear between.
-        ratios, cutoffs = [0.3, 0.5, 0.7, 0.8, 0.9], [0, 0, 0.1, 0.1, 0.3]
-        cutoff = float(np.interp(settings["prune_ratio"], ratios, cutoffs))
-    if not 0.0 <= cutoff < 1.0:
-        raise ValueError(f"cutoff must be in [0, 1), got {cutoff}")
-    removed = round(total * cutoff)
-    if removed + kept > total:
-        raise ValueError(
-            f"cutoff {cutoff} leaves {total - removed} examples, {kept} are to be kept"
-        )
-    cut = None
-    if removed:
-        cut = find_threshold(
-            lambda f, merge: fold(lambda c: f(hardness(c, by)), merge), np.array([removed]), total
-        )
-
-    def limits(columns: Columns) -> tuple[float, float]:
-        value = importance(columns, by)
-        if cut is not None:
-            value = value[~cut.keep(hardness(columns, by))]
-        value = value[~np.isnan(value)]
-        return (value.min(), value.max()) if len(value) else (math.inf, -math.inf)
-
-    low, high = fold(limits, lambda a, b: (min(a[0], b[0]), max(a[1], b[1])))
-    strata = Strata(float(low), float((high - low) * 1.0001 / count or 1.0), count, cut)
-    # Two more groups: rows without a score, and the rows that were cut away.
-    counts: NDArray[np.int64] = fold(
-        lambda c: np.bincount(strata.of(c, by), minlength=count + 2), operator.iadd
-    )
-    quotas = np.zeros(count + 2, dtype=np.int64)
-    quotas[:count] = stratum_budgets(counts[:count], min(kept, int(counts[:count].sum())))
-    quotas[count] = kept - int(quotas.sum())
-    settings |= {"cutoff": cutoff, "strata": count}
-    return {"quotas": quotas, "strata": strata}

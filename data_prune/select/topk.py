@@ -57,6 +57,7 @@ class Search:
 
     high: NDArray[np.uint64]
     low: NDArray[np.uint64]
+    quota: NDArray[np.int64]  # to be taken of each group
     left: NDArray[np.int64]  # still to be taken among those that share the prefix
     depth: int = 0
     bits: int = 16
@@ -128,9 +129,6 @@ class Search:
         high_t, low_t, some = self.high[g], self.low[g], self.quota[g] > 0
         return some & ((priority > high_t) | ((priority == high_t) & (low >= low_t)))
 
-    def __post_init__(self) -> None:
-        self.quota = self.left.copy()
-
 
 def find_threshold(fold: Fold, quotas: NDArray[np.int64], total: int) -> Search:
     """Find the threshold of each group such that exactly its quota lies at or above it.
@@ -153,13 +151,14 @@ def find_threshold(fold: Fold, quotas: NDArray[np.int64], total: int) -> Search:
     if total == int(quotas.sum()):
         # Every row is kept; a search would find the same, more slowly.
         nothing = np.zeros(groups, dtype=np.uint64)
-        return Search(high=nothing, low=nothing.copy(), left=quotas.copy(), depth=128)
+        return Search(nothing, nothing.copy(), quotas, quotas.copy(), depth=128)
     # The table of counts stays at or below 2**20 cells (8 MB) up to 2**16 groups.
     bits = min(16, max(4, 20 - (groups - 1).bit_length()))
     search = Search(
         high=np.zeros(groups, dtype=np.uint64),
         low=np.zeros(groups, dtype=np.uint64),
-        left=np.asarray(quotas, dtype=np.int64).copy(),
+        quota=np.asarray(quotas, dtype=np.int64),
+        left=np.array(quotas, dtype=np.int64),
         bits=bits,
     )
     candidates = total

@@ -10,7 +10,7 @@ from prune.tables import make_table
 
 def test_quotas_that_grow_with_fewer_examples_stay_inside_the_pool():
     """By largest remainder a class may gain while the total shrinks: more than the pool has."""
-    from data_prune.select.quotas import class_quotas
+    from data_prune.select.planner import class_quotas
 
     sizes = np.array([6, 6, 2])
     for larger in range(14, 0, -1):
