@@ -1,8 +1,7 @@
-"""The engine's entry: checks, and what is asked for put in a form that the operator takes."""
+"""The engine's entry: what is asked for is checked, resolved and run."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .iterate.arithmetic import as_written
-from .iterate.run import run_together
+from .iterate.products import as_written
+from .iterate.run import run, run_together
 from .kernels.configuration import architecture
-from .operator import PLANNED, Request, flatten, orthogonalize_op, run
+from .operator import orthogonalize_op, plain
 from .planning.choose import ACCURACIES, SMALL
 from .planning.choose import plan as choose_plan
-from .planning.plan import Plan
+from .planning.plan import Plan, Request
 from .schedule.named import Schedule, ScheduleLike, is_triple, resolve_schedule
 
 METHODS = ("auto", "newton_schulz", "gram", "precise", "svd", "smoothed")
@@ -42,11 +41,39 @@ def _check(x: Tensor, method: str, eps: float, smoothing: float, tolerance: floa
         raise ValueError(f"tolerance must be in [0, 1), got {tolerance}")
 
 
-def _span(x: Tensor) -> tuple[int, int]:
-    """Return where in its storage a tensor with elements begins and ends, in elements."""
-    far = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    start = int(x.storage_offset())
-    return start, start + far + 1
+def _request(
+    x: Tensor,
+    method: str = "auto",
+    schedule: ScheduleLike = None,
+    steps: int | None = None,
+    eps: float = 1e-7,
+    dtype: torch.dtype | None = None,
+    smoothing: float = 1e-2,
+    tolerance: float | None = None,
+    accuracy: str = "default",
+    plan: Plan | None = None,
+) -> Request:
+    """Return what the arguments of `orthogonalize` ask for, once they are known to be good."""
+    _check(x, method, eps, smoothing, tolerance)
+    if accuracy not in ACCURACIES:
+        raise ValueError(f"accuracy must be one of {ACCURACIES}, got {accuracy!r}")
+    if dtype is not None and dtype not in _DTYPES:
+        raise TypeError(f"dtype must be a floating dtype of 16 to 64 bits, got {dtype}")
+    if plan is not None:
+        method = "gram" if plan.form == "gram" else "newton_schulz"
+        own = x.is_cuda and plan.tiles and plan.tiles_for(x.shape, architecture(x.device))
+        return Request(
+            method, plan.schedule, accuracy, eps, plan.dtype, smoothing, tolerance,
+            plan.restarts, plan.tiles if own else (),
+        )  # fmt: skip
+    taken = None
+    if schedule is not None or steps is not None or method in ("newton_schulz", "gram"):
+        taken = resolve_schedule(schedule, steps)
+        if method == "auto":
+            method = "newton_schulz"
+        if method != "gram" and is_triple(schedule):
+            method = "torch_muon"
+    return Request(method, taken, accuracy, eps, dtype, smoothing, tolerance)
 
 
 def check_out(out: Tensor, x: Tensor) -> None:
@@ -59,9 +86,12 @@ def check_out(out: Tensor, x: Tensor) -> None:
     if x is out or not x.numel():
         return
     # Compared by offsets in one storage: tensors without data have no addresses.
-    (first, last), (start, end) = _span(x), _span(out)
     aliases: bool = torch._C._is_alias_of(x, out)  # type: ignore[attr-defined]  # not in its stubs
-    if aliases and first < end and start < last:
+    if not aliases:
+        return
+    far = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    first, start = int(x.storage_offset()), int(out.storage_offset())
+    if first < start + out.numel() and start <= first + far:
         raise ValueError("out shares memory with x; pass x itself, or memory of its own")
 
 
@@ -125,33 +155,14 @@ def orthogonalize(
         >>> torch.allclose(q @ q.mT, torch.eye(8).expand(3, 8, 8), atol=2e-3)
         True
     """
-    _check(x, method, eps, smoothing, tolerance)
-    if accuracy not in ACCURACIES:
-        raise ValueError(f"accuracy must be one of {ACCURACIES}, got {accuracy!r}")
-    if dtype is not None and dtype not in _DTYPES:
-        raise TypeError(f"dtype must be a floating dtype of 16 to 64 bits, got {dtype}")
-    restarts, tiles, steps_of = None, "", None
-    if plan is not None:
-        method = "gram" if plan.form == "gram" else "newton_schulz"
-        steps_of, dtype, restarts = plan.schedule, plan.dtype, list(plan.restarts)
-        if plan.tiles and x.is_cuda:
-            # As text, because an operator takes no mappings.
-            tiles = json.dumps(plan.tiles_for(x.shape, architecture(x.device)))
-    elif schedule is not None or steps is not None or method in ("newton_schulz", "gram"):
-        steps_of = resolve_schedule(schedule, steps)
-        if method == "auto":
-            method = "newton_schulz"
-        if method != "gram" and is_triple(schedule):
-            method = "torch_muon"
-    own = PLANNED if steps_of is None else flatten(steps_of)
-    request = Request(method, *own, accuracy, eps, dtype, smoothing, tolerance, restarts, tiles)
+    options: dict[str, Any] = {
+        "method": method, "schedule": schedule, "steps": steps, "eps": eps, "dtype": dtype,
+        "smoothing": smoothing, "tolerance": tolerance, "accuracy": accuracy, "plan": plan,
+    }  # fmt: skip
     if out is None:
-        return orthogonalize_op(x.detach(), *request)
-    check_out(out, x)
-    if type(x.detach()) is not Tensor:
-        # Subclasses, such as tensors without data, implement the operator, and not what it does.
-        return out.copy_(orthogonalize_op(x.detach(), *request))
-    run(x.detach(), out.detach(), request)
+        request = _request(x, **options)
+        return orthogonalize_op(x.detach(), *plain(request))
+    orthogonalize_together([x], [out], **options)
     return out
 
 
@@ -175,35 +186,48 @@ def orthogonalize_together(xs: Sequence[Tensor], outs: Sequence[Tensor], **optio
         >>> torch.allclose(results[1], orthogonalize(b), atol=1e-5)
         True
     """
-    alike: dict[tuple[Schedule | None, int], list[tuple[Tensor, Tensor]]] = {}
+    asked = []
     for x, out in zip(xs, outs, strict=True):
-        schedule = _shared_schedule(x, out, options)
-        alike.setdefault((schedule, min(x.shape[-2:])), []).append((x, out))
-    for (schedule, _), pairs in alike.items():
-        if schedule is not None and len(pairs) > 1:
-            with as_written(pairs[0][0].device):
-                run_together(pairs, schedule)
+        asked.append((x, out, _request(x, **options)))
+        check_out(out, x)
+    for x, out, request in _without_those_that_share(asked) if len(asked) > 1 else asked:
+        if type(x.detach()) is Tensor:
+            run(x.detach(), out.detach(), request)
+        else:
+            # Subclasses, such as tensors without data, implement the operator, not what it does.
+            out.copy_(orthogonalize_op(x.detach(), *plain(request)))
+
+
+Asked = tuple[Tensor, Tensor, Request]
+
+
+def _without_those_that_share(asked: Sequence[Asked]) -> list[Asked]:
+    """Run what can share an iteration, and return the rest."""
+    alike: dict[Any, list[Asked]] = {}
+    for one in asked:
+        x, _, request = one
+        schedule = _shared_schedule(*one)
+        alike.setdefault((schedule, min(x.shape[-2:]), request.accuracy), []).append(one)
+    rest: list[Asked] = []
+    for (schedule, *_), some in alike.items():
+        if schedule is None or len(some) == 1:
+            rest += some
             continue
-        for x, out in pairs:
-            orthogonalize(x, out=out, **options)
+        with as_written(some[0][0].device):
+            run_together([(x, out) for x, out, _ in some], schedule)
+    return rest
 
 
-def _shared_schedule(x: Tensor, out: Tensor, options: dict[str, Any]) -> Schedule | None:
-    """Return the schedule of a batch whose iteration needs nothing but its Gram matrices.
-
-    None for all else: `orthogonalize` knows what to do with it, or what is wrong with it.
-    """
-    own = options.get("method", "auto"), options.get("dtype") or x.dtype
-    if own != ("auto", torch.float32) or options.keys() - {"method", "accuracy", "dtype", "eps"}:
-        return None
-    if not options.get("eps", 1.0) > 0:
+def _shared_schedule(x: Tensor, out: Tensor, request: Request) -> Schedule | None:
+    """Return the schedule of a batch whose iteration needs nothing but its Gram matrices."""
+    own = request.method, request.schedule, request.dtype or x.dtype
+    if own != ("auto", None, torch.float32) or x.dtype != torch.float32:
         return None
     # Subclasses, such as tensors without data, implement the operator, and not what it does.
     plain = type(x) is type(out) is Tensor and x.device.type == "cpu" and x.ndim == 3
-    if not plain or x.dtype != torch.float32 or not 0 < min(x.shape) <= min(x.shape[-2:]) <= SMALL:
+    if not plain or not 0 < min(x.shape) <= min(x.shape[-2:]) <= SMALL:
         return None
-    check_out(out, x)
     if out.data_ptr() == x.data_ptr():
         return None  # the Gram form reads X when it writes the result
-    chosen = choose_plan(tuple(x.shape[-2:]), len(x), accuracy=options.get("accuracy", "default"))
+    chosen = choose_plan(tuple(x.shape[-2:]), len(x), accuracy=request.accuracy)
     return chosen.schedule if chosen.form == "gram" and not chosen.restarts else None

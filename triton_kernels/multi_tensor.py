@@ -13,8 +13,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from .iterate.arithmetic import on_device
-from .kernels.available import triton_runs
+from .kernels.available import on_device, triton_runs
 from .kernels.owned import Owned
 
 # Elements of a block: three of float32 fit in the second-level cache of a core, and there are

@@ -1,11 +1,16 @@
-"""Paths through an exact decomposition, in float32 or float64."""
+"""The methods that follow no plan: exact decompositions, twelve steps, torch.optim.Muon's."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .normalize import largest_entry
+from ..schedule.named import SCHEDULES, Schedule
+from .iteration import direct
+from .normalize import begin, largest_entry
+from .products import TorchProducts
+
+_PRECISE_STEPS = 12
 
 
 def svd_polar(x: Tensor, tolerance: float | None = None) -> Tensor:
@@ -46,3 +51,22 @@ def smoothed_polar(x: Tensor, smoothing: float) -> Tensor:
     u, s, vh = torch.linalg.svd(torch.where(finite, x, 0.0) / scale, full_matrices=False)
     shrunk = s / torch.hypot(s, torch.full_like(s, smoothing) / scale[..., 0])
     return torch.where(finite, (u * shrunk[..., None, :]) @ vh, torch.nan)
+
+
+def precise(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the polar factor of (b, n, m) by twelve steps, in float32 or wider."""
+    # The tail of the table is Taylor's quintic, which converges to the last digit.
+    steps = SCHEDULES["polar_express_8"].steps
+    steps += (steps[-1],) * (_PRECISE_STEPS - len(steps))
+    schedule, ops = Schedule("precise", steps, 1.02, 1e-4), TorchProducts()
+    return direct(begin(x, dtype, schedule.normalization, ops), schedule, ops)
+
+
+def torch_muon(x: Tensor, schedule: Schedule, eps: float, dtype: torch.dtype) -> Tensor:
+    """Do what torch.optim.Muon does, batched: the norm in `dtype`, clamped at eps."""
+    x = x.to(dtype)
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for a, b, c in schedule.coefficients:
+        r = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(r, r, r, beta=b, alpha=c), x, beta=a)
+    return x

@@ -1,4 +1,4 @@
-"""Running a plan on a batch: which products multiply, and in which memory."""
+"""Running what is asked for on a batch: which products multiply, and in which memory."""
 
 from __future__ import annotations
 
@@ -13,21 +13,62 @@ from ..kernels.configuration import (
     has_table,
     load_table,
     small_config,
+    tables_of,
     worth_tiles,
 )
-from ..planning.choose import SMALL
-from ..planning.plan import Plan
-from ..schedule.named import SCHEDULES, Schedule
+from ..planning.choose import SMALL, planned
+from ..planning.plan import Plan, Request
+from ..schedule.named import Schedule
+from .exact import precise, smoothed_polar, svd_polar, torch_muon
 from .iteration import carried_polynomial, direct, gram
 from .kept_memory import KeptMemory
 from .normalize import begin, first_bound, in_range, normalize_gram, rescaled
-from .products import Products, TorchProducts, cpu_has_amx, scale_members
+from .products import Products, TorchProducts, as_written, cpu_has_amx, scale_members
 
-_PRECISE_STEPS = 12
+_FORMS = {"newton_schulz": "direct", "gram": "gram"}
 _CHUNK = 2**21  # elements worked on at a time on a CPU
 _WORKSPACE = 2**26  # elements at most where every thread has its own matrix
 _RING = 4  # n x n results of the direct form that exist at one time, at most
 _KEPT = KeptMemory()  # the last call's buffers
+
+
+def run(x: Tensor, out: Tensor, request: Request) -> None:
+    """Write to `out` what is asked for.
+
+    Args:
+        x: (..., m, n).
+        out: Of x's shape, dtype and device, with leading dimensions that can be viewed as one. It
+            may be x itself.
+        request: What to do.
+    """
+    if x.numel() == 0:
+        return
+    batch, place = x.reshape(-1, *x.shape[-2:]), out.view(-1, *out.shape[-2:])
+    method, steps, dtype = request.method, request.schedule, request.dtype
+    wide = torch.promote_types(dtype or x.dtype, torch.float32)
+    with as_written(x.device):
+        if method == "svd":
+            place.copy_(svd_polar(batch.to(wide), request.tolerance))
+            return
+        if method == "smoothed":
+            place.copy_(smoothed_polar(batch.to(wide), request.smoothing))
+            return
+        if x.shape[-2] > x.shape[-1]:
+            batch, place = batch.mT, place.mT
+        if method == "precise":
+            place.copy_(precise(batch, wide))
+        elif method == "torch_muon":
+            assert steps is not None
+            place.copy_(torch_muon(batch, steps, request.eps, dtype or torch.bfloat16))
+        else:
+            size, n, m = batch.shape
+            own = wide if dtype is None and method == "gram" else dtype
+            arch, table = tables_of(x.device) if x.is_cuda else (None, None)
+            chosen = planned(
+                n, m, size, x.dtype, x.device.type, request.accuracy, steps, _FORMS.get(method),
+                own, request.restarts, arch, request.tiles, table,
+            )  # fmt: skip
+            run_plan(batch, chosen, place)
 
 
 def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) -> None:
@@ -152,22 +193,3 @@ def run_together(pairs: Sequence[tuple[Tensor, Tensor]], schedule: Schedule) -> 
     q = scale_members(carried_polynomial(r, schedule.coefficients, ops, u), factor)
     for x, part, out in zip(xs, q.split(counts), outs, strict=True):
         ops.apply(part, x, out)
-
-
-def precise(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the polar factor of (b, n, m) by twelve steps, in float32 or wider."""
-    # The tail of the table is Taylor's quintic, which converges to the last digit.
-    steps = SCHEDULES["polar_express_8"].steps
-    steps += (steps[-1],) * (_PRECISE_STEPS - len(steps))
-    schedule, ops = Schedule("precise", steps, 1.02, 1e-4), TorchProducts()
-    return direct(begin(x, dtype, schedule.normalization, ops), schedule, ops)
-
-
-def torch_muon(x: Tensor, schedule: Schedule, eps: float, dtype: torch.dtype) -> Tensor:
-    """Do what torch.optim.Muon does, batched: the norm in `dtype`, clamped at eps."""
-    x = x.to(dtype)
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for a, b, c in schedule.coefficients:
-        r = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(r, r, r, beta=b, alpha=c), x, beta=a)
-    return x

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -57,6 +58,31 @@ def _reason(arch: str) -> str | None:
     if reason is not None:
         _warn(reason)
     return reason
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Make a GPU the current one: Triton launches there, wherever the tensors are.
+
+    Args:
+        device: Of the tensors; nothing is done for a CPU.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    guard = torch.cuda.device(device)
+    try:
+        guard.__enter__()
+    except (RuntimeError, TypeError):
+        if torch.cuda.is_available():
+            raise
+        # Without a GPU there is no device to switch to: these are tensors without data.
+        yield
+        return
+    try:
+        yield
+    finally:
+        guard.__exit__(None, None, None)
 
 
 def forget() -> None:

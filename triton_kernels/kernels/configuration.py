@@ -87,6 +87,16 @@ def architecture(device: torch.device) -> str:
     return _of_device(torch.cuda.current_device() if device.index is None else device.index)
 
 
+def tables_of(device: torch.device) -> tuple[str | None, str | None]:
+    """Return what a plan's tiles depend on: a GPU's architecture, if there is one, and the file.
+
+    Args:
+        device: Of the tensors, a CPU as well.
+    """
+    known = device.type == "cuda" and torch.cuda.is_available()
+    return architecture(device) if known else None, os.environ.get(ENVIRONMENT)
+
+
 def has_table(arch: str) -> bool:
     """Say whether there are configurations for an architecture: elsewhere a library multiplies."""
     return arch in ARCHITECTURES or ENVIRONMENT in os.environ

@@ -7,7 +7,6 @@ it is cached, can be printed before anything runs, and any part of it can be ove
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -17,18 +16,17 @@ import torch
 
 from ..kernels.configuration import (
     ARCHITECTURES,
-    ENVIRONMENT,
     OLD,
     SERVED,
     Config,
-    architecture,
     has_bfloat16,
     has_table,
     small_config,
+    tables_of,
     tiles_of_plan,
 )
 from ..schedule.named import SCHEDULES, Schedule, ScheduleLike, resolve_schedule
-from .plan import Plan, Tiles
+from .plan import Plan, Tiles, frozen
 
 ACCURACIES = ("default", "fast", "high")
 FORMS = ("direct", "gram")
@@ -82,7 +80,7 @@ def _default_schedule(accuracy: str, short: int) -> Schedule:
 
 
 @lru_cache(maxsize=512)
-def _plan(
+def planned(
     n: int,
     m: int,
     batch: int,
@@ -97,6 +95,23 @@ def _plan(
     wanted: Tiles,
     table: str | None,
 ) -> Plan:
+    """Return the plan for checked and resolved arguments, see `plan`; it is made once.
+
+    Args:
+        n: Short side.
+        m: Long side.
+        batch: Number of matrices.
+        dtype: Of the input.
+        device: Its type.
+        accuracy: One of `ACCURACIES`.
+        schedule: The steps, or None: the accuracy's own.
+        form: One of `FORMS`, or None: the cheaper one.
+        arithmetic: Dtype of the iteration, or None: the rule's.
+        restarts: Of the Gram form, or None: those that it needs.
+        arch: Whose tiles, see `tables_of`.
+        wanted: What to change in them.
+        table: The file that the tiles come from, see `tables_of`.
+    """
     steps = schedule or _default_schedule(accuracy, n)
 
     def in_form(form: str) -> Plan:
@@ -122,7 +137,7 @@ def _plan(
 
 def forget_plans() -> None:
     """Make plans anew from now on, as a table of tiles has changed."""
-    _plan.cache_clear()
+    planned.cache_clear()
 
 
 def _overridden(found: dict[str, Config], wanted: Tiles) -> Tiles:
@@ -132,11 +147,7 @@ def _overridden(found: dict[str, Config], wanted: Tiles) -> Tiles:
             accepted = {k: sorted(config) for k, config in found.items()}
             raise ValueError(f"tiles has {kind!r}: {dict(changes)}; this plan takes {accepted}")
         found[kind] = known | dict(changes)
-    return _frozen(found)
-
-
-def _frozen(tiles: Mapping[str, Mapping[str, Any]]) -> Tiles:
-    return tuple((kind, tuple(config.items())) for kind, config in tiles.items())
+    return frozen(found)
 
 
 def plan(
@@ -197,11 +208,10 @@ def plan(
     arch = arch if arch is None else SERVED.get(arch, arch)
     if arch is not None and arch not in (*ARCHITECTURES, *OLD):
         raise ValueError(f"arch must be one of {(*ARCHITECTURES, *SERVED, *OLD)}, got {arch!r}")
-    if kind == "cuda" and arch is None and torch.cuda.is_available():
-        arch = architecture(torch.device(device))
-    return _plan(
+    own, table = tables_of(torch.device(device))
+    return planned(
         n, m, batch * math.prod(shape[:-2]), dtype, kind, accuracy,
         None if schedule is None else resolve_schedule(schedule), form, arithmetic,
-        None if restarts is None else tuple(restarts), arch, _frozen(tiles) if tiles else (),
-        os.environ.get(ENVIRONMENT),  # part of the key, so that another table is read
+        None if restarts is None else tuple(restarts), arch or own, frozen(tiles) if tiles else (),
+        table,
     )  # fmt: skip

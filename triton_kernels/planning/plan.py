@@ -1,11 +1,11 @@
-"""A plan as data: what will be run, printed and counted."""
+"""What is asked for and what will be run, as data: the latter can be printed and counted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,37 @@ from ..schedule.named import Schedule
 FLOPS_A_BYTE = {"cuda": 180}
 
 Tiles = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+
+
+def frozen(tiles: Mapping[str, Mapping[str, Any]]) -> Tiles:
+    """Return the tiles of some kernels as pairs, which a cache can take for a key."""
+    return tuple((kind, tuple(config.items())) for kind, config in tiles.items())
+
+
+class Request(NamedTuple):
+    """What is asked of the engine, checked and resolved.
+
+    Attributes:
+        method: See `orthogonalize`; or "torch_muon" for a bare triple of coefficients.
+        schedule: The steps, or None: the plan's own.
+        accuracy: See `orthogonalize`, likewise below.
+        eps: Floor of the norm.
+        dtype: Arithmetic of the iteration.
+        smoothing: Unit of the singular values.
+        tolerance: Relative size of a singular value that counts as zero.
+        restarts: Of the Gram form, default those that it needs.
+        tiles: Of the kernels, none for the plan's own.
+    """
+
+    method: str
+    schedule: Schedule | None
+    accuracy: str
+    eps: float
+    dtype: torch.dtype | None
+    smoothing: float
+    tolerance: float | None
+    restarts: tuple[int, ...] | None = None
+    tiles: Tiles = ()
 
 
 @dataclass(frozen=True)
