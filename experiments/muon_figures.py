@@ -1,4 +1,4 @@
-"""Draws docs/figures/muon_*.png and prints the tables of docs/muon_training.md from the CSVs.
+"""Draws docs/figures/muon_*.png and prints the tables of docs/muon_results.md from the CSVs.
 
 python experiments/muon_figures.py
 """

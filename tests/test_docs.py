@@ -8,6 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import data_prune
 import specgd_common
@@ -44,11 +47,14 @@ def test_public_names_have_examples_or_are_described() -> None:
             assert getattr(part, name).__doc__, f"{part.__name__}.{name}"
 
 
-def test_readme_python_blocks_run_as_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All Python blocks of the README, from top to bottom, in one session."""
+def test_readme_python_blocks_run_as_pasted() -> None:
+    """All Python blocks of the README, from top to bottom, where there is a model and data."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 3
-    namespace: dict[str, object] = {"__name__": "readme"}
+    assert len(blocks) >= 4
+    torch.manual_seed(0)
+    dataset = TensorDataset(torch.randn(32, 8), torch.randint(4, (32,)))
+    namespace: dict[str, object] = {"__name__": "readme", "model": nn.Linear(8, 4)}
+    namespace |= {name: DataLoader(dataset, 8, shuffle=True) for name in ("loader", "new_loader")}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
 
@@ -58,3 +64,12 @@ def test_readme_links_and_files_exist() -> None:
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
         assert (ROOT / target).exists(), target
+
+
+def test_readme_names_tests_that_exist() -> None:
+    """Every yes of the table of what works together has a test that can be run."""
+    text = (ROOT / "README.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) >= 10
+    for path, test in named:
+        assert f"def {test or 'test_'}" in (ROOT / path).read_text(), f"{path}::{test}"

@@ -105,6 +105,6 @@ print(f"Muon:  {muon:.3f} nats a byte")
 
 # %% [markdown]
 # One seed and one learning rate are no comparison: tune both before you believe a
-# difference. [Muon](../muon_training.md) has curves with tuned rates,
+# difference. [Muon's results](../muon_results.md) have curves with tuned rates,
 # [frameworks](../frameworks.md) the same change for Accelerate, Lightning and
 # PEFT, and checkpoints that go on.

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from .param_groups import param_groups
 
 # Muon's best rate over AdamW's, where both updates have the root mean square that
-# "match_rms_adamw" gives: tuned on the transformer of docs/muon_training.md.
+# "match_rms_adamw" gives: tuned on the transformer of docs/muon_results.md.
 RATE = 3.0
 _KNOWN = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 

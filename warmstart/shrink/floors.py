@@ -24,7 +24,7 @@ def auto_floors(targets: Sequence[Target], norms: NormMap) -> dict[str, float]:
 
     Biases then follow ``chained_biases``. Where every weight is normalized the rule is the official
     one with 0.3. How it was chosen, and how it did on a net and on seeds that it was not chosen on,
-    stands in docs/warmstart.md; without the chained biases it fails on that net.
+    stands in docs/warmstart_results.md; without the chained biases it fails on that net.
 
     Args:
         targets: What is shrunk.
