@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .batch import check_index
+from .layout import layout
 from .observe import SCALED
-from .store import Store, layout
+from .store import Store
 
 # Counters that ranks add up when an epoch is closed.
 MERGED = ("duplicates", "nonfinite", "unlabelled")

@@ -21,7 +21,7 @@ def fold_rows(
     """Add what the epoch's row says of the examples ``part`` to their sums.
 
     Args:
-        arrays: See ``store.layout``; the ring takes up the row of probabilities.
+        arrays: See ``layout.layout``; the ring takes up the row of probabilities.
         row: name -> values of these examples in the open epoch, NaN where one was not seen.
         part: The examples.
         slots: Suffix of the sums that are read, and of those that are written.

@@ -26,8 +26,8 @@ from .batch import (
     read_probabilities,
 )
 from .checks import check_settings
+from .duplicates import merge_duplicates, sightings
 from .observe import PEERS, SCALED
-from .repeats import merge_repeats, sightings
 from .state import (
     MERGED,
     check_counters,
@@ -219,18 +219,18 @@ class DualTracker:
             raise ValueError(f"task {self.task!r} takes losses, got prob")
         else:
             reading = read_probabilities(index, prob, label)
-        self._credit(index, reading)
+        if reading.values["prob"].device.type == "cpu":
+            self._store.add(index, *reading)
+        else:
+            self._send(index, reading)
 
     def update_probability(self, index: Any, prob: Any, label: Any = None) -> None:
         """Credit probabilities that the caller has computed; ``update(index, prob=, label=)``."""
         self.update(index, prob=prob, label=label)
 
-    def _credit(self, index: Tensor, reading: Reading) -> None:
-        """Credit a batch that has been read, now or when its values have arrived on the host."""
+    def _send(self, index: Tensor, reading: Reading) -> None:
+        """Credit a batch when its values have arrived on the host, and those that have."""
         values, label, num_classes = reading
-        if values["prob"].device.type == "cpu":
-            self._store.add(index, values, label, num_classes)
-            return
         self._store.set_classes(num_classes)
         self._transfers.send(index, values, label)
         self._take_in(self._transfers.ready())
@@ -268,7 +268,7 @@ class DualTracker:
             )
         count = None if alone else sightings(store.rows()["prob"], store.repeats)
         if store.repeats:
-            merge_repeats(store.rows(), store.repeats)
+            merge_duplicates(store.rows(), store.repeats)
             store.repeats = []
         if count is not None:
             ranks.merge_rows(store.rows(), count, group)

@@ -1,60 +1,17 @@
-"""Recordings, tables and loaders for the fault tests, and children that are killed."""
+"""Recordings, tables and loaders for the fault tests."""
 
 import copy
-import os
 import random
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-import data_prune
-import specgd_common
 from data_prune import DualScoreSampler, DualTracker, KeyedTracker, ScoredLoader, ScoreTable
 
-# SPECGD_FAULTS=10 tries ten times as many kills and mutants.
-SCALE = int(os.environ.get("SPECGD_FAULTS", "1"))
-OURS = tuple(str(Path(part.__file__).parent) for part in (data_prune, specgd_common))
 EPOCHS, WINDOW, N = 5, 3, 40
-
-
-def in_child(work: Callable[[], object], kill_at: int = 0) -> int:
-    """Run in a forked process that dies at the n-th line of our code; return the lines it ran."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        lines = 0
-
-        def trace(frame, event, argument):
-            nonlocal lines
-            if not frame.f_code.co_filename.startswith(OURS):
-                return None
-            if event == "line":
-                lines += 1
-                if lines == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        signal.alarm(60)  # a child that hangs must not hang the tests
-        sys.settrace(trace)
-        try:
-            work()
-        finally:
-            sys.settrace(None)
-            os.write(writing, str(lines).encode())
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    assert ended == (signal.SIGKILL if kill_at and not text else 0), (ended, text)
-    return int(text or 0)
 
 
 def feed(tracker: DualTracker, epoch: int, start: int = 0) -> None:

@@ -9,11 +9,21 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_from_disk, logging
 
+import data_prune
 import data_prune.__main__ as command_line
+import specgd_common
 from data_prune import DualTracker, ScoreTable, prune_dataset, select_parquet
-from faults.prune_runs import EPOCHS, SCALE, WINDOW, N, finish, in_child, table
+from faults import killed_child
+from faults.killed_child import SCALE
+from faults.prune_runs import EPOCHS, WINDOW, N, finish, table
 
+OURS = tuple(str(Path(part.__file__).parent) for part in (data_prune, specgd_common))
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def in_child(work: Callable[[], object], kill_at: int = 0) -> int:
+    """Run with every line of the part and of the leaf counted."""
+    return killed_child.in_child(work, OURS, kill_at)
 
 
 def points(lines: int, count: int) -> list[int]:

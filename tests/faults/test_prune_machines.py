@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from data_prune import DualTracker, KeyedTracker
 from data_prune.record import ranks
-from faults.prune_runs import SCALE, loader, record_pass, same
+from faults.killed_child import SCALE
+from faults.prune_runs import loader, record_pass, same
 from reference import dual as naive
 
 EXAMPLES, EPOCHS, WINDOW, CLASSES = 6, 4, 2, 3

@@ -15,7 +15,8 @@ import pytest
 
 from data_prune import DualTracker, ScoreTable, select_parquet
 from data_prune.__main__ import main
-from faults.prune_runs import EPOCHS, SCALE, WINDOW, N, feed, finish, table
+from faults.killed_child import SCALE
+from faults.prune_runs import EPOCHS, WINDOW, N, feed, finish, table
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:

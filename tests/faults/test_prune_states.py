@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from data_prune import DualTracker, KeyedTracker
+from faults.killed_child import SCALE
 from faults.prune_runs import (
     EPOCHS,
-    SCALE,
     WINDOW,
     N,
     feed,

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,9 @@ import safetensors.torch
 import torch
 
 import specgd_common.files
-from faults.warm_runs import INDEX, SCALE, contents, read_shards, run, shards, state
+from faults import killed_child
+from faults.killed_child import SCALE
+from faults.warm_runs import INDEX, contents, read_shards, run, shards, state
 from warmstart import uniform_state_dict
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -23,34 +24,8 @@ KILLS = 12 * SCALE
 
 
 def in_child(work: Callable[[], object], kill_at: int = 0) -> int:
-    """Run in a forked process that dies at the n-th line of the writers' code; the lines it ran."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        lines = 0
-
-        def trace(frame, event, argument):
-            nonlocal lines
-            if not any(w in frame.f_code.co_filename for w in WRITERS):
-                return None
-            if event == "line":
-                lines += 1
-                if lines == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        sys.settrace(trace)
-        try:
-            work()
-        finally:
-            sys.settrace(None)
-            os.write(writing, str(lines).encode())
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return int(text or 0)
+    """Run with the lines of the writers alone counted."""
+    return killed_child.in_child(work, WRITERS, kill_at)
 
 
 def one_file(folder: Path, suffix: str, old: bool) -> tuple[list[object], Path]:

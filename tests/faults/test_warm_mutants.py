@@ -11,7 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from faults.warm_runs import INDEX, SCALE, contents, directions, read_shards, run, shards, state
+from faults.killed_child import SCALE
+from faults.warm_runs import INDEX, contents, directions, read_shards, run, shards, state
 
 MUTANTS = 50 * SCALE
 

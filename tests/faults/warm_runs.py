@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 from pathlib import Path
 
 import safetensors.torch
@@ -14,8 +13,6 @@ from warmstart import GradientDirection
 from warmstart.__main__ import main
 
 INDEX = "m.safetensors.index.json"
-# SPECGD_FAULTS=10 tries ten times as many kills and mutants.
-SCALE = int(os.environ.get("SPECGD_FAULTS", "1"))
 
 
 def state(value: float = 1.0) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimizers.adapters import tiny_llama, with_adapters
+from optimizers.adapters import third_party, tiny_llama, with_adapters
 from torch_specgd import (
     Muon,
     SpecGD,
@@ -21,8 +21,6 @@ from torch_specgd import (
 )
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# transformers, peft and accelerate use names that the others deprecate: no business of ours.
-third_party = pytest.mark.filterwarnings("default")
 
 
 def hf_trainer(model: nn.Module, folder: Path, optimizer: Any, **options: Any) -> Any:

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
+
+# transformers, peft and accelerate use names that the others deprecate: no business of ours.
+third_party = pytest.mark.filterwarnings("default")
 
 
 def tiny_llama() -> nn.Module:

@@ -2,14 +2,13 @@
 
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from optimizers.adapters import with_adapters
+from optimizers.adapters import third_party, with_adapters
 from torch_specgd import (
     LoraPair,
     Muon,
@@ -19,10 +18,6 @@ from torch_specgd import (
     lora_param_groups,
     lora_report,
 )
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-# transformers, peft and accelerate use names that the others deprecate: no business of ours.
-third_party = pytest.mark.filterwarnings("default")
 
 
 class Layer(nn.Module):

@@ -1,4 +1,8 @@
-"""Examples that come more than once in an epoch -> one value each, the mean of all sightings."""
+"""Duplicate indices in an epoch -> one value for each example, the mean of all sightings.
+
+Duplicates come from padded ranks, repeated augmentation and draws with replacement. The first
+sighting of an example fills its row; later ones wait here until the epoch closes.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,25 @@ from numpy.typing import NDArray
 
 # Positions of examples that had been seen before, and their values by name.
 Repeats = Sequence[tuple[NDArray, Mapping[str, NDArray]]]
+
+
+def hold_back(
+    repeats: list[tuple[NDArray, dict[str, NDArray]]],
+    index: NDArray,
+    values: dict[str, NDArray],
+    first: NDArray[np.bool_],
+) -> tuple[NDArray, dict[str, NDArray]]:
+    """Keep later sightings for the end of the epoch; return the first ones.
+
+    Args:
+        repeats: All later sightings of the epoch; these are added.
+        index: (B,) examples of a batch.
+        values: Their values by name; "tdds" compares first sightings alone and is not kept.
+        first: (B,) which of them are first sightings.
+    """
+    again = {name: v[~first] for name, v in values.items() if name != "tdds"}
+    repeats.append((index[~first], again))
+    return index[first], {name: v[first] for name, v in values.items()}
 
 
 def sightings(prob: NDArray, repeats: Repeats) -> NDArray[np.int32]:
@@ -28,7 +51,7 @@ def sightings(prob: NDArray, repeats: Repeats) -> NDArray[np.int32]:
     return count
 
 
-def merge_repeats(rows: Mapping[str, NDArray], repeats: Repeats) -> None:
+def merge_duplicates(rows: Mapping[str, NDArray], repeats: Repeats) -> None:
     """Turn rows of first sightings into means over all sightings, in place.
 
     Args:
@@ -38,7 +61,7 @@ def merge_repeats(rows: Mapping[str, NDArray], repeats: Repeats) -> None:
 
     Example:
         >>> row = np.array([0.5, 0.1])
-        >>> merge_repeats({"prob": row}, [(np.array([0]), {"prob": np.array([1.0])})])
+        >>> merge_duplicates({"prob": row}, [(np.array([0]), {"prob": np.array([1.0])})])
         >>> row.tolist()
         [0.75, 0.1]
     """
