@@ -1,4 +1,4 @@
-"""Command line: ``warmstart inspect|uniform|perturb|fire|dash IN -o OUT``."""
+"""Command line: ``warmstart inspect|uniform|perturb|fire|dash|head IN -o OUT``, ``compare IN``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from specgd_common.command_line import answer, parsed, refuse
 
 from .files.commands import run
-from .files.options import parser
+from .files.options import commands_of, parser
 from .files.with_model import EntryError
+from .judge.command import add_compare, run_compare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 with one line on standard error otherwise."""
-    args = parsed(parser(), argv)
+    every = parser()
+    add_compare(commands_of(every))
+    args = parsed(every, argv)
     try:
-        return answer(lambda: run(args))
+        return answer(lambda: run_compare(args) if args.command == "compare" else run(args))
     except EntryError as error:
         traceback.print_exception(error.__cause__)
         return refuse(error)

@@ -164,7 +164,10 @@ def test_verify_holds_an_output_against_input_and_report(source: Path, capsys) -
     """Before the old file is thrown away: is the new one what the report tells?"""
     assert main(["uniform", "a.pt", "-o", "o.pt", "--report", "r.json"]) == 0
     assert main(["uniform", "a.pt", "-o", "o.pt", "--verify", "r.json"]) == 0
-    assert "verified: 2 tensors are as the report tells, 0 as they were" in capsys.readouterr().out
+    assert (
+        "verified o.pt: 2 tensors are as the report tells, 0 as they were"
+        in capsys.readouterr().out
+    )
     new = load(Path("o.pt"))
     new["b.weight"] = new["b.weight"] * 1.001
     torch.save(new, "p.pt")

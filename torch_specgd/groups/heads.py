@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from specgd_common.head_names import HEAD, OUTER_HEAD
 from specgd_common.places import (
     Place,
     is_applied,
@@ -16,17 +17,6 @@ from specgd_common.places import (
     unwrapped,
 )
 
-# Names of the layer itself, wherever it stands, and names that a layer or a small network outside
-# of the blocks has.
-HEAD = re.compile(
-    r"lm_head|embed_out|unembed|(\w*_)?classifier|(class|bbox|box|span)_embed|qa_outputs|to_logits",
-    re.IGNORECASE,
-)
-OUTER_HEAD = re.compile(
-    r"(\w+_)?heads?(_linear|_proj)?|\w*classifiers?|logits?|score|\w+_logits|output_projection|fc_out"
-    r"|(class|bbox|box|mask|score)_predictor|seq_relationship|(\w+_)?pred(iction)?s?|predict_\w+",
-    re.IGNORECASE,
-)
 HEAD_CLASS = re.compile(r"\w*(Heads?|Classifier|Predictions|Unembed(ding)?)")
 ATTENTION = re.compile(
     r"(\w+_)?(w?qkv|q|k|query|key|queries|keys|query_key_value|c_attn)(_\w+)?", re.IGNORECASE

@@ -17,6 +17,7 @@ from ..targets.find import check_patterns
 from ..targets.state_targets import state_targets
 from .change import Edit, Edited, Job, change
 from .copies import Beside
+from .head import head_state_dict
 from .nested import names_in_file
 from .options import changed_from_defaults
 from .read import SAFETENSORS, FileError, read, read_pickled
@@ -30,7 +31,7 @@ from .state_dicts import (
 )
 from .undo import read_report, undone
 from .verify import verify
-from .with_model import shrink_with_model
+from .with_model import change_with_model
 
 
 def run(args: argparse.Namespace) -> list[str]:
@@ -128,11 +129,13 @@ def _job(args: argparse.Namespace, **more: Any) -> Job:
 def _written(args: argparse.Namespace, job: Job) -> list[str]:
     if job.target is None:
         return ["dry run: no weight was written"]
-    return [f"wrote {job.target}"]
+    return [f"wrote {p}" for p in (job.target, job.report) if p is not None]
 
 
 def _editor(args: argparse.Namespace) -> Edit:
     """Return the function from one file's state dict to its edit."""
+    if args.command == "head":
+        return _head_editor(args)
     if args.command != "dash":
         return _peer_editor(args)
     if (args.entry is None) == (args.directions is None):
@@ -184,13 +187,32 @@ def _peer_editor(args: argparse.Namespace) -> Edit:
     )
 
 
+def _head_editor(args: argparse.Namespace) -> Edit:
+    """Draw the head anew: of the user's model, or by names alone."""
+    if args.entry is None:
+        fresh = None if args.fresh is None else read_whole(args.fresh)
+        options = {"fresh": fresh, "seed": args.seed, "transposed": args.transposed}
+        if args.elsewhere is not None:
+            raise ValueError("head takes the shard that holds the head, or --entry for all of them")
+        return lambda state: Edited.of(*head_state_dict(state, args.layers, **options))
+    if args.fresh is not None:
+        raise ValueError("--entry builds a fresh model: leave out --fresh")
+    layers = args.layers or ["1"]
+    count = int(layers[0]) if len(layers) == 1 and layers[0].isdigit() else None
+    return _with_model(args, {"layers": layers if count is None else count, "seed": args.seed})
+
+
 def _model_editor(args: argparse.Namespace) -> Edit:
-    if args.transposed is not None:
-        raise ValueError("--entry brings a model that knows its layers: leave out --transposed")
     names = ("floor", "alpha", "tail", "grad_mode", "units", "zero_gradient", "bias", "lora")
     more = ("reliability", "recalibrate_norm", "include", "exclude")
-    options = {k: getattr(args, k) for k in (*names, *more)}
-    new, report = shrink_with_model(read_whole(args.input, args.key), args.entry, **options)
+    return _with_model(args, {k: getattr(args, k) for k in (*names, *more)})
+
+
+def _with_model(args: argparse.Namespace, options: dict[str, Any]) -> Edit:
+    if args.transposed is not None:
+        raise ValueError("--entry brings a model that knows its layers: leave out --transposed")
+    state = read_whole(args.input, args.key)
+    new, report = change_with_model(state, args.entry, args.command, **options)
 
     def edit(state: Mapping[str, Any]) -> Edited:
         return Edited.of(type(state)((k, new.get(k, v)) for k, v in state.items()), report)  # type: ignore[call-arg]
@@ -220,7 +242,7 @@ def _verify(args: argparse.Namespace) -> list[str]:
     extra = changed_from_defaults(args, {"input", "output", "verify", "key"})
     if extra:
         raise ValueError(f"--verify compares IN and OUT: leave out {', '.join(extra)}")
-    _, told = read_report(args.verify)
+    _, told = read_report(args.verify, factors=False)
     old, new = (read_whole(path, args.key) for path in (args.input, args.output))
     return [verify(args.output, new, old, told)]
 

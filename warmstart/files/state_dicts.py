@@ -153,7 +153,7 @@ def perturb_state_dict(
     for t in targets:
         w = whole(t.parameter)
         normal = p.noise == "normal"
-        noise = _noise(t.name, w.shape, seed) if normal else _matching(fresh or {}, t)
+        noise = _noise(t.name, w.shape, seed) if normal else matching(fresh or {}, t)
         rows.append(add_value(t, w * shrink + noise.to(w) * perturb, values))
     settings = {"preset": preset, "shrink": shrink, "perturb": perturb, "seed": seed}
     report = ShrinkReport("perturb", settings, rows, skipped, left_out_notes(skipped))
@@ -248,12 +248,18 @@ def _noise(name: str, shape: torch.Size, seed: int) -> Tensor:
 
     Shards are edited one by one: one generator per call would give all of them the same noise.
     """
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = torch.Generator().manual_seed(seed_of(name, seed))
     return torch.randn(shape, generator=generator)
 
 
-def _matching(fresh: Mapping[str, Tensor], t: Target) -> Tensor:
+def seed_of(name: str, seed: int) -> int:
+    """Return a seed for one tensor."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def matching(fresh: Mapping[str, Tensor], t: Target) -> Tensor:
+    """Return a fresh model's value of a target."""
     if t.name not in fresh:
         raise ValueError(f"the fresh model has no tensor named {t.name!r}")
     if fresh[t.name].shape != t.parameter.shape:

@@ -27,20 +27,22 @@ class Told:
     """What a report tells of the tensors that were shrunk.
 
     Attributes:
-        factors: By tensor name.
+        factors: By tensor name; empty where new values were written.
         norms: By tensor name, after the shrink.
+        renewed: Whether running statistics were re-estimated as well.
     """
 
     factors: dict[str, Tensor]
     norms: dict[str, float]
+    renewed: bool = False
 
     def of(self, names: Container[str]) -> Told:
         """Return what it tells of some of them, of one shard's say."""
         return Told({n: f for n, f in self.factors.items() if n in names}, self.norms)
 
 
-def read_report(path: Path) -> tuple[dict[str, Any], Told]:
-    """Read a report that a shrink can be undone by, and what it tells.
+def read_report(path: Path, *, factors: bool = True) -> tuple[dict[str, Any], Told]:
+    """Read a report and what it tells; by one with factors a shrink can be undone.
 
     Raises:
         FileError: For other files, reports of dry runs, and reports that are damaged.
@@ -49,7 +51,7 @@ def read_report(path: Path) -> tuple[dict[str, Any], Told]:
     if report.get("format") != FORMAT:
         raise FileError(path, "is not a report of this program")
     try:
-        return report, told_by(report)
+        return report, told_by(report, factors=factors)
     except ValueError as error:
         raise FileError(path, error) from None
 
@@ -85,12 +87,16 @@ def undone(state_dict: Mapping[str, Any], told: Told) -> StateDict:
         raise ValueError(f"the report's factors of {unfit[:5]} are of tensors that have none here")
     inverse = {t.name: 1.0 / _broadcast(told.factors[t.name], t) for t in targets}
     for t in targets:
-        _check_norm(t, told.norms[t.name])
+        check_norm(t.name, t.parameter, told.norms[t.name])
     return with_values(state_dict, targets, products(targets, inverse))
 
 
-def told_by(report: Mapping[str, Any]) -> Told:
+def told_by(report: Mapping[str, Any], *, factors: bool = True) -> Told:
     """Return what a report tells.
+
+    Args:
+        report: As read from JSON.
+        factors: Whether it must have them.
 
     Raises:
         ValueError: If it is of a dry run, or is none that a shrink has written whole.
@@ -98,24 +104,28 @@ def told_by(report: Mapping[str, Any]) -> Told:
     if report.get("applied") is not True:
         raise ValueError("the report is of a dry run: nothing was changed that could be undone")
     packed = report.get("factors")
+    settings = report.get("settings")
+    renewed = isinstance(settings, Mapping) and bool(settings.get("recalibrate_norm"))
+    if packed is None and not factors:
+        return Told({}, _norms(report), renewed)
     if not isinstance(packed, Mapping) or not packed:
         raise ValueError(f"a {report.get('method')} report has no factors; it cannot be undone")
-    factors = {}
+    unpacked = {}
     for name, p in packed.items():
         try:
-            f = factors[name] = unpack(p)
+            f = unpacked[name] = unpack(p)
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise ValueError(f"the report has damaged factors of {name!r} ({error})") from None
         if not bool(((f > 0) & (f <= 1)).all()):
             raise ValueError(f"the report has factors of {name!r} outside (0, 1]: no shrink does")
     norms = _norms(report)
-    for name in factors:
+    for name in unpacked:
         if name not in norms:
             raise ValueError(f"the report does not tell the norm of {name!r}")
     for names in _rows(report):
-        if not set(names) & set(factors):
+        if not set(names) & set(unpacked):
             raise ValueError(f"the report has lost its factors of {names[0]!r}")
-    return Told(factors, norms)
+    return Told(unpacked, norms, renewed)
 
 
 def _rows(report: Mapping[str, Any]) -> dict[tuple[str, ...], object]:
@@ -177,14 +187,17 @@ def _broadcast(f: Tensor, t: Target) -> Tensor:
     return f
 
 
-def _check_norm(t: Target, told: float) -> None:
-    """Hold a tensor against the norm that the report has left it with."""
-    w = t.parameter
+def check_norm(name: str, w: Tensor, told: float) -> None:
+    """Hold a tensor against the norm that the report has left it with.
+
+    Raises:
+        ValueError: If it has another one.
+    """
     norm = float(w.double().norm())
     # Weights were rounded once after the norm was taken.
     slack = 2 * torch.finfo(w.dtype).eps * told + w.numel() ** 0.5 * torch.finfo(w.dtype).tiny
     if not abs(norm - told) <= slack + 1e-5 * told:
         raise ValueError(
-            f"{t.name!r} has norm {norm:.6g}, but the report left it with {told:.6g}: this is not "
+            f"{name!r} has norm {norm:.6g}, but the report left it with {told:.6g}: this is not "
             "the file that it tells of, or it was undone already"
         )

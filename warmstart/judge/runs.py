@@ -76,6 +76,19 @@ METHODS: Mapping[str, Method] = {
     "recycle": _recycle,
 }
 
+# What each of them does, in a line.
+ABOUT: Mapping[str, str] = {
+    "none": "train on",
+    "cold": "a freshly initialized model",
+    "rewarm": "train on at a learning rate that is higher as weights have grown",
+    "uniform": "every weight times 0.3",
+    "shrink_and_perturb": "0.4 w + 0.1 of a fresh model",
+    "fire": "every matrix becomes its nearest isometry",
+    "dash": "direction-aware shrinking, floor 0.3",
+    "dash_auto": "the same with a floor by normalization and depth",
+    "recycle": "idle hidden units are born again",
+}
+
 
 def fit(
     model: nn.Module,

@@ -156,6 +156,7 @@ def dash_shrink(
         **({"lora": lora} if lora != "factor" else {}),
         "zero_gradient": zero_gradient,
         "optimizer_state": optimizer_state,
+        **({"recalibrate_norm": recalibrate_norm} if recalibrate_norm else {}),
     }
     notes = [
         *direction_notes(rows, grad_mode),
