@@ -274,6 +274,9 @@ class Muon(SpectralOptimizer):
             )
         return shapes
 
+    def _algorithm(self, p: Tensor, group: Mapping[str, Any]) -> str:
+        return "orthogonalized" if uses_muon(p, group["use_muon"]) else "adamw"
+
     def _update_group(self, group: dict[str, Any]) -> None:
         matrices: list[Tensor] = []
         others: list[Tensor] = []
@@ -321,6 +324,7 @@ class Muon(SpectralOptimizer):
             max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
             share_work=bool(group["share_work"]),
             owner=self,
+            clock=self._clock,
         )
 
     def _momenta(self, params: list[Tensor], group: dict[str, Any]) -> list[Any]:

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .checks import Check, by_name, check_form, check_settings, check_state, state_fault
+from .checks import Check, by_name, check_form, check_settings, check_state, integer, state_fault
 from .distributed.agreement import partly_missing
 from .distributed.layout import check_layout
 from .groups.matrix_view import describe, names_of
+from .telemetry import Clock, StepStatistics
 
 # Stands in a checkpoint where a setting was a function: code is not data.
 CALLABLE = "<callable>"
@@ -24,6 +25,8 @@ class SpectralOptimizer(Optimizer):
     """Base of Muon and SpecGD: the contract of torch.optim, without an algorithm."""
 
     CHECKS: ClassVar[Mapping[str, Check]] = {}
+    _clock: Clock | None = None  # there in a step that is measured
+    _statistics: StepStatistics | None = None
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._check_group(defaults)
@@ -114,6 +117,58 @@ class SpectralOptimizer(Optimizer):
         for group in self.param_groups:
             self._update_group(group)
         return loss
+
+    @abstractmethod
+    def _algorithm(self, p: Tensor, group: Mapping[str, Any]) -> str:
+        """Return what steps a parameter of the group."""
+
+    def statistics(
+        self, every: int | None = None, *, log: Any = None, next_step: int = 0
+    ) -> StepStatistics:
+        """Measure steps from here on; return the dict that holds the last measured one's numbers.
+
+        Ask before the steps, with ``every`` or ``log`` as you like; without arguments the dict that
+        was asked for is returned again. A measured step copies the trained weights, takes three
+        sums over them and, on a GPU, waits for its orthogonalizations. The other steps count one
+        up. What was never asked for costs nothing.
+
+        Args:
+            every: Measure steps whose number is a multiple of it (default 1).
+            log: Where each measured step's numbers are sent, under "optimizer/": TensorBoard's
+                ``SummaryWriter``, ``wandb`` or one of its runs, ``mlflow``, a logger of Lightning,
+                an ``Accelerator``, or a function of (dict, step). On several ranks each asks, and
+                one logs.
+            next_step: Number of the next step (default 0), of a run that was resumed for example.
+
+        Returns:
+            A dict of numbers, see :class:`~torch_specgd.telemetry.StepStatistics`: norm of the
+            update, its root mean square by group, its share by algorithm, its cosine with the
+            weights, milliseconds of orthogonalization. ``stop()`` ends the measuring, as does the
+            end of a ``with`` block.
+
+        Raises:
+            ValueError: If ``every`` is below 1.
+            TypeError: If ``log`` is nothing of that kind.
+
+        Example:
+            >>> from torch_specgd import Muon
+            >>> w = torch.nn.Parameter(torch.eye(2))
+            >>> optimizer = Muon([w], lr=0.5, weight_decay=0.0)
+            >>> statistics = optimizer.statistics()
+            >>> w.grad = torch.eye(2)
+            >>> optimizer.step()
+            >>> round(statistics["update_norm"], 1), round(statistics["cosine"], 2)
+            (0.7, -1.0)
+        """
+        if self._statistics is not None and every is None and log is None:
+            return self._statistics
+        integer(1)("every", 1 if every is None else every)
+        integer(0)("next_step", next_step)
+        made = StepStatistics(self, 1 if every is None else every, log, next_step)
+        if self._statistics is not None:
+            self._statistics.stop()
+        self._statistics = made
+        return made
 
     def _check_step(self) -> None:
         """Raise unless every gradient, and state that was replaced, fits its parameter."""

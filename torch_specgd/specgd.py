@@ -1,6 +1,6 @@
 """Spectral gradient descent: every step moves along the polar factor of the gradient."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +38,7 @@ def specgd(
     views: Sequence[str] | None = None,
     maximize: bool = False,
     share_work: bool = False,
+    clock: Callable[[torch.device], None] | None = None,
 ) -> None:
     """Take one SpecGD step, in place; the equation stands at :class:`SpecGD`.
 
@@ -59,6 +60,7 @@ def specgd(
         views: How each parameter is seen as matrices, see ``as_matrices``; default "auto".
         maximize: Ascend instead of descend.
         share_work: See :class:`SpecGD`.
+        clock: Called with the device before and after the orthogonalization.
     """
     if not params:
         return
@@ -94,11 +96,15 @@ def specgd(
         seen = [views[i] for i in members]
         return orthogonalize_all(xs, seen, lambda x: orthogonalize(x, dtype=x.dtype, **options))
 
+    if clock is not None:
+        clock(columns[0].device)
     if layouts:
         spread = [x if len(x.shape) >= 2 else x.as_column() for x in layouts]
         updates = orthogonalize_distributed(columns, spread, views, polar, share_work=share_work)
     else:
         updates = polar(columns, list(range(len(columns))))
+    if clock is not None:
+        clock(columns[0].device)
     directions = [o.reshape(p.shape) for o, p in zip(updates, params, strict=True)]
     scales = [shape_scale(adjust_lr_fn, *shape) for shape in shapes]
     weight_step(params, directions, scales, lr, weight_decay)
@@ -228,6 +234,9 @@ class SpecGD(SpectralOptimizer):
     def _check_parameter(self, p: Tensor, name: str | None, group: Mapping[str, Any]) -> None:
         """Take every floating-point parameter: vectors count as one column."""
 
+    def _algorithm(self, p: Tensor, group: Mapping[str, Any]) -> str:
+        return "orthogonalized" if p.ndim >= 2 else "normalized"
+
     def _update_group(self, group: dict[str, Any]) -> None:
         trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]
         if group["momentum"]:
@@ -251,4 +260,5 @@ class SpecGD(SpectralOptimizer):
             views=[group["matrix_view"]] * len(params),
             maximize=group["maximize"],
             share_work=bool(group["share_work"]),
+            clock=self._clock,
         )

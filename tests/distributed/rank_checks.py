@@ -38,11 +38,13 @@ from rank_layouts import (
 )
 from rank_training import (
     check_compiled_step,
+    check_cpu_offload,
     check_ddp_share_work,
     check_fsdp_training,
     check_gradient_missing_on_one_rank,
     check_hsdp_training,
     check_mixed_precision,
+    check_statistics,
     check_unused_parameter,
 )
 from torch.distributed.device_mesh import init_device_mesh
@@ -55,12 +57,12 @@ TWO = [
     check_state, check_reload, check_unused_parameter, check_fsdp_training, check_ddp_share_work,
     check_compiled_step, check_fresh_state_dict, check_checkpoint, check_bfloat16_checkpoint,
     check_mixed_precision, check_two_optimizers, check_gradient_missing_on_one_rank,
-    check_light_state,
+    check_light_state, check_statistics, check_cpu_offload,
 ]  # fmt: skip
 FOUR = [
     check_hsdp, check_hsdp_owners, check_hsdp_training, check_rows_and_columns,
     check_columns_and_experts, check_rows_twice, check_replicated_inside,
-    check_tensor_parallel_and_fsdp,
+    check_tensor_parallel_and_fsdp, check_statistics,
 ]  # fmt: skip
 
 

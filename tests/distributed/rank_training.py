@@ -19,7 +19,7 @@ from rank_runs import (
 )
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from torch_specgd import Muon, SpecGD
@@ -136,3 +136,29 @@ def check_mixed_precision(mesh: DeviceMesh, folder: Path) -> Any:
         losses.append(float(loss.detach()))
     kept = [*model.parameters(), *(v for s in optimizer.state.values() for v in s.values())]
     return losses[0], losses[-1], {str(x.dtype) for x in kept}
+
+
+def check_cpu_offload(mesh: DeviceMesh, folder: Path) -> Any:
+    """Weights, gradients and state stay in the processor's memory between the passes."""
+    plain, model = net(), net()
+    for module in (model.body, model):
+        fully_shard(module, mesh=mesh, offload_policy=CPUOffloadPolicy(pin_memory=False))
+    optimizer = muon_of(model)
+    train(plain, muon_of(plain), range(5))
+    train(model, optimizer, range(5))
+    kept = [*model.parameters(), *(v for s in optimizer.state.values() for v in s.values())]
+    return {
+        "difference": largest_difference(model.parameters(), plain.parameters()),
+        "devices": {str(x.device) for x in kept},
+    }
+
+
+def check_statistics(mesh: DeviceMesh, folder: Path) -> Any:
+    """The numbers of a step are those of the whole weights, on every rank."""
+    found = []
+    for model in (net(), sharded_net(mesh)):
+        optimizer = muon_of(model)
+        found.append(optimizer.statistics(every=2))
+        train(model, optimizer, range(3))
+        assert found[-1].pop("orthogonalize_ms") > 0
+    return [dict(numbers) for numbers in found]

@@ -189,6 +189,21 @@ def test_mixed_precision_with_clipping_trains(results: Read) -> None:
         assert dtypes == {"torch.float32"}
 
 
+def test_cpu_offload_takes_the_same_steps(results: Read) -> None:
+    """FSDP2 with CPUOffloadPolicy: the optimizer works where the weights are kept."""
+    for found in results("cpu_offload"):
+        assert found["difference"] <= TOLERANCE
+        assert found["devices"] == {"cpu"}
+
+
+def test_statistics_are_of_the_whole_weights(results: Read) -> None:
+    """Sums over one rank's pieces would be other numbers on every rank, and on every layout."""
+    for plain, sharded in results("statistics"):
+        # A step is the difference of float32 weights some thirty times its size.
+        assert sharded == pytest.approx(plain, rel=1e-5, abs=1e-5)
+        assert plain["update_norm"] > 0
+
+
 def test_float32_state_of_bfloat16_weights_survives(results: Read) -> None:
     """Rounded to bfloat16, a slow momentum forgets what it has gathered."""
     for found in results("bfloat16_checkpoint"):

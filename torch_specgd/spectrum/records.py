@@ -1,6 +1,6 @@
 """What a SpectrumTracker's records hold, and whether those of a checkpoint do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checks import integer
@@ -28,6 +28,30 @@ def checked_records(state: Any) -> list[dict[str, Any]]:
     if not isinstance(state["records"], (list, tuple)):
         raise ValueError(f"records must be a list, got {state['records']!r:.80}")
     return [_checked(record, f"records[{i}]") for i, record in enumerate(state["records"])]
+
+
+def scalars(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the numbers of some records by name, as loggers take them.
+
+    Args:
+        records: Of a tracker, all of one step.
+
+    Example:
+        >>> record = {"name": "w[1]", "singular_values": [2.0, 1.0], "stable_rank": 1.25,
+        ...           "effective_rank": 1.9, "sigma_ratio": 0.5, "balance": None, "rate": 0.1}
+        >>> list(scalars([record]))[:2]
+        ['spectrum/w.1/sigma_max', 'spectrum/w.1/sigma_min']
+    """
+    numbers: dict[str, float] = {}
+    for record in records:
+        # MLflow takes no brackets.
+        place = "spectrum/" + record["name"].replace("[", ".").replace("]", "")
+        numbers[f"{place}/sigma_max"] = record["singular_values"][0]
+        numbers[f"{place}/sigma_min"] = record["singular_values"][-1]
+        for key in ("stable_rank", "effective_rank", "sigma_ratio", "balance", "rate"):
+            if record[key] is not None:
+                numbers[f"{place}/{key}"] = record[key]
+    return numbers
 
 
 def _checked(record: Any, where: str) -> dict[str, Any]:

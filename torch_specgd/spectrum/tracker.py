@@ -14,6 +14,7 @@ from specgd_common.optional import needed
 
 from ..groups.lora import LoraPair, find_lora_pairs
 from ..groups.matrix_view import as_matrices
+from ..telemetry import sender
 from .lora_report import lora_report
 from .measures import (
     effective_rank,
@@ -24,7 +25,7 @@ from .measures import (
     triangle,
     wide,
 )
-from .records import checked_records
+from .records import checked_records, scalars
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,9 +49,14 @@ class SpectrumTracker:
         pairs: LoRA pairs by hand (default: found in the model by name).
         targets: Known targets Y by the weight's or pair's name, (m, n).
         optimizer: Whose learning rates are recorded; a spectral one for predicted hit times.
+        log: Where each record's ranks, largest and smallest singular value, balance and rate are
+            sent, under "spectrum/NAME/": TensorBoard's ``SummaryWriter``, ``wandb`` or one of its
+            runs, ``mlflow``, a logger of Lightning, an ``Accelerator``, or a function of
+            (dict, step).
 
     Raises:
         ValueError: If there is nothing to record, a pattern or target fits nothing, or every < 1.
+        TypeError: If ``log`` is nothing of that kind.
 
     Example:
         >>> model = nn.Linear(4, 3, bias=False)
@@ -71,11 +77,13 @@ class SpectrumTracker:
         pairs: Iterable[LoraPair] | None = None,
         targets: Mapping[str, Tensor] | None = None,
         optimizer: Optimizer | None = None,
+        log: Any = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, but is {every}")
         self.every = every
         self.optimizer = optimizer
+        self._send = sender(log)
         found = find_lora_pairs(model) if pairs is None and model is not None else (pairs or ())
         self.pairs = {pair.name: pair for pair in found}
         self.weights = _choose_weights(model, weights, bool(self.pairs))
@@ -121,7 +129,7 @@ class SpectrumTracker:
         """
         if self.records and self.records[-1]["step"] == step:
             return
-        rates = self._rates()
+        known, rates = len(self.records), self._rates()
         for batch in _by_shape(self.pairs.values()):
             b = torch.stack([_local(p.lora_b).flatten(1) for p in batch])
             a = torch.stack([_local(p.lora_a).flatten(1) for p in batch])
@@ -144,6 +152,7 @@ class SpectrumTracker:
                     step, label, "weight", torch.linalg.svdvals(x).cpu(), rates.get(name),
                     modes=modes,
                 )  # fmt: skip
+        self._send(scalars(self.records[known:]), step)
 
     def _modes(self, name: str, left: Tensor, right: Tensor) -> list[float] | None:
         if name not in self.targets:

@@ -45,6 +45,7 @@ def muon(
     compute_dtype: torch.dtype | None = None,
     share_work: bool = False,
     owner: object = None,
+    clock: Callable[[torch.device], None] | None = None,
 ) -> None:
     """Take one Muon step on matrices, in place; the equation stands at :class:`Muon`.
 
@@ -73,6 +74,7 @@ def muon(
         compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
         owner: Whom a GPU's memory for updates and tables belongs to; None: the first parameter.
+        clock: Called with the device before and after each orthogonalization, unless compiled.
     """
     if not params:
         return
@@ -106,7 +108,11 @@ def muon(
         for x, b in zip(bs, kept, strict=True):
             if isinstance(b, LightBuffer):
                 b.write(x)
+        if clock is not None and not traced:
+            clock(some[0].device)
         updates = room.orthogonalize(**options)
+        if clock is not None and not traced:
+            clock(some[0].device)
         if second_moments is not None:
             moments = [second_moments[i] for i in members]
             updates = _normalize_neurons(updates, weights, moments, neuron_beta, some)
