@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "experiments"))
 import warm_bed
 import warm_chunks
 import warm_features
+import warm_mechanism
 
 
 def test_feature_process_ordering() -> None:
@@ -70,3 +71,27 @@ def test_every_method_runs_on_random_data(method: str, tmp_path: Path) -> None:
     assert warm_chunks.key(read[0]) == ("grid", "norm4", "0.01", method, str(floor), "0")
     warm_chunks.summary(path, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("net", warm_mechanism.NETS)
+def test_mechanism_runs_on_random_data(net: str, tmp_path: Path, capsys) -> None:
+    """Every method from the same memorized labels; read back as the summary does."""
+    g = torch.Generator().manual_seed(0)
+    data = torch.randn(80, 1, 14, 14, generator=g), torch.randint(10, (80,), generator=g)
+    rows = list(warm_mechanism.run(net, 0, data, examples=40, max_epochs=1))
+    first = [r for r in rows if r["step"] == 0]
+    assert len(first) == len(warm_mechanism.METHODS)
+    path = tmp_path / "runs.csv"
+    for _ in range(2):
+        warm_mechanism.append(path, rows)
+    warm_mechanism.summary(path, tmp_path / "figure.png")
+    assert capsys.readouterr().out.count("| DASH | ") == 1
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_labels_are_wrong_as_often_as_said() -> None:
+    """A fifth, and none of them by chance the true one."""
+    y = torch.arange(5000) % 10
+    given, wrong = warm_mechanism.noisy(y, torch.Generator().manual_seed(0))
+    assert torch.equal(given != y, wrong)
+    assert abs(float(wrong.float().mean()) - warm_mechanism.WRONG) < 0.02

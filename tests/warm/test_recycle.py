@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from reference import recycling
 from warmstart import recycle_units
 
 
@@ -107,18 +108,115 @@ def test_the_reference_picks_the_same_units() -> None:
     assert model.training
 
 
-@pytest.mark.parametrize("criterion", ["gradient", "utility"])
-def test_other_criteria_rank_units(criterion: str) -> None:
-    """GraMa looks at the gradient, continual backpropagation at what a unit sends on."""
+def two_layers(in_out: bool = False) -> nn.Sequential:
+    """A net of eight hidden units; its layers as torch's or as GPT-2's."""
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    if not in_out:
+        return model
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    twin = nn.Sequential(conv1d(8, 4), nn.ReLU(), conv1d(3, 8))
     with torch.no_grad():
-        model[2].weight[:, 3] = 1e-6  # active, but nobody hears it
-    before = model[0].weight.detach().clone()
-    assert "no idle unit" in recycle_units(model, batches(4), tau=0.0, dry_run=True).notes
-    report = recycle_units(model, batches(4), criterion=criterion, share=0.125)
-    assert report.notes == ["recycled 1 of 8 units of 0.weight"]
-    assert (model[0].weight != before).any(1).nonzero().flatten().tolist() == [3]
+        for i in (0, 2):
+            twin[i].weight.copy_(model[i].weight.T)
+            twin[i].bias.copy_(model[i].bias)
+    return twin
+
+
+def parts(model: nn.Sequential) -> dict[str, torch.Tensor]:
+    """Its weights, (out, in)."""
+    new = {"in_weight": model[0].weight, "in_bias": model[0].bias, "out_weight": model[2].weight}
+    flip = not isinstance(model[0], nn.Linear)
+    return {n: (w.T if flip and w.ndim > 1 else w).detach().clone() for n, w in new.items()}
+
+
+def reference_scores(model: nn.Module, criterion: str) -> list[float]:
+    """Of the published formulas, over all batches at once: they have one size."""
+    x, y = (torch.cat(z) for z in zip(*batches(4), strict=True))
+    a = torch.relu(model[0](x)).detach().requires_grad_()
+    if criterion == "utility":
+        return recycling.utility(a.detach(), parts(model)["out_weight"])
+    if criterion == "dormant":
+        return recycling.dormant(a.detach())
+    functional.cross_entropy(model[2](a), y).backward()
+    return recycling.gradient(a.grad)
+
+
+@pytest.mark.parametrize("in_out", [False, True])
+@pytest.mark.parametrize("criterion", ["dormant", "gradient", "utility"])
+def test_each_criterion_against_its_formula(criterion: str, in_out: bool) -> None:
+    """The units that the papers' formulas choose, and the net that is left of them."""
+    model = two_layers(in_out)
+    scores = reference_scores(model, criterion)
+    worst = recycling.lowest(scores, [0] * 8, 0.4, 0)
+    before, fresh = parts(model), two_layers(in_out)
+    with torch.no_grad():
+        for p in fresh.parameters():
+            p.add_(1.0)
+    report = recycle_units(model, batches(4), criterion=criterion, share=0.4, fresh=fresh)
+    assert report.notes == ["recycled 3 of 8 units of 0.weight"]
+    expected = recycling.reborn(before, parts(fresh), worst)
+    torch.testing.assert_close(parts(model), expected, rtol=0, atol=0)
+
+
+def test_young_units_are_left_alone() -> None:
+    """A unit that was born with outgoing zeros scores lowest: it would be reborn for ever."""
+    model, ages = two_layers(), {}
+    options = {"criterion": "utility", "share": 0.25, "maturity": 2, "ages": ages}
+    reference = [10.0] * 8
+    for call in range(6):
+        scores = recycling.utility(
+            torch.relu(model[0](torch.cat([x for x, _ in batches(4)]))).detach(),
+            model[2].weight.detach(),
+        )
+        worst = recycling.lowest(scores, reference, 0.25, 2)
+        before = model[0].weight.detach().clone()
+        recycle_units(model, batches(4), seed=call, **options)
+        changed = (model[0].weight != before).any(1).nonzero().flatten().tolist()
+        assert set(changed) == worst
+        reference = [0 if i in worst else age + 1 for i, age in enumerate(reference)]
+        assert [min(a, 10) for a in ages["0.weight"].tolist()] == [min(r, 10) for r in reference]
+    with pytest.raises(ValueError, match="must be 8 numbers, got 3"):
+        recycle_units(model, batches(4), ages={"0.weight": torch.zeros(3)}, maturity=1)
+    with pytest.raises(ValueError, match="needs ages="):
+        recycle_units(model, batches(4), maturity=1)
+
+
+def test_a_dry_run_counts_nothing() -> None:
+    """Ages are the caller's: they move with the units or not at all."""
+    model, ages = two_layers(), {}
+    recycle_units(model, batches(4), tau=0.5, ages=ages, dry_run=True)
+    assert ages == {}
+
+
+def test_norms_and_their_moments_start_anew() -> None:
+    """The gain of a unit that was dead, and the moments behind it, are not the new one's."""
+    model, data = conv_net(), batches(1, 8, 8)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for x, y in data:
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    recycle_units(model, data, share=0.34, layers="0.*", optimizer=optimizer)
+    reborn = model[1].weight == 1.0
+    assert reborn.sum() == 2
+    assert not model[1].bias[reborn].any()
+    for p in (model[1].weight, model[1].bias):
+        assert not optimizer.state[p]["exp_avg"][reborn].any()
+        assert optimizer.state[p]["exp_avg"][~reborn].all()
+
+
+def test_tied_weights_are_left() -> None:
+    """Rows of one are columns of the other: neither side can be changed alone."""
+    model = nn.Sequential(
+        nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(),
+        nn.Linear(6, 3),
+    )  # fmt: skip
+    model[2].weight = model[0].weight
+    before = copy.deepcopy(model.state_dict())
+    report = recycle_units(model, batches(4), share=0.5)
+    changed = {n for n, x in model.state_dict().items() if not torch.equal(x, before[n])}
+    assert changed == {"4.weight", "4.bias", "6.weight"}
+    assert not {"0.weight", "2.weight"} & {r.name for r in report.rows}
 
 
 def test_moments_of_rows_and_columns_are_cleared() -> None:
@@ -206,11 +304,15 @@ def test_transformers(name: str) -> None:
     model = small(name)
     tokens = torch.randint(64, (2, 8))
     data = [{"input_ids": tokens, "labels": tokens}]
-    if name == "gpt2":  # its layers are stored (in, out), which no layer of torch is
-        with pytest.raises(ValueError, match="no hidden units"):
-            recycle_units(model, data, tau=0.5)
-        return
     report = recycle_units(model, data, share=0.25, dry_run=True)
-    inside = {"bert": "intermediate", "llama": "mlp"}[name]
+    inside = {"bert": "intermediate", "llama": "mlp", "gpt2": "mlp"}[name]
     assert report.rows
     assert all(inside in r.name or "output.dense" in r.name for r in report.rows)
+    if name == "gpt2":  # its layers are stored (in, out)
+        before = copy.deepcopy(model.state_dict())
+        recycle_units(model, data, share=0.25)
+        for layer in model.transformer.h:
+            reborn = (layer.mlp.c_proj.weight == 0).all(1)
+            assert reborn.sum() == 8
+            old = before[f"transformer.h.{layer.attn.layer_idx}.mlp.c_fc.weight"]
+            assert torch.equal((layer.mlp.c_fc.weight != old).any(0), reborn)

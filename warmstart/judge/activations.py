@@ -9,15 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..methods.hidden_units import ACTIVATIONS
+
 # torch's own classes and transformers' (GELUActivation, NewGELUActivation, SiLUActivation, ...).
 _CLASS = re.compile(r"(re|ge|si|e|se|ce)lu|mish|swish|tanh|sigmoid|softplus|activation", re.I)
-FUNCTIONS = frozenset(
-    (
-        "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "selu_",
-        "celu", "gelu", "silu", "mish", "hardswish", "softplus", "tanh", "tanh_", "sigmoid",
-        "sigmoid_", "hardtanh", "prelu"
-    )
-)  # fmt: skip
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -120,6 +115,6 @@ class _Calls(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         output = function(*args, **(kwargs or {}))
-        if getattr(function, "__name__", "") in FUNCTIONS:
+        if getattr(function, "__name__", "") in ACTIVATIONS:
             self.watch.called(function.__name__, output)
         return output

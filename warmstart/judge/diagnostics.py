@@ -17,9 +17,10 @@ from specgd_common.files import replacing, write_text
 from specgd_common.optional import needed
 from specgd_common.tensors import full
 
+from ..methods.hidden_units import ACTIVATIONS
 from ..targets.find import Patterns, find_targets, matches
 from ..targets.parameters import unwrap
-from .activations import FUNCTIONS, ActivationWatch
+from .activations import ActivationWatch
 from .plasticity import effective_rank, feature_rows, share_below, stable_rank, unit_scores
 
 
@@ -108,7 +109,7 @@ class Diagnostics:
 
         self._watch = ActivationWatch(self.model, None if layers is None else wanted, keep)
         modules = [name for name, _ in self.model.named_modules()]
-        calls = (f"{name}.{f}" for name in modules if name for f in FUNCTIONS)
+        calls = (f"{name}.{f}" for name in modules if name for f in ACTIVATIONS)
         if layers is not None and not any(wanted(name) for name in (*modules, *calls)):
             raise ValueError(f"layers {layers!r} matches no module")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -65,10 +66,8 @@ def _redrawn(model: nn.Module, names: Sequence[str], seed: int) -> dict[str, Ten
         for owner in owners:
             module = model.get_submodule(owner)
             own = [n for n, _ in module.named_parameters(recurse=False)]
-            reset = getattr(module, "reset_parameters", None) or getattr(
-                module, "_reset_parameters", None
-            )
-            if not callable(reset):
+            initialize = _initializer(module)
+            if initialize is None:
                 raise ValueError(
                     f"parameters {[f'{owner}.{n}'.lstrip('.') for n in own]} belong to a "
                     f"{type(module).__name__} without reset_parameters(); pass fresh= a newly "
@@ -87,8 +86,21 @@ def _redrawn(model: nn.Module, names: Sequence[str], seed: int) -> dict[str, Ten
             twin._buffers = {
                 n: None if b is None else b.clone() for n, b in module._buffers.items()
             }
-            initialize: Any = getattr(twin, "reset_parameters", None) or twin._reset_parameters
-            initialize()
+            initialize(twin)
             fresh = {n: p for n, p in twin._parameters.items() if p is not None and n in own}
             values.update({f"{owner}.{n}".lstrip("."): p for n, p in fresh.items()})
     return values
+
+
+def _initializer(module: nn.Module) -> Callable[[Any], object] | None:
+    """Return what draws a module's initial values: its own method, or what GPT-2's layer does."""
+    for name in ("reset_parameters", "_reset_parameters"):
+        if callable(getattr(module, name, None)):
+            return methodcaller(name)
+    return _as_conv1d if type(module).__name__ == "Conv1D" else None
+
+
+def _as_conv1d(layer: Any) -> None:
+    """Initialize transformers' Conv1D as its constructor does."""
+    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)

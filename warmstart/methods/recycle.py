@@ -21,9 +21,8 @@ from ..shrink.report import ParameterRow, ShrinkReport
 from ..targets.find import Skipped, Target, find_targets, matches
 from ..targets.parameters import unwrap
 from .hidden_units import Units, follow_units
+from .idle_units import CRITERIA, OLD, ages_of, idle_units, unit_scores
 from .initial_values import Initial, initial_values
-
-CRITERIA = ("dormant", "gradient", "utility")
 
 
 def recycle_units(
@@ -37,6 +36,8 @@ def recycle_units(
     layers: str | Sequence[str] | None = None,
     max_batches: int = 10,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    maturity: int = 0,
+    ages: dict[str, Tensor] | None = None,
     fresh: Initial = None,
     seed: int = 0,
     optimizer: Any = None,
@@ -48,8 +49,9 @@ def recycle_units(
         score_i = E|a_i| / mean_j E|a_j|        recycled where score_i <= tau
 
     Hidden units are followed through one forward pass: outputs of linear layers and convolutions,
-    through normalization, activation, pooling and flattening, also gated ones, to the layers that
-    read them. Units that anything else reads (a residual sum) are left alone, and named.
+    also those that are stored (in, out), through normalization, activation, pooling and flattening,
+    also gated ones, to the layers that read them. Units that anything else reads (a residual sum)
+    or that a tied weight makes are left alone, and named.
 
     Args:
         model: Any module; changed in place. Not for sharded models.
@@ -63,9 +65,14 @@ def recycle_units(
         layers: Shell patterns of weights whose units may be recycled; None: all.
         max_batches: Use the first so many.
         forward: ``forward(model, batch) -> loss`` for batches or losses of any other kind.
+        maturity: Units that were born fewer than so many calls ago are left alone: their outgoing
+            weights start at zero, so that they score low whatever they may become.
+        ages: A dictionary of yours for ``maturity``, kept (and saved) between calls: weight ->
+            calls since each unit's birth. It is filled and updated here; units that no call has
+            given birth to count as mature.
         fresh: Where fresh values come from, see ``initial_values``.
         seed: Of the draw.
-        optimizer: Whose moments of the touched rows and columns are cleared.
+        optimizer: Whose moments are cleared: of the touched rows, columns and normalizations.
         inplace: False changes a copy, found in ``report.model``.
         dry_run: Report only.
 
@@ -91,6 +98,8 @@ def recycle_units(
         ['recycled 3 of 8 units of 0.weight']
     """
     _check(criterion, tau, share, max_batches)
+    if maturity < 0 or (maturity and ages is None):
+        raise ValueError(f"maturity must be >= 0 and needs ages= to count in, got {maturity}")
     model = model if inplace else copy.deepcopy(model)
     module = unwrap(model)
     if any(is_dtensor(p) for p in module.parameters()):
@@ -100,10 +109,16 @@ def recycle_units(
     if not batches:
         raise ValueError("data is empty: no batch to judge units by")
     found, skipped = _selected(module, batches, run, layers)
-    masks = [_idle(score, tau, share) for score in _scores(module, found, batches, run, criterion)]
+    scores = unit_scores(module, found, batches, run, criterion)
+    old = [ages_of(u, score, ages or {}) for u, score in zip(found, scores, strict=True)]
+    masks = [
+        idle_units(score, tau, share, age >= maturity)
+        for score, age in zip(scores, old, strict=True)
+    ]
     values, rows = _new_values(module, found, masks, fresh, seed)
     buffers = _new_statistics(module, found, masks)
     settings = {"criterion": criterion, "tau": tau, "share": share, "seed": seed}
+    settings |= {"maturity": maturity} if maturity else {}
     notes = [
         f"recycled {int(m.sum())} of {m.numel()} units of {' and '.join(u.sources)}"
         for u, m in zip(found, masks, strict=True)
@@ -121,6 +136,9 @@ def recycle_units(
         replaced({n: module.get_buffer(n) for n in buffers}, buffers),
     ):
         pass
+    if ages is not None:
+        for u, m, age in zip(found, masks, old, strict=True):
+            ages[u.sources[0]] = torch.where(m, 0, age + 1).clamp_max(OLD)
     return report
 
 
@@ -159,56 +177,6 @@ def _selected(
     return found, skipped
 
 
-def _scores(
-    module: nn.Module,
-    found: list[Units],
-    batches: list[Any],
-    run: Callable[..., Any],
-    criterion: str,
-) -> list[Tensor]:
-    """Return each unit's mean size over the batches, relative to its layer's mean."""
-    sums: dict[str, Tensor] = {}
-    for batch in batches:
-        with undisturbed(module, "eval"), torch.set_grad_enabled(criterion == "gradient"):
-            again, loss = follow_units(module, partial(run, module, batch))
-            kept = {u.sources[0]: u for u in again}
-            chosen = [kept[u.sources[0]] for u in found if u.sources[0] in kept]
-            sizes: Sequence[Tensor | None] = [u.activation for u in chosen]
-            if criterion == "gradient":
-                read = [u.activation for u in chosen if u.activation is not None]
-                sizes = torch.autograd.grad(loss, read, allow_unused=True)
-        for u, x in zip(chosen, sizes, strict=True):
-            if x is not None:
-                over = [d for d in range(x.ndim) if d != u.channel]
-                mean = x.detach().abs().float().mean(over)
-                sums[u.sources[0]] = sums.get(u.sources[0], torch.zeros_like(mean)) + mean
-    parameters = dict(module.named_parameters())
-    scores = []
-    for u in found:
-        # What no loss reaches has no size.
-        size = sums.get(u.sources[0], torch.zeros(len(parameters[u.sources[0]])))
-        if criterion == "utility":
-            size = size * sum(_outgoing(parameters[n], c) for n, c in u.readers.items())
-        scores.append(size / size.mean() if bool(size.any()) else size)
-    return scores
-
-
-def _outgoing(weight: Tensor, columns: int) -> Tensor:
-    """Return the size of what each unit sends on: the sum of its outgoing weights' sizes."""
-    sizes = weight.detach().abs().float()
-    sizes = sizes.sum([d for d in range(sizes.ndim) if d != 1])
-    return sizes.reshape(-1, columns).sum(1)
-
-
-def _idle(score: Tensor, tau: float, share: float | None) -> Tensor:
-    """Return which units are recycled."""
-    if share is None:
-        return score <= tau
-    mask = torch.zeros_like(score, dtype=torch.bool)
-    mask[score.argsort(stable=True)[: int(share * score.numel())]] = True
-    return mask
-
-
 def _new_values(
     module: nn.Module, found: list[Units], masks: list[Tensor], fresh: Initial, seed: int
 ) -> tuple[dict[str, Tensor], list[ParameterRow]]:
@@ -228,16 +196,19 @@ def _new_values(
             continue
         for n in u.sources + u.biases:
             v = value(n)
-            v[m] = drawn[n].to(v)[m]
-        for norm in u.norms:
-            for attribute, neutral in (("weight", 1.0), ("bias", 0.0)):
-                name = f"{norm}.{attribute}".lstrip(".")
-                if name in parameters and len(parameters[name]) == len(m):
-                    value(name)[m] = neutral
+            u.outputs(v, n)[m] = u.outputs(drawn[n].to(v), n)[m]
+        for name in _norm_parameters(u, parameters, len(m)):
+            value(name)[m] = 1.0 if name.endswith("weight") else 0.0
         for n, columns in u.readers.items():
-            value(n)[:, m.repeat_interleave(columns)] = 0.0
+            u.inputs(value(n), n)[m.repeat_interleave(columns)] = 0.0
     rows = [add_value(_target(targets, n, parameters[n]), v, {}) for n, v in values.items()]
     return values, rows
+
+
+def _norm_parameters(u: Units, parameters: Mapping[str, Tensor], units: int) -> list[str]:
+    """Return the names of gains and shifts of the normalizations that units pass."""
+    names = [f"{norm}.{a}".lstrip(".") for norm in u.norms for a in ("weight", "bias")]
+    return [n for n in names if n in parameters and len(parameters[n]) == units]
 
 
 def _target(targets: dict[str, Target], name: str, parameter: Tensor) -> Target:
@@ -275,14 +246,15 @@ def _new_moments(
         raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
     out: dict[str, tuple[str, Tensor, Tensor]] = {}
     for u, m in zip(found, masks, strict=True):
-        touched = {n: (m, 0) for n in u.sources + u.biases}
-        touched |= {n: (m.repeat_interleave(c), 1) for n, c in u.readers.items()}
-        for n, (mask, dim) in touched.items() if m.any() else []:
+        made = [*u.sources, *u.biases, *_norm_parameters(u, parameters, len(m))]
+        touched = [(n, m, u.outputs) for n in made]
+        touched += [(n, m.repeat_interleave(c), u.inputs) for n, c in u.readers.items()]
+        for n, mask, view in touched if m.any() else []:
             p = parameters[n]
             for key, x in optimizer.state.get(p, {}).items():
                 if isinstance(x, Tensor) and x.shape == p.shape and x.is_floating_point():
                     label = f"{key} of {n}"
                     new = out[label][2] if label in out else x.clone()
-                    new[(slice(None),) * dim + (mask,)] = 0.0
+                    view(new, n)[mask] = 0.0
                     out[label] = (label, x, new)
     return list(out.values())
