@@ -13,6 +13,7 @@ from .record.tracker import DualTracker
 from .report.evaluate import Comparison, beats_random
 from .scale.hub import prune_dataset
 from .scale.streaming import select_parquet
+from .score.keys import read_keys, write_keys
 from .score.table import ScoreTable
 from .select.beta import beta_parameters
 
@@ -28,5 +29,7 @@ __all__ = [
     "beta_parameters",
     "index_batches",
     "prune_dataset",
+    "read_keys",
     "select_parquet",
+    "write_keys",
 ]

@@ -5,18 +5,18 @@ from types import ModuleType
 from typing import Any
 
 
-def needed(module: str, extra: str) -> Any:
+def needed(module: str, extra: str | None) -> Any:
     """Import an optional library.
 
     Args:
         module: Its dotted name.
-        extra: The extra of this distribution that brings it.
+        extra: The extra of this distribution that brings it; None where no extra does.
 
     Returns:
         The module.
 
     Raises:
-        ImportError: If it is not installed, naming the extra.
+        ImportError: If it is not installed, naming the extra or the package.
 
     Example:
         >>> needed("math", "data").sqrt(4.0)
@@ -29,7 +29,6 @@ def needed(module: str, extra: str) -> Any:
         # What is installed and broken says by itself what is wrong with it.
         if error.name is not None and error.name.partition(".")[0] != package:
             raise
-        raise ImportError(
-            f'this call needs {package}: pip install "torch-specgd[{extra}]"', name=package
-        ) from error
+        what = package if extra is None else f'"torch-specgd[{extra}]"'
+        raise ImportError(f"this call needs {package}: pip install {what}", name=package) from error
     return found

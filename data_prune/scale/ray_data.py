@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 
 from specgd_common.optional import needed
 
-from ..score.parquet import arrays_of, batch_arrays, checked_batches, with_ids
+from ..score.arrow import arrays_of, without_views
+from ..score.parquet import batch_arrays, checked_batches, with_ids
 from ..select.survey import Columns
 
 
 @contextmanager
-def ray_engine(files: list[Path], names: list[str], batch: int) -> Iterator[RayEngine]:
+def ray_engine(
+    files: list[Path], names: list[str], batch: int, labels: list[str] | None = None
+) -> Iterator[RayEngine]:
     """Give an engine on the Ray that is running, or on one that lives as long as the block.
 
     The latter uses the cores of this machine and neither a dashboard nor Ray's usage statistics.
@@ -35,6 +38,7 @@ def ray_engine(files: list[Path], names: list[str], batch: int) -> Iterator[RayE
         files: Parquet files, by names that all workers can open.
         names: The columns that a selection looks at.
         batch: Rows that are looked at together.
+        labels: Names that labels stand for, in order; None for integers.
 
     Raises:
         ImportError: If Ray is not installed.
@@ -51,7 +55,7 @@ def ray_engine(files: list[Path], names: list[str], batch: int) -> Iterator[RayE
             if before is None:
                 del os.environ["RAY_USAGE_STATS_ENABLED"]
     try:
-        yield RayEngine([str(file.resolve()) for file in files], names, batch)
+        yield RayEngine([str(file.resolve()) for file in files], names, batch, labels)
     except Exception as error:
         raise _cause(error) from error
     finally:
@@ -72,8 +76,10 @@ def _cause(error: BaseException) -> BaseException:
 class RayEngine:
     """See ``streaming.Engine``."""
 
-    def __init__(self, files: list[str], names: list[str], batch: int) -> None:
-        self.files, self.names, self.batch = files, names, batch
+    def __init__(
+        self, files: list[str], names: list[str], batch: int, labels: list[str] | None = None
+    ) -> None:
+        self.files, self.names, self.batch, self.labels = files, names, batch, labels
         self._narrow: Any = None
 
     def _blocks(self) -> Any:
@@ -81,13 +87,13 @@ class RayEngine:
         if self._narrow is None:
             import ray.data
 
-            names, batch = self.names, self.batch
+            names, batch, labels = self.names, self.batch, self.labels
 
             def take_out(files: Any) -> Iterator[Any]:
                 import pyarrow as pa
 
                 for file in files["file"].to_pylist():
-                    for arrays in checked_batches(Path(file), batch):
+                    for arrays in checked_batches(Path(file), batch, labels):
                         yield pa.table(with_ids(arrays, names))
 
             files = ray.data.from_items(
@@ -119,12 +125,13 @@ class RayEngine:
         import pyarrow.parquet as pq
         import ray.data
 
-        names = self.names
+        names, labels = self.names, self.labels
 
         def kept(block: Any) -> Any:
             import pyarrow as pa
 
-            columns = with_ids(arrays_of(block, names, destination), names)
+            block = without_views(block)
+            columns = with_ids(arrays_of(block, names, destination, labels), names)
             return block.filter(pa.array(keep(columns)))
 
         # Names of folders such as "epoch=3" must not become columns.

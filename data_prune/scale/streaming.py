@@ -28,14 +28,15 @@ from specgd_common.files import replacing, write_text
 from specgd_common.folders import making_folder
 from specgd_common.optional import needed
 
+from ..score.arrow import arrays_of, without_views
 from ..score.columns import Digest
 from ..score.parquet import (
     Stored,
     add_stored,
-    arrays_of,
     batch_arrays,
     checked_batches,
     columns_in,
+    label_names,
     open_parquet,
     stored_in,
     with_ids,
@@ -122,7 +123,8 @@ def select_parquet(
     how = _check_files(files, ignore_nonfinite, options)
     names = [*NEEDED, *({str(how.by)} - set(NEEDED))]
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with _engine(engine, files, source, destination, names) as (here, aside):
+    labels = label_names(files)
+    with _engine(engine, files, source, destination, names, labels) as (here, aside):
         plan = make_plan(here.fold, prune_ratio, how)
         check_unique_ids(here.fold, plan.total, source)
         search = find_threshold(
@@ -142,20 +144,25 @@ def select_parquet(
 
 @contextmanager
 def _engine(
-    name: str, files: list[Path], source: Path, destination: Path, names: list[str]
+    name: str,
+    files: list[Path],
+    source: Path,
+    destination: Path,
+    names: list[str],
+    labels: list[str] | None,
 ) -> Iterator[tuple[Engine, Any]]:
     """Give an engine and where it writes; that becomes the destination if the block succeeds."""
     aside: AbstractContextManager[Any] = making_folder(destination)
     if name == "ray":
         from .ray_data import ray_engine
 
-        with aside as folder, ray_engine(files, names, BATCH) as on_ray:
+        with aside as folder, ray_engine(files, names, BATCH, labels) as on_ray:
             yield on_ray, folder
         return
     if not source.is_dir():
         aside = replacing(destination)
     with aside as target, tempfile.TemporaryFile(dir=destination.parent) as scratch:
-        yield _Local(files, source, names, scratch), target
+        yield _Local(files, source, names, scratch, labels), target
 
 
 def parquet_files(source: Path) -> list[Path]:
@@ -231,15 +238,24 @@ def check_unique_ids(fold: Fold, total: int, source: Path) -> None:
 class _Local:
     """Read one batch of rows after the other, on this machine."""
 
-    def __init__(self, files: list[Path], source: Path, names: list[str], scratch: IO) -> None:
+    def __init__(
+        self,
+        files: list[Path],
+        source: Path,
+        names: list[str],
+        scratch: IO,
+        labels: list[str] | None = None,
+    ) -> None:
         self.files, self.source, self.names, self.scratch = files, source, names, scratch
+        self.labels = labels
         self._taken_out = False
 
     def _take_out(self) -> None:
         """Copy the columns of all files into the scratch file, keys as ids of eight bytes."""
         pa = needed("pyarrow", "data")
         writer = None
-        for arrays in (a for file in self.files for a in checked_batches(file, BATCH)):
+        batches = (a for file in self.files for a in checked_batches(file, BATCH, self.labels))
+        for arrays in batches:
             narrow = pa.record_batch(with_ids(arrays, self.names))
             writer = writer or pa.ipc.new_stream(self.scratch, narrow.schema)
             writer.write_batch(narrow)
@@ -256,28 +272,33 @@ class _Local:
 
     def write(self, keep: Callable[[Columns], NDArray], destination: Any) -> int:
         if not self.source.is_dir():
-            return write_kept(self.source, destination, self.names, keep)
+            return write_kept(self.source, destination, self.names, keep, self.labels)
         rows = 0
         for file in self.files:
             target = destination / file.relative_to(self.source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            rows += write_kept(file, target, self.names, keep)
+            rows += write_kept(file, target, self.names, keep, self.labels)
         return rows
 
 
 def write_kept(
-    file: Path, target: Path | IO, names: list[str], keep: Callable[[Columns], NDArray]
+    file: Path,
+    target: Path | IO,
+    names: list[str],
+    keep: Callable[[Columns], NDArray],
+    labels: list[str] | None = None,
 ) -> int:
     """Write the rows of one file that stay, with a digest of their own; return their number."""
     pa, pq = needed("pyarrow", "data"), needed("pyarrow.parquet", "data")
     rows, digest = 0, Digest()
     with open_parquet(file) as reader:
         stored, counted = stored_in(reader, file), columns_in(reader, file)
-        with pq.ParquetWriter(target, reader.schema_arrow, compression="zstd") as writer:
-            for batch in reader.iter_batches(BATCH):
-                columns = with_ids(arrays_of(batch, names, file), names)
+        schema = without_views(reader.schema_arrow.empty_table()).schema
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for batch in map(without_views, reader.iter_batches(BATCH)):
+                columns = with_ids(arrays_of(batch, names, file, labels), names)
                 part = batch.filter(pa.array(keep(columns)))
-                digest.add(arrays_of(part, counted, file))
+                digest.add(arrays_of(part, counted, file, labels))
                 writer.write_batch(part)
                 rows += len(part)
             if stored.digest is not None:

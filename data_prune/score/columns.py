@@ -43,7 +43,8 @@ def check_columns(columns: Arrays, where: str = "") -> None:
             _check_keys(values, where)
         elif name in ("label", "observed"):
             low = -1 if name == "label" else 0
-            _check_kind(name, values, "iu", "integers", where)
+            what = "integers or names" if name == "label" else "integers"
+            _check_kind(name, values, "iu", what, where)
             _check_range(name, values, low, 2**31 - 1, where)
         else:
             _check_kind(name, values, "fiu", "numbers", where)
@@ -53,6 +54,47 @@ def check_columns(columns: Arrays, where: str = "") -> None:
             if name == "mean_prob":
                 hint = ": has it been swapped with a score or with positions?"
                 _check_range(name, known, 0.0, 1.0 + 1e-6, where, hint)
+
+
+def code_labels(
+    values: NDArray, names: list[str] | None = None
+) -> tuple[NDArray, list[str] | None]:
+    """Return labels as integers, -1 where there is none, and the names that they stand for.
+
+    Args:
+        values: (N,) integers, whole numbers with NaN, or names; None and NaN are no label.
+        names: In ascending order; None takes those that occur.
+
+    Returns:
+        The integers, and the names, None where labels were integers. What is neither is
+        returned as it is, for ``check_columns`` to refuse.
+
+    Example:
+        >>> code, names = code_labels(np.array(["dog", None, "cat"], dtype=object))
+        >>> code.tolist(), names
+        ([1, -1, 0], ['cat', 'dog'])
+    """
+    if values.dtype.kind == "b":
+        return values.astype(np.int8), None
+    if values.dtype.kind == "f":
+        known = np.where(np.isnan(values), -1.0, values)
+        whole = np.isfinite(known).all() and (known == np.rint(known)).all()
+        return (known.astype(np.int64) if whole else values), None
+    if values.dtype.kind not in "UO":
+        return values, None
+    there = np.array([not (v is None or v != v) for v in values.flat], dtype=bool)
+    some = values[there]
+    if all(isinstance(v, str) for v in some.flat) and (names is not None or len(some)):
+        found = sorted(set(some.tolist())) if names is None else names
+        place = {name: code for code, name in enumerate(found)}
+        codes = np.full(len(values), -1, dtype=np.int32)
+        codes[there] = [place[v] for v in some.tolist()]
+        return codes, found
+    if all(isinstance(v, (int, np.integer)) for v in some.flat):
+        codes = np.full(len(values), -1, dtype=np.int64)
+        codes[there] = some.astype(np.int64)
+        return codes, None
+    return values, None
 
 
 def _check_kind(name: str, values: NDArray, kinds: str, what: str, where: str) -> None:

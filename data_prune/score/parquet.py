@@ -15,6 +15,7 @@ from specgd_common.files import replacing
 from specgd_common.optional import needed
 
 from ..select.noise import example_ids
+from .arrow import arrays_of, is_text, names_in, number_columns
 from .columns import COLUMNS, Arrays, Digest, check_columns, check_unique, seal
 
 META_KEY = b"data_prune"
@@ -85,14 +86,15 @@ def read_columns(path: str | os.PathLike) -> tuple[Arrays, Arrays, dict[str, Any
     file = Path(path)
     with open_parquet(file) as reader:
         stored, names = stored_in(reader, file), columns_in(reader, file)
-        digest = Digest()
-        arrays = arrays_of(reader.read(columns=names), names, file)
+        digest, rows = Digest(), reader.read(columns=names)
+        found = names_in(rows.column("label"))
+        arrays = arrays_of(rows, names, file, found)
     check_columns(arrays, f"{file}: ")
     check_unique(arrays["key"], f"{file}: ")
     digest.add(arrays)
     check_digest(stored, digest, file)
     peers = {name: arrays.pop(name) for name in names if name not in COLUMNS}
-    return arrays, peers, stored.meta
+    return arrays, peers, stored.meta if found is None else {**stored.meta, "label_names": found}
 
 
 @contextmanager
@@ -137,14 +139,7 @@ def stored_in(reader: Any, path: Path) -> Stored:
     """Return what a file says of itself, after checking that nobody has changed it."""
     text = (reader.metadata.metadata or {}).get(META_KEY)
     if text is None:  # another program wrote it: every further column of numbers may rank
-        types = needed("pyarrow", "data").types
-        peers = [
-            field.name
-            for field in reader.schema_arrow
-            if field.name not in COLUMNS
-            and (types.is_integer(field.type) or types.is_floating(field.type))
-        ]
-        return Stored({}, peers, None)
+        return Stored({}, number_columns(reader.schema_arrow), None)
     try:
         content = json.loads(text)
         given = content.pop("seal")
@@ -177,38 +172,42 @@ def check_digest(stored: Stored, digest: Digest, path: Path) -> None:
         )
 
 
-def arrays_of(batch: Any, names: Iterable[str], path: Path) -> Arrays:
-    """Return columns of a record batch or table as arrays; a null is refused."""
-    arrays: Arrays = {}
-    for name in names:
-        column = batch.column(name)
-        if column.null_count:
-            raise ValueError(
-                f"{path}: column {name!r} must have a value in every row, got {column.null_count} "
-                "nulls (what is not known is NaN)"
-            )
-        values = column.to_numpy(zero_copy_only=False) if _is_batch(batch) else column.to_numpy()
-        if values.dtype.kind == "O" and name != "key":
-            raise TypeError(f"{path}: column {name!r} must hold numbers, got {column.type}")
-        arrays[name] = values
-    return arrays
+def label_names(files: Iterable[Path]) -> list[str] | None:
+    """Return in order the names that stand in the labels of all files; None for integers.
+
+    Raises:
+        TypeError: If some files have names and others have integers.
+    """
+    found: set[str] = set()
+    kinds: dict[bool, Path] = {}
+    for file in files:
+        with open_parquet(file) as reader:
+            if "label" not in reader.schema_arrow.names:
+                continue  # refused with all else that is missing
+            text = is_text(reader.schema_arrow.field("label").type)
+            kinds[text] = file
+            for batch in reader.iter_batches(1 << 18, columns=["label"]) if text else ():
+                found |= set(names_in(batch.column("label")) or ())
+    if len(kinds) == 2:
+        raise TypeError(
+            f"labels must be names in all files or in none, got names in {kinds[True]} and "
+            f"integers in {kinds[False]}"
+        )
+    return sorted(found) if True in kinds else None
 
 
-def _is_batch(batch: Any) -> bool:
-    return isinstance(batch, needed("pyarrow", "data").RecordBatch)
-
-
-def checked_batches(path: Path, rows: int) -> Iterator[Arrays]:
+def checked_batches(path: Path, rows: int, labels: list[str] | None = None) -> Iterator[Arrays]:
     """Yield a file's columns batch by batch, held to the checks of a whole table.
 
     Args:
         path: The file.
         rows: Of a batch.
+        labels: What ``label_names`` says of all files.
     """
     with open_parquet(path) as reader:
         stored, names, digest = stored_in(reader, path), columns_in(reader, path), Digest()
         for batch in reader.iter_batches(rows, columns=names):
-            arrays = arrays_of(batch, names, path)
+            arrays = arrays_of(batch, names, path, labels)
             check_columns(arrays, f"{path}: ")
             digest.add(arrays)
             yield arrays

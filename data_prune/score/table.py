@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any
@@ -17,7 +17,10 @@ from ..select.noise import example_ids
 from ..select.plan import Plan, parts
 from ..select.planner import Options, class_quotas, make_plan
 from ..select.survey import Columns, class_index
-from .columns import COLUMNS, Digest, check_columns, check_unique
+from .arrow import as_arrow, from_arrow, to_frame
+from .columns import COLUMNS, Digest, check_columns, check_unique, code_labels
+from .join import averaged, joined
+from .keys import plain_keys, rows_of
 from .parquet import read_columns, write_columns
 
 
@@ -27,7 +30,8 @@ class ScoreTable:
 
     Attributes:
         key: Identity of the example: its position (int64), or a string or uint64 key.
-        label: The label used in the loss; -1 where there is none.
+        label: The label used in the loss; -1 where there is none. Names become numbers in their
+            order, with ``meta["label_names"]``; None is no label.
         score: DUAL score; NaN for an example without one complete window.
         mean_prob: Mean probability of the label over the epochs in which it was seen.
         observed: Number of those epochs.
@@ -51,6 +55,13 @@ class ScoreTable:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.key, np.ndarray):
+            object.__setattr__(self, "key", plain_keys(self.key))
+        if isinstance(self.label, np.ndarray):
+            label, names = code_labels(self.label)
+            object.__setattr__(self, "label", label)
+            if names is not None:
+                object.__setattr__(self, "meta", {**self.meta, "label_names": names})
         taken = sorted(set(self.peers) & {*COLUMNS, "id"})
         if taken:
             raise ValueError(f"peers must have names of their own, got {taken}")
@@ -202,6 +213,25 @@ class ScoreTable:
         peers = {name: values[rows] for name, values in self.peers.items()}
         return ScoreTable(**columns, peers=peers, meta={**self.meta, "examples": len(rows)})
 
+    def order_by(self, keys: Any) -> ScoreTable:
+        """Return the rows in the order of a data set that has these keys.
+
+        Args:
+            keys: (M,) key of each example of the data; the table may know more examples.
+
+        Raises:
+            TypeError: If they are of another kind than the table's.
+            ValueError: If one of them comes twice, or the table does not have it.
+
+        Example:
+            >>> one = np.ones(2)
+            >>> table = ScoreTable(np.array(["a", "b"]), one.astype(int), np.array([0.1, 0.2]),
+            ...     one / 2, one.astype(int))
+            >>> table.order_by(["b", "a"]).score.tolist()
+            [0.2, 0.1]
+        """
+        return self.take(rows_of(self.key, keys))
+
     def plan(self, prune_ratio: float, **options: Any) -> Plan:
         """Return the selection before it is carried out: its ``settings`` say what would be done.
 
@@ -251,6 +281,29 @@ class ScoreTable:
         return digest.hex()
 
     @classmethod
+    def concat(cls, tables: Sequence[ScoreTable]) -> ScoreTable:
+        """Join the scores of data that has grown: record the new examples alone, then join.
+
+        The keys of a table of positions, 0 to n - 1, follow those of the tables before it, as
+        ``torch.utils.data.ConcatDataset`` numbers its examples; other keys stay as they are.
+
+        Args:
+            tables: One or more, recorded alike. Scores of two runs compare only as far as the
+                runs do: the same model, schedule and epochs for the new examples as for the old.
+
+        Raises:
+            ValueError: If keys are in two tables, if peers differ, or if the tables were recorded
+                with another window, task or loss scale.
+
+        Example:
+            >>> one = np.ones(2)
+            >>> old = ScoreTable(np.arange(2), one.astype(int), one, one, one.astype(int))
+            >>> ScoreTable.concat([old, old]).key.tolist()
+            [0, 1, 2, 3]
+        """
+        return cls(**joined(tables))
+
+    @classmethod
     def average(cls, tables: Sequence[ScoreTable]) -> ScoreTable:
         """Average the scores of several runs over the same examples (EL2N's ten seeds).
 
@@ -260,38 +313,48 @@ class ScoreTable:
         Raises:
             ValueError: If keys, labels or peers differ.
         """
-        first = tables[0]
-        for other in tables[1:]:
-            if not (
-                np.array_equal(first.key, other.key)
-                and np.array_equal(first.label, other.label)
-                and first.peers.keys() == other.peers.keys()
-            ):
-                raise ValueError("tables to average must have equal keys, labels and peers")
-
-        def mean(of: Callable[[ScoreTable], NDArray]) -> NDArray:
-            return np.mean([of(table) for table in tables], axis=0)
-
-        def of_peer(name: str) -> Callable[[ScoreTable], NDArray]:
-            return lambda table: table.peers[name]
-
-        return cls(
-            key=first.key,
-            label=first.label,
-            score=mean(lambda t: t.score),
-            mean_prob=mean(lambda t: t.mean_prob),
-            observed=np.sum([t.observed for t in tables], axis=0),
-            peers={name: mean(of_peer(name)) for name in first.peers},
-            meta={
-                **first.meta,
-                "runs": len(tables),
-                "nonfinite": sum(t.meta.get("nonfinite", 0) for t in tables),
-            },
-        )
+        return cls(**averaged(tables))
 
     def to_parquet(self, path: str | os.PathLike) -> None:
         """Write one Parquet file: a column for each array, ``meta`` and the digest as metadata."""
         write_columns([(self.arrays(), self.peers, self.meta)], path)
+
+    def to_frame(self, kind: str) -> Any:
+        """Return the columns and peers as a table of another library.
+
+        Args:
+            kind: "pandas", "polars", "arrow" (pyarrow) or "datasets". Labels that are names come
+                back as names, null where there is none. ``meta`` is not in it: ``to_parquet``
+                writes the file that holds all.
+
+        Raises:
+            ImportError: If the library is not installed, naming what brings it.
+            ValueError: For another kind.
+        """
+        columns = {**self.arrays(), **self.peers}
+        return to_frame(columns, self.meta.get("label_names"), kind)
+
+    @classmethod
+    def from_frame(cls, frame: Any) -> ScoreTable:
+        """Return the score table that another library's table holds.
+
+        Args:
+            frame: A table of pandas, polars, pyarrow or ``datasets``, or a dict, with the columns
+                label, score, mean_prob, observed, and key unless rows are known by position.
+                Every further column of numbers is a peer, and nulls in numbers are NaN.
+
+        Raises:
+            ImportError: If pyarrow is not installed.
+            TypeError: If it is no such table, or a column holds another kind of values.
+            ValueError: If a column is missing, or values are outside their ranges.
+
+        Example:
+            >>> columns = {"label": ["cat", None], "score": [0.1, 0.2], "mean_prob": [0.5, 0.5]}
+            >>> ScoreTable.from_frame({**columns, "observed": [9, 9]}).label.tolist()
+            [0, -1]
+        """
+        columns, peers, named = from_arrow(as_arrow(frame))
+        return cls(**columns, peers=peers, meta={} if named is None else {"label_names": named})
 
     @classmethod
     def from_parquet(
