@@ -20,7 +20,7 @@ from ..score.table import ScoreTable
 from ..select.noise import shuffled, uniform
 from ..select.planner import keep_count, resolve_method
 from .division import check_divided, check_division, divided_by
-from .labels import check_same_labels
+from .labels import matched
 from .loader import ScoredLoader
 from .order import Handout, share, share_length
 
@@ -60,6 +60,8 @@ class DualScoreSampler(Sampler[int]):
             the first ones are repeated.
         select_options: Further arguments of ``ScoreTable.select``.
         tracker_options: Further arguments of ``DualTracker``.
+        keys: Key of each example, or the name of the column that holds it, for a ``table`` with
+            keys of its own (a stream's) or of more examples; without them rows are positions.
         check_labels: Refuse a ``table`` whose labels are not those of the data, where both are
             known.
 
@@ -96,18 +98,17 @@ class DualScoreSampler(Sampler[int]):
         drop_last: bool = False,
         select_options: dict[str, Any] | None = None,
         tracker_options: dict[str, Any] | None = None,
+        keys: Any = None,
         check_labels: bool = True,
     ) -> None:
         self.num_examples = _length(data_source)
         self.num_kept = keep_count(self.num_examples, prune_ratio)
         resolve_method(method, preset, c_d)
         check_division(num_replicas, rank)
-        if table is not None and len(table) != self.num_examples:
-            raise ValueError(
-                f"table scores {len(table)} examples, the data set has {self.num_examples}"
-            )
-        if table is not None and check_labels:
-            check_same_labels(table, data_source)
+        if table is not None:
+            table = matched(table, data_source, keys, check_labels)
+        elif keys is not None:
+            raise ValueError("keys say which row of a table is whose, and there is no table")
         if table is None and not shuffle:
             warnings.warn(
                 "with shuffle=False the examples at the end of an epoch are always measured on a "

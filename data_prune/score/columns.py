@@ -82,7 +82,9 @@ def code_labels(
         return (known.astype(np.int64) if whole else values), None
     if values.dtype.kind not in "UO":
         return values, None
-    there = np.array([not (v is None or v != v) for v in values.flat], dtype=bool)
+    there = np.array(
+        [not (v is None or (isinstance(v, float) and v != v)) for v in values.flat], dtype=bool
+    )
     some = values[there]
     if all(isinstance(v, str) for v in some.flat) and (names is not None or len(some)):
         found = sorted(set(some.tolist())) if names is None else names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,10 +47,14 @@ def joined(tables: Sequence[ScoreTable]) -> dict[str, Any]:
     return {
         "key": np.concatenate(keys),
         "label": _joined_labels(tables, meta),
-        **{name: column(lambda t, name=name: getattr(t, name)) for name in COLUMNS[2:]},
-        "peers": {name: column(lambda t, name=name: t.peers[name]) for name in first.peers},
+        **{name: column(attrgetter(name)) for name in COLUMNS[2:]},
+        "peers": {name: column(_of_peer(name)) for name in first.peers},
         "meta": meta,
     }
+
+
+def _of_peer(name: str) -> Callable[[ScoreTable], NDArray]:
+    return lambda table: table.peers[name]
 
 
 def _joined_labels(tables: Sequence[ScoreTable], meta: dict[str, Any]) -> NDArray:
@@ -86,7 +91,7 @@ def averaged(tables: Sequence[ScoreTable]) -> dict[str, Any]:
         "score": mean(lambda t: t.score),
         "mean_prob": mean(lambda t: t.mean_prob),
         "observed": np.sum([t.observed for t in tables], axis=0),
-        "peers": {name: mean(lambda t, name=name: t.peers[name]) for name in first.peers},
+        "peers": {name: mean(_of_peer(name)) for name in first.peers},
         "meta": {
             **first.meta,
             "runs": len(tables),

@@ -230,7 +230,7 @@ def test_hugging_face_data_set_keeps_columns_and_says_how(tmp_path):
     assert record["scores"]["digest"] == table.digest()
     with pytest.raises(FileExistsError, match="not overwritten"):
         prune_dataset(data, table, 0.5, save_to=tmp_path / "small")
-    with pytest.raises(ValueError, match="has 100 rows, the table 200"):
+    with pytest.raises(ValueError, match="scores 200 examples, the data set has 100"):
         prune_dataset(data.select(range(100)), table, 0.5)
     with pytest.raises(TypeError, match="got IterableDataset"):
         prune_dataset(data.to_iterable_dataset(), table, 0.5)
