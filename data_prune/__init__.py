@@ -11,6 +11,7 @@ from .load.sampler import DualScoreSampler
 from .record.keyed import KeyedTracker
 from .record.tracker import DualTracker
 from .report.evaluate import Comparison, beats_random
+from .report.wrong import WrongLabels, wrong_labels
 from .scale.hub import prune_dataset
 from .scale.streaming import select_parquet
 from .score.keys import read_keys, write_keys
@@ -25,6 +26,7 @@ __all__ = [
     "KeyedTracker",
     "ScoreTable",
     "ScoredLoader",
+    "WrongLabels",
     "beats_random",
     "beta_parameters",
     "index_batches",
@@ -32,4 +34,5 @@ __all__ = [
     "read_keys",
     "select_parquet",
     "write_keys",
+    "wrong_labels",
 ]

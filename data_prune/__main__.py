@@ -1,4 +1,4 @@
-"""Command line: ``data-prune report`` and ``select``; also ``python -m data_prune``."""
+"""Command line: ``data-prune report``, ``select`` and ``wrong``; also ``python -m data_prune``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 
 from specgd_common.command_line import Parser, answer, parsed
 from specgd_common.files import write_text
+from specgd_common.optional import needed
 
 from .report.page import build_report
+from .report.wrong import wrong_labels
 from .scale.streaming import select_parquet
 from .score.table import ScoreTable
 from .select.plan import METHODS
@@ -27,10 +29,12 @@ def _c_d(text: str) -> float | str:
 
 
 def build_parser() -> Parser:
-    """Return both commands and the options of a selection, which they share."""
+    """Return the commands; what they share is said once."""
+    files = Parser(add_help=False)
+    files.add_argument("scores", type=Path, help="Parquet file written by ScoreTable")
+    files.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    files.add_argument("--json", action="store_true", help="settings as JSON on stdout")
     selection = Parser(add_help=False)
-    selection.add_argument("scores", type=Path, help="Parquet file written by ScoreTable")
-    selection.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     selection.add_argument(
         "-r", "--prune-ratio", type=float, default=0.5, help="fraction REMOVED, in [0, 1)"
     )
@@ -47,18 +51,26 @@ def build_parser() -> Parser:
     selection.add_argument(
         "--ignore-nonfinite", action="store_true", help="accept a recording with NaN logits"
     )
-    selection.add_argument("--json", action="store_true", help="settings as JSON on stdout")
     parser = Parser(prog="data-prune", description="Prune a data set by recorded scores.")
     parser.add_version()
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser(
-        "report", parents=[selection], help="one HTML page about scores and selection"
+        "report", parents=[files, selection], help="one HTML page about scores and selection"
     )
     report.add_argument("--title", default="Dataset pruning")
+    report.add_argument(
+        "--data", type=Path, help="folder of datasets.Dataset.save_to_disk, whose images are shown"
+    )
     select = commands.add_parser(
-        "select", parents=[selection], help="the kept rows, Parquet to Parquet"
+        "select", parents=[files, selection], help="the kept rows, Parquet to Parquet"
     )
     select.add_argument("--engine", choices=("local", "ray"), default="local")
+    wrong = commands.add_parser(
+        "wrong", parents=[files], help="labels that are likely wrong, to .csv, .txt or .npy"
+    )
+    wrong.add_argument(
+        "--count", type=int, help="how many (default: those that a selection sets aside)"
+    )
     return parser
 
 
@@ -66,6 +78,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Carry out one command and return what was done."""
     if os.path.lexists(args.output):
         raise FileExistsError(f"{args.output} exists and is not overwritten")
+    if args.command == "wrong":
+        found = wrong_labels(ScoreTable.from_parquet(args.scores), args.count)
+        found.write(args.output)
+        return {"wrong": len(found), "merely_hard": found.merely_hard}
     names = ("method", "by", "c_d", "seed", "per_class", "preset", "ignore_nonfinite")
     options = {name: getattr(args, name) for name in names}
     if args.command == "select":
@@ -73,7 +89,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.scores, args.output, args.prune_ratio, engine=args.engine, **options
         )
     table = ScoreTable.from_parquet(args.scores)
-    write_text(args.output, build_report(table, args.prune_ratio, title=args.title, **options))
+    data = None if args.data is None else needed("datasets", "data").load_from_disk(args.data)
+    page = build_report(table, args.prune_ratio, title=args.title, data=data, **options)
+    write_text(args.output, page)
     options.pop("ignore_nonfinite")
     return dict(table.plan(args.prune_ratio, **options).settings or {})
 
@@ -86,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = run(args)
         if args.json:
             return [json.dumps(settings, indent=2)]
+        if args.command == "wrong":
+            why = " (improbable labels still move: hard, not wrong)" * settings["merely_hard"]
+            return [f"{settings['wrong']:,} labels listed{why} -> {args.output}"]
         kept, examples = settings["kept"], settings["examples"]
         return [f"{kept:,} of {examples:,} examples kept -> {args.output}"]
 

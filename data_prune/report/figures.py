@@ -1,8 +1,9 @@
-"""A score table and a selection -> the report's figures, as inline PNG."""
+"""A score table and a selection -> the report's figures, as inline PNG, and what they say."""
 
 from __future__ import annotations
 
 import base64
+import html
 import io
 from typing import Any
 
@@ -17,18 +18,81 @@ from ..score.table import ScoreTable
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
 
 
-def inline_png(draw: Any, width: float = 6.4, height: float = 4.0) -> str:
-    """Return an inline PNG of what ``draw(axes)`` draws."""
+# More classes than this make bars that nobody can tell apart: then each class is a dot.
+MAX_BARS = 120
+# Names of classes that fit below their bars.
+MAX_NAMES = 30
+
+
+def inline_png(draw: Any, alt: str, width: float = 4.8, height: float = 3.2) -> str:
+    """Return an inline PNG of what ``draw(axes)`` draws.
+
+    Args:
+        draw: Called with the axes.
+        alt: What the figure says, for who does not see it.
+        width: In inches.
+        height: In inches.
+    """
     canvas = needed("matplotlib.backends.backend_agg", "plot").FigureCanvasAgg
     figure = needed("matplotlib.figure", "plot").Figure(
-        figsize=(width, height), dpi=150, layout="constrained"
+        figsize=(width, height), dpi=200, layout="constrained"
     )
     canvas(figure)
     draw(figure.add_subplot())
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="" src="data:image/png;base64,{data}">'
+    return image_tag(buffer.getvalue(), alt)
+
+
+def image_tag(png: bytes, alt: str, more: str = "") -> str:
+    """Return the HTML of an image that lies inside the page."""
+    data = base64.b64encode(png).decode()
+    return f'<img{more} alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def quartiles(values: NDArray) -> str:
+    """Return the middle half of some numbers in words."""
+    known = values[~np.isnan(values)]
+    if len(known) == 0:
+        return "unknown"
+    low, middle, high = np.quantile(known, [0.25, 0.5, 0.75])
+    return f"{middle:.3g} (middle half {low:.3g} to {high:.3g})"
+
+
+def say_map(table: ScoreTable, kept: NDArray[np.int64]) -> str:
+    """Say what ``draw_map`` draws."""
+    return (
+        f"Map of {len(table):,} examples by mean probability of the label and DUAL score. "
+        f"All: median probability {quartiles(table.mean_prob)}, median score "
+        f"{quartiles(table.score)}. The {len(kept):,} kept: median probability "
+        f"{quartiles(table.mean_prob[kept])}, median score {quartiles(table.score[kept])}."
+    )
+
+
+def say_beta(table: ScoreTable, kept: NDArray[np.int64], settings: dict[str, Any]) -> str:
+    """Say what ``draw_beta`` draws."""
+    said = (
+        f"Histograms of the mean probability. All: median {quartiles(table.mean_prob)}. Kept: "
+        f"median {quartiles(table.mean_prob[kept])}."
+    )
+    if "alpha" in settings:
+        a, b = settings["alpha"], settings["beta"]
+        said += f" The Beta density with parameters {a:.3g} and {b:.3g} has its mean at "
+        said += f"{a / (a + b):.3g}; mu_D is {settings['mu_d']:.3g}."
+    return said
+
+
+def say_classes(classes: list[dict[str, Any]], target: float) -> str:
+    """Say what ``draw_classes`` draws."""
+    ordered = sorted(classes, key=lambda c: c["share"])
+    least, most = ordered[0], ordered[-1]
+    empty = sum(c["kept"] == 0 for c in classes)
+    said = (
+        f"Share kept of {len(classes):,} classes; {target:.1%} of all examples. Least: class "
+        f"{least['label']} with {least['kept']:,} of {least['examples']:,}. Most: class "
+        f"{most['label']} with {most['kept']:,} of {most['examples']:,}."
+    )
+    return said + (f" {empty:,} classes are empty." if empty else " No class is empty.")
 
 
 def _legend_above(axes: Any, **options: Any) -> None:
@@ -76,16 +140,38 @@ def draw_beta(
 
 
 def draw_classes(axes: Any, classes: list[dict[str, Any]], target: float) -> None:
-    """Draw the share kept of each class; empty classes stand out."""
-    shares = [c["share"] for c in classes]
-    colours = [ORANGE if c["kept"] == 0 else BLUE for c in classes]
-    axes.bar(range(len(classes)), shares, color=colours, width=0.8)
+    """Draw the share kept of each class: bars, or dots over the size where classes are many.
+
+    Empty classes stand out, and so do those with too few examples to be at the common share.
+    """
+    shares = np.array([c["share"] for c in classes])
+    kept = np.array([c["kept"] for c in classes])
+    sizes = np.array([c["examples"] for c in classes])
+    rare = (sizes * target < 1) & (kept > 0)
+    kinds = (
+        (kept == 0, ORANGE, "empty"),
+        (rare, GREY, "fewer examples than its share needs"),
+        ((kept > 0) & ~rare, BLUE, "class"),
+    )
+    at = np.arange(len(classes)) if len(classes) <= MAX_BARS else sizes
+    for some, colour, name in kinds:
+        if not some.any():
+            continue
+        name = f"{name} ({some.sum():,})"
+        if len(classes) <= MAX_BARS:
+            axes.bar(at[some], shares[some], color=colour, width=0.8, label=name)
+        else:
+            axes.plot(at[some], shares[some], "o", ms=3, alpha=0.6, color=colour, label=name)
     axes.axhline(target, color="black", lw=1, ls="--", label=f"whole data set: {target:.1%}")
-    for i, c in enumerate(classes):
-        if c["kept"] == 0:
-            axes.text(i, 0, "empty", rotation=90, ha="center", va="bottom", color=ORANGE)
-    if len(classes) <= 30:
-        axes.set_xticks(range(len(classes)), [str(c["label"]) for c in classes])
-    axes.set(xlabel="class", ylabel="share kept")
+    if len(classes) > MAX_BARS:
+        axes.set_xscale("log")
+    for i in np.flatnonzero(kept == 0) if len(classes) <= MAX_BARS else ():
+        axes.text(i, 0, "empty", rotation=90, ha="center", va="bottom", color=ORANGE)
+    if len(classes) <= MAX_NAMES:
+        names = [str(c["label"]) for c in classes]
+        turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+        axes.set_xticks(range(len(classes)), names, **turned)
+    axes.set(xlabel="class" if len(classes) <= MAX_BARS else "examples of the class")
+    axes.set(ylabel="share kept", ylim=(-0.02 * max(shares.max(), target), None))
     axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:g} %")
-    _legend_above(axes)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, ncols=2, fontsize=8)

@@ -9,10 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..score.table import ScoreTable
-from .figures import draw_beta, draw_classes, draw_map, inline_png
+from .figures import (
+    MAX_BARS,
+    draw_beta,
+    draw_classes,
+    draw_map,
+    image_tag,
+    inline_png,
+    say_beta,
+    say_classes,
+    say_map,
+)
+from .thumbnails import thumbnail
+from .wrong import wrong_labels
 
-# More classes than this make a bar chart that nobody can read.
-MAX_BARS = 120
+# Examples in the lists of highest scores and of likely wrong labels.
+LISTED = 12
 
 
 def describe_selection(table: ScoreTable, kept: NDArray[np.int64], seed: int = 0) -> dict[str, Any]:
@@ -24,7 +36,8 @@ def describe_selection(table: ScoreTable, kept: NDArray[np.int64], seed: int = 0
         seed: Of the random subset that the selection is compared with.
 
     Returns:
-        ``classes`` (label, examples, kept, share), ``empty`` classes, ``overlap`` (share of the
+        ``classes`` (label, examples, kept, share; none where no example has a label), ``empty``
+        classes, ``overlap`` (share of the
         kept examples that another selection of the same size keeps too), means of the score and
         of the probability for all and for the kept examples.
 
@@ -35,7 +48,13 @@ def describe_selection(table: ScoreTable, kept: NDArray[np.int64], seed: int = 0
         [1]
     """
     labels, sizes = np.unique(table.label, return_counts=True)
+    names = table.meta.get("label_names")
     counts = np.bincount(np.searchsorted(labels, table.label[kept]), minlength=len(labels))
+    classes = [
+        {"label": _label(int(c), names), "examples": int(n), "kept": int(k), "share": float(k / n)}
+        for c, n, k in zip(labels, sizes, counts, strict=True)
+    ]
+    classes = [] if labels.tolist() == [-1] else classes
     ratio = 1.0 - len(kept) / len(table)
     rivals: dict[str, dict[str, Any]] = {
         "random": {"method": "random", "seed": seed + 1},
@@ -49,16 +68,20 @@ def describe_selection(table: ScoreTable, kept: NDArray[np.int64], seed: int = 0
         for name, options in rivals.items()
     }
     return {
-        "classes": [
-            {"label": int(c), "examples": int(n), "kept": int(k), "share": float(k / n)}
-            for c, n, k in zip(labels, sizes, counts, strict=True)
-        ],
-        "empty": [int(c) for c, k in zip(labels, counts, strict=True) if k == 0],
+        "classes": classes,
+        "empty": [c["label"] for c in classes if c["kept"] == 0],
         "overlap": overlap,
         "score": {"all": _mean(table.score), "kept": _mean(table.score[kept])},
         "mean_prob": {"all": _mean(table.mean_prob), "kept": _mean(table.mean_prob[kept])},
         "unscored": int(np.isnan(table.score).sum()),
     }
+
+
+def _label(label: int, names: list[str] | None) -> int | str:
+    """Return a label as a person knows it."""
+    if label < 0:
+        return "none"
+    return label if names is None else names[label]
 
 
 def _quiet_select(table: ScoreTable, ratio: float, options: dict[str, Any]) -> NDArray[np.int64]:
@@ -74,48 +97,61 @@ def _mean(x: NDArray) -> float:
 
 
 _STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:72rem;
-margin:2rem auto;padding:0 1.5rem}
-h1{font-size:1.7rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:0 0 .3rem}
+*{box-sizing:border-box}
+body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:76rem;
+margin:1.5rem auto;padding:0 clamp(.7rem,3vw,1.5rem);overflow-wrap:break-word}
+h1{font-size:1.7rem;line-height:1.25;margin:0 0 .2rem}
+h2{font-size:1.15rem;line-height:1.3;margin:0 0 .3rem}
 .lead{color:#444;margin:0 0 1.2rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(27rem,1fr));gap:1.6rem}
-section{border:1px solid #ddd;border-radius:8px;padding:1rem 1.2rem;min-width:0}
+.cards{columns:28rem;column-gap:1.2rem}
+section{border:1px solid #ddd;border-radius:8px;padding:1rem clamp(.7rem,3vw,1.2rem);
+margin:0 0 1.2rem;break-inside:avoid;overflow-x:auto}
 section p{color:#444;margin:.2rem 0 .6rem;font-size:.92rem}
-img{width:100%;height:auto}
+section>img{width:100%;height:auto}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
-td,th{text-align:left;padding:.22rem .5rem;border-bottom:1px solid #eee}
+td,th{text-align:left;padding:.22rem .4rem;border-bottom:1px solid #eee;vertical-align:middle}
+td:first-child,.settings td{overflow-wrap:anywhere;min-width:3rem}
 td.n,th.n{text-align:right}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:1rem;
-margin-bottom:1.6rem}
-.tile{border:1px solid #ddd;border-radius:8px;padding:.7rem 1rem}
-.tile b{display:block;font-size:1.45rem}.tile span{color:#555;font-size:.9rem}
+td img{display:block;width:3.4rem;height:auto;image-rendering:pixelated}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(9.5rem,100%),1fr));gap:.8rem;
+margin-bottom:1.4rem}
+.tile{border:1px solid #ddd;border-radius:8px;padding:.6rem .9rem;min-width:0}
+.tile b{display:block;font-size:1.35rem;line-height:1.3}.tile span{color:#555;font-size:.9rem}
 .warn{border-left:5px solid #D55E00;background:#fdf1ea;padding:.6rem 1rem;margin:0 0 1.2rem}
+@media(max-width:30rem){.tiles{grid-template-columns:1fr 1fr}.tile b{font-size:1.15rem}
+td,th{padding:.2rem .22rem;font-size:.8rem}td img{width:2.4rem}}
 """
 
 
-def _table(header: list[str], rows: list[list[Any]]) -> str:
-    """Return rows of text and numbers as HTML; numbers are set to the right."""
+class _Html(str):
+    """Text that is HTML already."""
 
-    def cell(value: Any, tag: str, number: bool) -> str:
-        return f"<{tag}{' class=n' if number else ''}>{html.escape(str(value))}</{tag}>"
 
-    right = [i > 0 for i in range(len(header))]
+def _table(header: list[str], rows: list[list[Any]], kind: str = "") -> str:
+    """Return rows of text, numbers and HTML as a table; what is not text stands to the right."""
+
+    def cell(value: Any, tag: str, right: bool) -> str:
+        shown = value if isinstance(value, _Html) else html.escape(str(value))
+        return f"<{tag}{' class=n' if right else ''}>{shown}</{tag}>"
+
+    right = [i > 0 and not isinstance(v, _Html) for i, v in enumerate(rows[0] if rows else header)]
     head = "".join(cell(v, "th", r) for v, r in zip(header, right, strict=True))
     body = "".join(
         "<tr>" + "".join(cell(v, "td", r) for v, r in zip(row, right, strict=True)) + "</tr>"
         for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _notices(about: dict[str, Any], table: ScoreTable, settings: dict[str, Any]) -> str:
     notes = []
     if about["empty"]:
         names = ", ".join(map(str, about["empty"][:20]))
-        advice = "per_class=True (--per-class) gives every class its share."
-        if settings["per_class"]:
-            advice = "A lower prune ratio, or min_per_class=1, leaves some of each."
-        notes.append(f"{len(about['empty'])} classes are empty after pruning: {names}. {advice}")
+        more = f" and {len(about['empty']) - 20:,} more" if len(about["empty"]) > 20 else ""
+        notes.append(
+            f"{len(about['empty']):,} classes are empty after pruning: {names}{more}. "
+            f"{_advice(about, settings)}"
+        )
     if about["unscored"]:
         notes.append(f"{about['unscored']:,} examples have no complete window and rank last.")
     if table.meta.get("nonfinite"):
@@ -123,8 +159,27 @@ def _notices(about: dict[str, Any], table: ScoreTable, settings: dict[str, Any])
     return "".join(f'<p class="warn">{html.escape(note)}</p>' for note in notes)
 
 
+def _advice(about: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Say what would leave some of every class, given what was asked for."""
+    classes, kept = len(about["classes"]), settings["kept"]
+    if not settings["per_class"]:
+        if settings["method"] == "ccs":
+            return "Every method but ccs takes per_class=True, which gives every class its share."
+        return "per_class=True (--per-class) gives every class its share."
+    if kept < classes:
+        return (
+            f"{kept:,} examples cannot be of {classes:,} classes: A lower prune ratio keeps more."
+        )
+    return "A lower prune ratio, or min_per_class=1, leaves some of each."
+
+
 def build_report(
-    table: ScoreTable, prune_ratio: float = 0.5, *, title: str = "Dataset pruning", **options: Any
+    table: ScoreTable,
+    prune_ratio: float = 0.5,
+    *,
+    title: str = "Dataset pruning",
+    data: Any = None,
+    **options: Any,
 ) -> str:
     """Return the whole page as one string of HTML, without scripts or links to anywhere.
 
@@ -132,26 +187,45 @@ def build_report(
         table: The scores.
         prune_ratio: Fraction removed, in [0, 1).
         title: Heading.
+        data: The data set, row i for example i of the table; where an example is or holds an
+            image (Pillow, array, tensor), the lists show it. Only the examples listed are read.
         **options: Further arguments of ``ScoreTable.select``.
 
     Returns:
         HTML; needs matplotlib.
     """
+    if data is not None and len(data) != len(table):
+        raise ValueError(f"data must have {len(table)} examples as the table has, got {len(data)}")
     kept = table.select(prune_ratio, **options)
     plan_options = {k: v for k, v in options.items() if k not in ("within", "ignore_nonfinite")}
     settings = dict(table.plan(prune_ratio, **plan_options).settings or {})
     about = describe_selection(table, kept, settings["seed"])
-    sections = [*_plots(table, kept, settings, about), *_tables(table, kept, settings, about)]
-    tiles = _tiles(table, kept, settings, about)
+    sections = [
+        *_plots(table, kept, settings, about),
+        *_lists(table, kept, data),
+        *_tables(table, kept, settings, about),
+    ]
+    lead = f"{len(kept):,} of {len(table):,} examples are kept by method “{settings['method']}”."
+    notices, tiles = _notices(about, table, settings), _tiles(table, kept, settings, about)
+    return _whole_page(title, lead, notices, tiles, sections)
+
+
+def _whole_page(
+    title: str,
+    lead: str,
+    notices: str,
+    tiles: list[tuple[str, str]],
+    sections: list[tuple[str, str, str]],
+) -> str:
+    """Return the page; notices and the content of sections are HTML already."""
+    heading = html.escape(title)
     return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8>"
-        f'<meta name=viewport content="width=device-width"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-        f"<p class=lead>{len(kept):,} of {len(table):,} examples are kept by method "
-        f"“{html.escape(settings['method'])}”.</p>{_notices(about, table, settings)}"
-        + "<div class=tiles>"
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width,initial-scale=1">'
+        f"<title>{heading}</title><style>{_STYLE}</style></head><body><h1>{heading}</h1>"
+        f"<p class=lead>{html.escape(lead)}</p>{notices}<div class=tiles>"
         + "".join(f"<div class=tile><b>{b}</b><span>{s}</span></div>" for b, s in tiles)
-        + "</div><div class=grid>"
+        + "</div><div class=cards>"
         + "".join(f"<section><h2>{h}</h2><p>{p}</p>{c}</section>" for h, p, c in sections)
         + "</div></body></html>\n"
     )
@@ -161,35 +235,94 @@ Kept = NDArray[np.int64]
 
 
 def _least_kept(about: dict[str, Any]) -> list[dict[str, Any]]:
-    return sorted(about["classes"], key=lambda c: (c["share"], c["label"]))
+    return sorted(about["classes"], key=lambda c: (c["share"], str(c["label"])))
 
 
 def _plots(
     table: ScoreTable, kept: Kept, settings: dict[str, Any], about: dict[str, Any]
 ) -> list[tuple[str, str, str]]:
     """Return heading, text and figure of each section with a figure."""
-    many = len(about["classes"]) > MAX_BARS
-    classes = _least_kept(about)[:MAX_BARS] if many else about["classes"]
-    return [
+    classes, target = about["classes"], len(kept) / len(table)
+    drawn = [
         (
             "Score against mean probability",
             "Difficult examples are on the left, learned ones on the right; wrong labels sit at "
             "the bottom left. Orange is what stays.",
-            inline_png(lambda a: draw_map(a, table, kept)),
+            inline_png(lambda a: draw_map(a, table, kept), say_map(table, kept)),
         ),
         (
-            "What the Beta distribution favours",
+            "What the Beta distribution favours" if "alpha" in settings else "What stays",
             "The density multiplies the score of every example; it moves to easy examples as more "
-            "is pruned.",
-            inline_png(lambda a: draw_beta(a, table, kept, settings)),
-        ),
-        (
-            "Kept share per class",
-            f"{len(about['classes']):,} classes, {len(about['empty']):,} of them empty after "
-            f"pruning{'; the least kept are shown' if many else ''}.",
-            inline_png(lambda a: draw_classes(a, classes, len(kept) / len(table))),
+            "is pruned."
+            if "alpha" in settings
+            else "How probable the label is, for all examples and for those that stay.",
+            inline_png(
+                lambda a: draw_beta(a, table, kept, settings), say_beta(table, kept, settings)
+            ),
         ),
     ]
+    if not classes:
+        return drawn
+    text = f"{len(classes):,} classes, {len(about['empty']):,} of them empty after pruning."
+    if len(classes) > MAX_BARS:
+        text += " Each dot is a class, over the number of its examples."
+    figure = inline_png(lambda a: draw_classes(a, classes, target), say_classes(classes, target))
+    return [*drawn, ("Kept share per class", text, figure)]
+
+
+def _lists(table: ScoreTable, kept: Kept, data: Any) -> list[tuple[str, str, str]]:
+    """Return heading, text and table of the examples that a person should look at."""
+    stays = np.zeros(len(table), dtype=bool)
+    stays[kept] = True
+    names = table.meta.get("label_names")
+
+    def example(row: int) -> list[Any]:
+        shown = _label(int(table.label[row]), names)
+        key = table.key[row : row + 1].tolist()[0]
+        image = None if data is None else thumbnail(data[row])
+        cells = [] if data is None else [_Html("")]
+        if image is not None:
+            cells = [_Html(image_tag(image, f"example {key}, label {shown}"))]
+        return [key, *cells, shown]
+
+    header = ["key", *([] if data is None else ["image"]), "label"]
+    known = np.flatnonzero(~np.isnan(table.score))
+    best = known[np.lexsort((table.ids[known], -table.score[known]))][:LISTED].tolist()
+    highest = [
+        [
+            *example(i),
+            f"{table.score[i]:.4f}",
+            f"{table.mean_prob[i]:.3f}",
+            "yes" if stays[i] else "",
+        ]
+        for i in best
+    ]
+    found = [
+        (
+            "Highest scores",
+            "Hard and undecided: what the score alone would keep first.",
+            _table([*header, "score", "mean p", "kept"], highest),
+        )
+    ]
+    if (table.label < 0).all():
+        return found
+    wrong = wrong_labels(table)
+    rows = [
+        [*example(i), f"{p:.3f}", f"{m:.3f}", "yes" if stays[i] else ""]
+        for i, p, m in list(
+            zip(wrong.rows.tolist(), wrong.probability, wrong.typical, strict=True)
+        )[:LISTED]
+    ]
+    text = (
+        f"{len(wrong):,} labels are less probable than half the median of their class; the "
+        f"{len(rows)} least probable are listed. data-prune wrong writes them all."
+    )
+    if wrong.merely_hard:
+        text = "Improbable labels still move while they are recorded: hard rather than wrong."
+    elif not rows:
+        text = "No label is less probable than half the median of its class."
+    header = [*header, "mean p", "class median", "kept"]
+    return [*found, ("Likely wrong labels", text, _table(header, rows) if rows else "")]
 
 
 def _tables(
@@ -201,22 +334,26 @@ def _tables(
         [c["label"], f"{c['examples']:,}", f"{c['kept']:,}", f"{c['share']:.1%}"]
         for c in _least_kept(about)[:10]
     ]
+    balance = (
+        "Classes that keep least",
+        "Shares far from each other change the balance the model learns.",
+        _table(["class", "examples", "kept", "share"], least),
+    )
+    no_classes = ("Classes", "The table has no labels: nothing is known of classes.", "")
     return [
         (
             "Overlap with other selections of the same size",
             f"By chance a share of {len(kept) / len(table):.1%} would be common.",
             _table(["selection", "share in common"], overlap),
         ),
-        (
-            "Classes that keep least",
-            "Shares far from each other change the balance the model learns.",
-            _table(["class", "examples", "kept", "share"], least),
-        ),
+        balance if least else no_classes,
         (
             "Settings",
             "The same settings and scores select the same examples anywhere.",
             _table(
-                ["setting", "value"], [[k, _short(v)] for k, v in _all_settings(settings, table)]
+                ["setting", "value"],
+                [[k, _short(v)] for k, v in _all_settings(settings, table)],
+                " class=settings",
             ),
         ),
     ]
@@ -237,8 +374,9 @@ def _tiles(
 
 
 def _all_settings(settings: dict[str, Any], table: ScoreTable) -> list[tuple[str, Any]]:
-    shown = [(k, v) for k, v in settings.items() if k != "quotas"]
-    recorded = [(f"recorded: {k}", v) for k, v in table.meta.items() if k != "nonfinite_examples"]
+    hidden = ("quotas", "nonfinite_examples", "label_names")
+    shown = [(k, v) for k, v in settings.items() if k not in hidden]
+    recorded = [(f"recorded: {k}", v) for k, v in table.meta.items() if k not in hidden]
     return [*shown, *recorded, ("digest of the scores", table.digest())]
 
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from data_prune import DualTracker
+from data_prune import DualTracker, wrong_labels
 
 images, labels = load_digits(return_X_y=True)
 order = np.random.default_rng(0).permutation(len(labels))
@@ -72,10 +72,11 @@ print(
 # ## Look at the suspects
 #
 # `table.mean_prob` is the probability that the model gave to the label, averaged
-# over the epochs. Examples whose label it never believed come first.
+# over the epochs. `wrong_labels` ranks it by what is usual in the class: examples
+# whose label the model never believed come first.
 
 # %%
-suspects = np.argsort(table.mean_prob)
+suspects = wrong_labels(table, count=len(table)).rows
 for share in (0.05, 0.1, 0.15, 0.2):
     first = suspects[: int(share * len(suspects))]
     found = wrong[first].sum() / wrong.sum()

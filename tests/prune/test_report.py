@@ -1,5 +1,7 @@
 """The command line and the page: what a user looks at before he prunes."""
 
+import html
+import io
 import json
 import os
 import re
@@ -9,10 +11,16 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
-from data_prune import ScoreTable
+from data_prune import ScoreTable, read_keys
 from data_prune.__main__ import main
+from data_prune.report.figures import draw_classes
 from data_prune.report.page import build_report, describe_selection
+from data_prune.report.thumbnails import SIDE, thumbnail
+from data_prune.report.wrong import wrong_labels
+from reference import dual as naive
 
 
 def make_table(n=2000, **changes):
@@ -30,6 +38,11 @@ def make_table(n=2000, **changes):
     return ScoreTable(**{**columns, **changes})
 
 
+def figures(page):
+    """Alternative texts of all images of a page."""
+    return [html.unescape(alt) for alt in re.findall(r'<img[^>]* alt="([^"]*)" src="data:', page)]
+
+
 @pytest.fixture
 def scores(tmp_path):
     make_table().to_parquet(tmp_path / "scores.parquet")
@@ -42,7 +55,7 @@ def test_report_is_one_self_contained_page(scores, tmp_path, capsys):
     assert main(["report", str(scores), "-o", str(page), "-r", "0.9", "--c-d", "5.5"]) == 0
     assert "200 of 2,000 examples kept" in capsys.readouterr().out
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 3
+    assert len(figures(text)) == 3
     assert not re.search(r"<script|<link|https?://|src=\"(?!data:)", text)
     for words in ("Kept share per class", "Beta", "Overlap", "c_d", "5.5", "el2n", "digest"):
         assert words in text
@@ -93,7 +106,8 @@ def test_many_classes_and_odd_titles():
     table = make_table(label=np.arange(2000) % 1000)
     page = build_report(table, 0.5, title="<b>R&D</b>")
     assert "&lt;b&gt;R&amp;D&lt;/b&gt;" in page
-    assert "the least kept are shown" in page
+    assert "1,000 classes, 0 of them empty" in page
+    assert "Each dot is a class" in page
 
 
 def test_select_writes_the_kept_rows_and_json(scores, tmp_path, capsys):
@@ -155,3 +169,147 @@ def test_a_file_of_the_records_name_is_not_replaced(scores, tmp_path, capsys):
     assert not (tmp_path / "k").exists()
     (tmp_path / "k.json").write_text('{"kept": 3}')  # of a run that was killed
     assert main(["select", str(scores), "-o", str(tmp_path / "k")]) == 0
+
+
+def test_figures_say_what_they_show():
+    """A person who does not see a plot reads its numbers, and they must be those of the data."""
+    table = make_table()
+    kept = table.select(0.9, method="beta", c_d=5.5)
+    settings = table.plan(0.9, method="beta", c_d=5.5).settings
+    first, second, third = figures(build_report(table, 0.9, method="beta", c_d=5.5))
+    assert "Map of 2,000 examples" in first
+    assert f"The 200 kept: median probability {np.median(table.mean_prob[kept]):.3g}" in first
+    mean = settings["alpha"] / (settings["alpha"] + settings["beta"])
+    assert f"has its mean at {mean:.3g}; mu_D is {settings['mu_d']:.3g}" in second
+    least = min(describe_selection(table, kept)["classes"], key=lambda c: c["share"])
+    assert f"Least: class {least['label']} with {least['kept']} of {least['examples']}" in third
+    assert "Beta" not in figures(build_report(table, 0.5, method="random"))[1]
+
+
+def test_a_table_without_labels_has_no_class_called_minus_one():
+    """It looked like a data set with one class."""
+    table = make_table(label=np.full(2000, -1))
+    about = describe_selection(table, table.select(0.5))
+    assert (about["classes"], about["empty"]) == ([], [])
+    page = build_report(table, 0.5)
+    assert "The table has no labels" in page
+    assert "Likely wrong labels" not in page
+    assert len(figures(page)) == 2
+    half = make_table(label=np.where(np.arange(2000) % 2, -1, 3))
+    labels = [c["label"] for c in describe_selection(half, half.select(0.5))["classes"]]
+    assert labels == ["none", 3]
+
+
+def test_every_class_is_drawn_however_many_and_however_rare():
+    """Of 1,000 classes the 120 that kept least were drawn; a class of one looked well kept."""
+    import matplotlib.figure
+
+    for count in (8, 500):
+        classes = [
+            {"label": i, "examples": 1 + i, "kept": int(i % 3 > 0), "share": (i % 3 > 0) / (1 + i)}
+            for i in range(count)
+        ]
+        axes = matplotlib.figure.Figure().add_subplot()
+        draw_classes(axes, classes, 0.1)
+        drawn = {t.get_text() for t in axes.get_legend().get_texts()}
+        empty = sum(c["kept"] == 0 for c in classes)
+        rare = sum(c["kept"] > 0 and c["examples"] < 10 for c in classes)
+        assert {f"empty ({empty})", f"fewer examples than its share needs ({rare})"} <= drawn
+        dots = sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() == "o")
+        assert len(axes.patches) + dots == count
+
+
+def test_lists_name_examples_and_show_their_images():
+    """Who prunes must see what goes: by key, by label, and as a picture."""
+    label = np.array(["cat", "dog"], dtype=object)[np.arange(2000) % 2]
+    keys = np.array([f"<{i}>.jpg" for i in range(2000)], dtype=object)
+    table = make_table(label=label, key=keys)
+    table.mean_prob[[3, 8]], table.score[[3, 8]] = 0.001, 1e-4
+    read = []
+
+    class Data:
+        def __len__(self):
+            return 2000
+
+        def __getitem__(self, i):
+            read.append(i)
+            return {"image": torch.rand(3, 9, 9), "label": 0}
+
+    page = build_report(table, 0.5, data=Data())
+    best = int(np.argmax(table.score))
+    assert f"<td>&lt;{best}&gt;.jpg</td>" in page
+    assert "example <3>.jpg, label dog" in figures(page)
+    assert {3, 8, best} <= set(read)
+    assert len(read) <= 24
+    with pytest.raises(ValueError, match="data must have 2000 examples as the table has, got 5"):
+        build_report(table, 0.5, data=list(range(5)))
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        Image.new("L", (200, 100)),
+        torch.rand(1, 28, 28),
+        np.zeros((40, 20, 3), np.uint8),
+        (torch.randn(3, 16, 16), 7),
+        {"text": "a", "pixel_values": np.random.default_rng(0).normal(size=(4, 8, 8))},
+    ],
+)
+def test_images_of_every_kind_become_thumbnails(example):
+    """Pillow, tensors in either order, bytes and floats, alone or in a tuple or dict."""
+    with Image.open(io.BytesIO(thumbnail(example))) as picture:
+        assert max(picture.size) == SIDE
+
+
+@pytest.mark.parametrize("example", [7, "text", (torch.zeros(5), 1), {"a": np.zeros(3)}, None])
+def test_what_is_no_image_has_no_thumbnail(example):
+    assert thumbnail(example) is None
+
+
+def test_likely_wrong_labels_are_ranked_by_what_is_usual_in_their_class():
+    """A hard class is improbable as a whole: its labels are not wrong for that."""
+    rng = np.random.default_rng(0)
+    label = np.arange(2000) % 4
+    p = np.where(label == 3, 0.2, 0.8) * rng.uniform(0.8, 1.2, 2000)
+    bad = rng.choice(2000, 100, replace=False)
+    p[bad] *= 0.2
+    table = make_table(label=label, mean_prob=p, score=0.1 * (1 - p))
+    found = wrong_labels(table)
+    assert set(found.rows) == set(bad)
+    assert len(found) == table.plan(0.5).settings["set_aside"]
+    assert found.rows.tolist() == naive.wrong_labels(label, p)[:100]
+    assert wrong_labels(table, 30).rows.tolist() == found.rows[:30].tolist()
+    hard = wrong_labels(make_table(label=label, mean_prob=p, score=np.where(p < 0.3, 0.3, 0.01)))
+    assert (len(hard), hard.merely_hard) == (0, True)
+    with pytest.raises(ValueError, match="wrong labels need labels"):
+        wrong_labels(make_table(label=np.full(2000, -1)))
+    with pytest.raises(ValueError, match="count must be at least 0, got -1"):
+        wrong_labels(table, -1)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".txt", ".npy"])
+def test_the_command_lists_likely_wrong_labels(tmp_path, capsys, suffix):
+    """A list for a person (csv), or for a program."""
+    table = make_table(label=np.array(["cat", "dog"], dtype=object)[np.arange(2000) % 2])
+    table.mean_prob[7] = 1e-3
+    table.to_parquet(tmp_path / "s.parquet")
+    out = tmp_path / f"wrong{suffix}"
+    assert main(["wrong", str(tmp_path / "s.parquet"), "-o", str(out), "--count", "3"]) == 0
+    assert "3 labels listed" in capsys.readouterr().out
+    assert read_keys(out).tolist()[0] in (7, "7")
+    if suffix == ".csv":
+        assert out.read_text().startswith("key,label,probability,class_median\n7,dog,0.001,")
+    assert main(["wrong", str(tmp_path / "s.parquet"), "-o", str(tmp_path / "w.json")]) == 2
+    assert "must end in .txt, .csv, .npy, got" in capsys.readouterr().err
+
+
+def test_the_report_shows_the_images_of_a_saved_data_set(scores, tmp_path):
+    """The command reads what ``save_to_disk`` wrote."""
+    from datasets import Dataset, Features
+    from datasets import Image as Picture
+
+    rows = {"image": [Image.new("L", (8, 8), i % 255) for i in range(2000)]}
+    Dataset.from_dict(rows, features=Features({"image": Picture()})).save_to_disk(tmp_path / "data")
+    page = tmp_path / "r.html"
+    assert main(["report", str(scores), "-o", str(page), "--data", str(tmp_path / "data")]) == 0
+    assert len(figures(page.read_text())) > 3 + 12

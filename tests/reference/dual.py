@@ -102,3 +102,18 @@ def set_aside(prob, label, share=0.5):
         of_class = sorted(q for q, other in zip(prob, label, strict=True) if other == own)
         out.append(p < share * of_class[(len(of_class) - 1) // 2])
     return np.array(out)
+
+
+def wrong_labels(label, mean_prob):
+    """Rows by their probability over the median of their class, one class after the other."""
+    of = {}
+    for i, y in enumerate(label):
+        of.setdefault(int(y), []).append(float(mean_prob[i]))
+    median = {
+        y: sorted(p)[len(p) // 2] / 2 + sorted(p)[(len(p) - 1) // 2] / 2 for y, p in of.items()
+    }
+    ranked = [
+        (float(p) / median[int(y)], i)
+        for i, (y, p) in enumerate(zip(label, mean_prob, strict=True))
+    ]
+    return [i for _, i in sorted(ranked)]
