@@ -1,7 +1,6 @@
 """Weights that hold several matrices: where those are cut whose layout is known."""
 
 import re
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -37,43 +36,6 @@ BY_HEAD = ("Bloom", "GPTNeoX", "Persimmon", "MiniMaxLightning", "DisentangledSel
 BY_GROUP = ("InternLM2",)
 # Gate and up of these experts and mixers alternate row by row.
 BY_ROW = ("GptOss", "ZambaMamba")
-
-
-def split_by_name(
-    name: str, shape: Sequence[int], *, stored_in_out: bool = False
-) -> tuple[int, tuple[int, ...]] | None:
-    """Tell how a weight is cut of which only the name and the shape are known, as in a file.
-
-    Args:
-        name: The parameter's full name, such as ``h.0.attn.c_attn.weight``.
-        shape: Its shape.
-        stored_in_out: Whether the last two dimensions are (in, out), as in transformers' Conv1D.
-
-    Returns:
-        (dim, sizes) with dim counted from the front, or None for one matrix or an unknown cut.
-
-    Example:
-        >>> split_by_name("h.0.attn.qkv.weight", (24, 8))
-        (0, (8, 8, 8))
-        >>> split_by_name("h.0.attn.c_attn.weight", (8, 24), stored_in_out=True)
-        (1, (8, 8, 8))
-        >>> split_by_name("h.0.mlp.fc.weight", (24, 8)) is None
-        True
-    """
-    *path, own_name = name.lower().split(".")
-    module = path[-1] if path else ""
-    if len(shape) < 2 or own_name.endswith("bias"):
-        return None
-    outputs, inputs = (shape[-1], shape[-2]) if stored_in_out else (shape[-2], shape[-1])
-    dim = len(shape) - (1 if stored_in_out else 2)
-    parts = 0
-    if len(shape) == 2 and own_name.startswith("weight_hh"):
-        parts = outputs // inputs if outputs in (3 * inputs, 4 * inputs) else 0
-    elif len(shape) == 2 and (module in QKV_NAMES or own_name == "in_proj_weight"):
-        parts = 3 if outputs == 3 * inputs else 0
-    elif module in GATE_UP_NAMES or own_name in GATE_UP_NAMES:
-        parts = 0 if outputs % 2 else 2
-    return (dim, (outputs // parts,) * parts) if parts else None
 
 
 def fused_cut(place: Place) -> Cut | None:

@@ -267,8 +267,10 @@ def _count(holder: nn.Module) -> int:
 def experts_in_rows(place: Place) -> int:
     """Return how many experts' matrices stand on each other in a parameter of two dimensions."""
     count = place.setting("num_experts", "moe_num_experts") or 0
-    fits = place.param.ndim == 2 and count > 1 and place.param.shape[0] % count == 0
-    return count if fits and not is_linear(place.owner) else 0
+    rows = place.param.shape[0]
+    # One row for each expert is the router's.
+    fits = place.param.ndim == 2 and 1 < count < rows and rows % count == 0
+    return count if fits and not is_linear(place.owner) and not is_embedding(place) else 0
 
 
 def is_router(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from specgd_common.fused import split_by_name
+from specgd_common.fused_in_files import split_by_name
 
 
 @pytest.mark.parametrize("module", ["qkv", "c_attn", "qkv_proj", "to_qkv", "Wqkv", "in_proj"])

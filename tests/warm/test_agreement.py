@@ -4,11 +4,13 @@ import inspect
 import logging
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from specgd_common.fused import HEADS
 from warm.architectures import NAMES, small
 from warmstart import (
     Target,
@@ -18,6 +20,9 @@ from warmstart import (
     perturb_state_dict,
     shrink_and_perturb,
 )
+from warmstart.__main__ import main
+from warmstart.files.state_dicts import file_cut
+from warmstart.methods.fire import model_cut
 from warmstart.targets.state_targets import state_targets
 
 ARGUMENTS: dict[str, tuple] = {
@@ -113,6 +118,45 @@ def test_architectures(name: str, caplog: pytest.LogCaptureFixture) -> None:
         for n, x in model.state_dict().items():
             torch.testing.assert_close(new[n], x, rtol=0, atol=1e-5)
         assert any(not torch.equal(new[n], x) for n, x in state.items())
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", [*NAMES, "gpt_neox", "persimmon", "falcon", "phi3"])
+def test_fused_projections_are_cut_alike(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """FIRE of a file stacked what FIRE of its model cuts: heads in a row, shared keys."""
+    caplog.set_level(logging.CRITICAL)
+    model = small(name)
+    shapes = {n: tuple(x.shape) for n, x in model.state_dict().items()}
+    heads = next((n for h in HEADS if (n := getattr(model.config, h, None))), None)
+    on_model = {
+        t.name: model_cut(model, t, t.parameter)
+        for t in find_targets(model)[0]
+        if t.direction_of is None
+    }
+    for t in state_targets(model.state_dict())[0]:
+        if t.direction_of is not None:  # magnitudes are no matrices
+            continue
+        own = next(on_model[n] for n in (t.name, *t.aliases) if n in on_model)
+        assert file_cut(t, shapes, heads) == own, t.name
+
+
+def test_unknown_heads_are_left_and_named(tmp_path: Path, capsys) -> None:
+    """Thirds of such a layer mix queries, keys and values; settings beside the file tell."""
+    torch.manual_seed(0)
+    model = small("bloom")
+    state, source = model.state_dict(), tmp_path / "model.pt"
+    fused = [n for n in state if n.endswith("query_key_value.weight")]
+    new, report = fire_state_dict(state)
+    assert all(torch.equal(new[n], state[n]) for n in fused)
+    assert any("give heads (--heads)" in note for note in report.notes)
+    torch.save(state, source)
+    (tmp_path / "config.json").write_text(model.config.to_json_string())
+    assert main(["fire", str(source), "-o", str(tmp_path / "out.pt")]) == 0
+    fire_reinit(model)
+    for n, x in torch.load(tmp_path / "out.pt", weights_only=True).items():
+        torch.testing.assert_close(x, model.state_dict()[n], rtol=0, atol=1e-5)
+    assert main(["fire", str(source), "-o", str(tmp_path / "o.pt"), "--heads", "-1"]) == 2
+    assert "heads must be >= 1, got -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", ["ash", "dash", "interpolate", "dohare"])

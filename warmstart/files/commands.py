@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specgd_common.fused import HEADS
+
 from ..direction.gradient_direction import Direction, renamed
 from ..targets.find import check_patterns
 from ..targets.state_targets import state_targets
@@ -20,7 +22,7 @@ from .copies import Beside
 from .head import head_state_dict
 from .nested import names_in_file
 from .options import changed_from_defaults
-from .read import SAFETENSORS, FileError, read, read_pickled
+from .read import SAFETENSORS, FileError, read, read_json, read_pickled
 from .shards import INDEX, read_index
 from .state_dicts import (
     fire_state_dict,
@@ -174,7 +176,10 @@ def _selection(args: argparse.Namespace) -> dict[str, Any]:
 def _peer_editor(args: argparse.Namespace) -> Edit:
     selection = _selection(args)
     if args.command == "fire":
-        return lambda state: Edited.of(*fire_state_dict(state, args.strength, **selection))
+        heads = args.heads or _configured_heads(args.input.with_name("config.json"))
+        return lambda state: Edited.of(
+            *fire_state_dict(state, args.strength, heads=heads, **selection)
+        )
     selection["bias"] = args.bias
     if args.command == "uniform":
         return lambda state: Edited.of(*uniform_state_dict(state, args.factor, **selection))
@@ -185,6 +190,13 @@ def _peer_editor(args: argparse.Namespace) -> Edit:
             state, args.preset, fresh=fresh, seed=args.seed, **strengths, **selection
         )
     )
+
+
+def _configured_heads(path: Path) -> int | None:
+    """Return the number of heads in a model's settings, if there are any beside it."""
+    settings = read_json(path) if path.is_file() else {}
+    found = (settings.get(name) for name in HEADS)
+    return next((n for n in found if isinstance(n, int) and n > 0), None)
 
 
 def _head_editor(args: argparse.Namespace) -> Edit:

@@ -102,6 +102,13 @@ def parser() -> Parser:
         default=1.0,
         help="share of the isometry in the new weight, in (0, 1]",
     )
+    commands.choices["fire"].add_argument(
+        "--heads",
+        type=int,
+        metavar="N",
+        help="attention heads, for layers that store them one after the other (default: what the "
+        "config.json beside IN says)",
+    )
     _add_head(commands.choices["head"])
     _add_dash(commands.choices["dash"])
     return p

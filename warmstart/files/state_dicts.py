@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specgd_common.fused import split_by_name
+from specgd_common.cuts import Cut, unpacked
+from specgd_common.fused_in_files import split_by_name, stored_by_head
 
 from ..direction.gradient_direction import Direction, GradientDirection, check_alpha
 from ..methods.fire import isometry, stored_in_out
@@ -161,52 +162,68 @@ def perturb_state_dict(
 
 
 def fire_state_dict(
-    state_dict: Mapping[str, Any], strength: float = 1.0, **selection: Any
+    state_dict: Mapping[str, Any],
+    strength: float = 1.0,
+    *,
+    heads: int | None = None,
+    **selection: Any,
 ) -> tuple[StateDict, ShrinkReport]:
     """Do ``fire_reinit`` for a state dict; ``selection`` as in ``state_targets``.
 
     Embeddings are told by their usual names and left alone; exclude others by theirs. Weights that
-    are stored (in, out) are told by the biases beside them; name others in ``transposed``.
+    are stored (in, out) are told by the biases beside them; name others in ``transposed``. Layers
+    that store q, k and v of one head after those of another (Bloom, GPT-NeoX, DeBERTa) are left,
+    with a note, unless ``heads`` tells how many there are.
     """
     if not 0.0 < strength <= 1.0:
         raise ValueError(f"strength must be in (0, 1], got {strength}")
-    targets, skipped = state_targets(state_dict, **{**selection, "bias": "skip"})
-    matrices = [t for t in targets if t.parameter.ndim >= 2]
-    skipped += [t.left("no matrix") for t in targets if t.parameter.ndim < 2]
-    tables = [t for t in matrices if t.kind.startswith("Embedding")]
-    if selection.get("include") is None:
-        skipped += [t.left("an embedding") for t in tables]
-        matrices = [t for t in matrices if t not in tables]
-    targets = matrices
+    if heads is not None and heads < 1:
+        raise ValueError(f"heads must be >= 1, got {heads}")
+    found, skipped = state_targets(state_dict, **{**selection, "bias": "skip"})
+    targets = []
+    for t in found:
+        why = _no_isometry(t, heads, selection.get("include") is not None)
+        skipped += [t.left(why)] if why else []
+        targets += [] if why else [t]
     check_orientation(targets)
+    shapes = {n: tuple(x.shape) for n, x in state_dict.items() if isinstance(x, Tensor)}
+    shapes = {**(selection.get("elsewhere") or {}), **shapes}
     values: dict[str, Tensor] = {}
     rows = []
     for t in targets:
         w = whole(t.parameter)
-        sizes = _parts(t, state_dict)
-        new = w.lerp(isometry(w, t.kind, (0, sizes) if sizes else None), strength)
+        new = w.lerp(isometry(w, t.kind, file_cut(t, shapes, heads)), strength)
         rows.append(add_value(t, new, values))
-    report = ShrinkReport("fire", {"strength": strength}, rows, skipped)
+    notes = left_out_notes(skipped)
+    report = ShrinkReport("fire", {"strength": strength}, rows, skipped, notes)
     return with_values(state_dict, targets, values), report
 
 
-def _parts(t: Target, state_dict: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the sizes of the matrices that a weight stacks along its outputs, if it does."""
+def _no_isometry(t: Target, heads: int | None, named: bool) -> str:
+    """Tell why a tensor is left alone, or return the empty string."""
+    if t.parameter.ndim < 2 or t.direction_of is not None:
+        return "no matrix"
+    if t.kind.startswith("Embedding") and not named:
+        return "an embedding"
+    if heads is None and stored_by_head(t.name, tuple(t.parameter.shape)):
+        return "torch cannot tell its heads, which lie one after the other: give heads (--heads)"
+    return ""
+
+
+def file_cut(t: Target, shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> Cut | None:
+    """Return how a tensor of a file is cut along its outputs, counted as dimension 0."""
     shape, name = t.parameter.shape, f"{t.module}.{t.kind.partition('.')[2]}".lstrip(".")
     if len(shape) != 2:
-        return ()
+        return None
     if "weight_ih" in name or "weight_hh" in name:
         # The hidden size is the output of a projection, or the input of the other matrix.
-        hidden = [
-            x.shape[1]
-            for key in (re.sub("_(ih|hh)", "_hr", name), re.sub("_(ih|hh)", "_hh", name))
-            if isinstance(x := state_dict.get(key), Tensor)
-        ]
-        gates = shape[0] // hidden[0] if hidden else 0
-        return (hidden[0],) * gates if gates in (3, 4) else ()
+        others = (re.sub("_(ih|hh)", "_hr", name), re.sub("_(ih|hh)", "_hh", name))
+        hidden = next((shapes[key][1] for key in others if key in shapes), 0)
+        gates = shape[0] // hidden if hidden else 0
+        return (0, (hidden,) * gates) if gates in (3, 4) else None
     flipped = stored_in_out(t.kind, 2)
-    cut = split_by_name(name, shape, stored_in_out=flipped)
-    return () if cut is None else cut[1]
+    cut = split_by_name(name, shape, stored_in_out=flipped, shapes=shapes, heads=heads)
+    return None if cut is None else (0, *unpacked(cut)[1:])
 
 
 def saved_direction(given: Any) -> tuple[Direction, float | None]:

@@ -95,7 +95,7 @@ def fire_reinit(
     with torch.no_grad():
         for t in targets:
             w = whole(t.parameter)
-            cut = (0, _equal(w, t, fused(t.name, w))) if fused else _known(model, t, w)
+            cut = (0, _equal(w, t, fused(t.name, w))) if fused else model_cut(model, t, w)
             new = w.lerp(isometry(w, t.kind, cut), strength)
             rows.append(add_value(t, new, values))
     notes = statistics_notes(model, rows)
@@ -135,7 +135,7 @@ def _scaled_polar(x: Tensor) -> Tensor:
     return polar.permute(1, 2, 0).reshape(x.shape)
 
 
-def _known(model: nn.Module, t: Target, w: Tensor) -> Cut | None:
+def model_cut(model: nn.Module, t: Target, w: Tensor) -> Cut | None:
     """Return how a known fused projection is cut along its outputs."""
     name = f"{t.module}.{t.kind.partition('.')[2]}".lstrip(".")
     cut = fused_cut_of(unwrap(model), name)

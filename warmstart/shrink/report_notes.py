@@ -82,7 +82,7 @@ def direction_notes(rows: Sequence[ParameterRow], grad_mode: str) -> list[str]:
 
 def left_out_notes(skipped: Sequence[Skipped]) -> list[str]:
     """Name tensors that look like weights but are left alone without anybody's word."""
-    loud = [s for s in skipped if len(s.shape) >= 2 and s.reason.startswith(("raw", "torch."))]
+    loud = [s for s in skipped if len(s.shape) >= 2 and s.reason.startswith(("raw", "torch"))]
     if not loud:
         return []
     return [

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specgd_common.fused import split_by_name
+from specgd_common.fused_in_files import split_by_name
+from specgd_common.head_names import HEAD
 from specgd_common.lora_names import lora_role
 
 from .find import LORA_REASONS, Patterns, Skipped, Target, check_patterns, includes, matches
@@ -96,6 +97,8 @@ def _target(
     owner = "Tensor" if not flipped else "Conv1D" if x.ndim == 2 else "ConvTranspose"
     if x.ndim == 2 and any(names.told(n).is_embedding for n in own):
         owner = "Embedding"
+    elif x.ndim == 2 and len(own) > 1 and any(HEAD.fullmatch(_layer(names.told(n))) for n in own):
+        owner = "Embedding"  # what a head is tied to
     aliases = tuple(n for n in own if n != name)
     target = Target(
         name, x, f"{owner}.{told.attribute}", "", (), aliases=aliases, module=told.module
@@ -108,6 +111,10 @@ def _target(
         return replace(target, unit="weight-norm magnitude", direction_of=partner)
     unit = _unit(name, x, units, flipped)
     return "left out by units" if unit is None else replace(target, unit=unit[0], dims=unit[1])
+
+
+def _layer(told: Told) -> str:
+    return told.module.rpartition(".")[2]
 
 
 def _by_memory(tensors: Mapping[str, Tensor]) -> list[tuple[list[str], Tensor]]:
