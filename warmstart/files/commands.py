@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specgd_common.fused import HEADS
+from specgd_common.tensors import norm64
 
 from ..direction.gradient_direction import Direction, renamed
 from ..targets.find import check_patterns
@@ -95,7 +96,7 @@ def _described(state: Mapping[str, Any], args: argparse.Namespace) -> list[dict[
             "not finite": int((~x.double().isfinite()).sum()) if plain else 0,
         }
         if plain and not told["not finite"]:
-            told["norm"] = float(x.double().norm())
+            told["norm"] = norm64(x)
         if name in chosen:
             told["unit"] = chosen[name].unit
             if chosen[name].name != name:

@@ -206,7 +206,7 @@ def _no_isometry(t: Target, heads: int | None, named: bool) -> str:
     if t.kind.startswith("Embedding") and not named:
         return "an embedding"
     if heads is None and stored_by_head(t.name, tuple(t.parameter.shape)):
-        return "torch cannot tell its heads, which lie one after the other: give heads (--heads)"
+        return "heads lie one after the other, nobody knows how many: give heads (--heads)"
     return ""
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specgd_common.tensors import norm64
+
 from ..shrink.apply import products
 from ..shrink.report import FORMAT
 from ..targets.find import Target
@@ -193,7 +195,7 @@ def check_norm(name: str, w: Tensor, told: float) -> None:
     Raises:
         ValueError: If it has another one.
     """
-    norm = float(w.double().norm())
+    norm = norm64(w)
     # Weights were rounded once after the norm was taken.
     slack = 2 * torch.finfo(w.dtype).eps * told + w.numel() ** 0.5 * torch.finfo(w.dtype).tiny
     if not abs(norm - told) <= slack + 1e-5 * told:

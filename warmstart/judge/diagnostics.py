@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from specgd_common.files import replacing, write_text
 from specgd_common.optional import needed
-from specgd_common.tensors import full
+from specgd_common.tensors import full, norm64
 
 from ..methods.hidden_units import ACTIVATIONS
 from ..targets.find import Patterns, find_targets, matches
@@ -165,9 +165,9 @@ class Diagnostics:
             if t.parameter.ndim < 2:
                 continue
             w = full(t.parameter.detach()).float()
-            norm = float(w.norm())
+            norm = norm64(w)
             grad = t.parameter.grad
-            ratio = None if grad is None or norm == 0 else float(full(grad).float().norm()) / norm
+            ratio = None if grad is None or norm == 0 else norm64(full(grad)) / norm
             now.append(
                 Reading(epoch, t.name, "weight", norm=norm, stable_rank=stable_rank(w),
                         gradient_ratio=ratio)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specgd_common.tensors import norm64
+
 # Up to here all singular values are computed; above, a block power iteration finds the largest.
 _EXACT, _BLOCK, _ITERATIONS = 256, 8, 40
 
@@ -81,7 +83,7 @@ def stable_rank(w: Tensor) -> float:
         return 0.0 if largest == 0 else float("nan")
     w = w / largest  # squares of 1e30 leave float32
     top = _largest_singular_value(w) if min(w.shape) > _EXACT else torch.linalg.svdvals(w)[0]
-    return float(w.norm() / top) ** 2
+    return (norm64(w) / float(top)) ** 2
 
 
 def _largest_singular_value(w: Tensor) -> Tensor:

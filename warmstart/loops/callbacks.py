@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from .warm_start import WarmStart
 
 # Where the state lies in the Trainer's and in Lightning's checkpoints.
 KEY = "WarmStart"
 
 
-def hf_callback(warm: WarmStart) -> Any:
+def hf_callback(warm: Any) -> Any:
     """Return the callback for ``transformers.Trainer``; its state lies in ``trainer_state.json``.
 
     Args:
-        warm: Asked when training begins and at each epoch.
+        warm: A ``WarmStart``, asked when training begins and at each epoch.
     """
     from transformers import TrainerCallback
 
@@ -42,11 +39,11 @@ def hf_callback(warm: WarmStart) -> Any:
     return WarmStartCallback()
 
 
-def lightning_callback(warm: WarmStart) -> Any:
+def lightning_callback(warm: Any) -> Any:
     """Return the callback for ``lightning.Trainer``; its state lies in Lightning's checkpoints.
 
     Args:
-        warm: Asked when training begins and at each epoch.
+        warm: A ``WarmStart``, asked when training begins and at each epoch.
     """
     from lightning.pytorch import Callback
 

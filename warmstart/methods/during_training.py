@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specgd_common.tensors import full, norm64
+
 from ..direction.norms import watch_norms
 from ..direction.undisturbed import to_device, undisturbed
 from ..targets.find import Patterns, find_targets
@@ -137,7 +139,7 @@ def rewarm_advice(
         raise ValueError("no weight with a normalization behind it: the advice does not apply")
     start = initial_values(model, [t.name for t in targets], fresh)
     growth = {
-        t.name: float(t.parameter.detach().norm() / start[t.name].norm().clamp_min(1e-30))
+        t.name: norm64(full(t.parameter.detach())) / max(norm64(start[t.name]), 1e-30)
         for t in targets
     }
     power = 1 if adaptive else 2

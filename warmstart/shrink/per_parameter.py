@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from specgd_common.tensors import full, is_dtensor
+from specgd_common.tensors import full, is_dtensor, norm64
 
 from ..direction.gradient_direction import Direction
 from ..targets.find import Target
@@ -66,7 +66,7 @@ def shrink_target(
     if fixed is not None:
         s, s_null = torch.full_like(s, fixed), torch.full_like(s, fixed)
     square = full(sum_over(t.view(t.parameter.detach()).to(s.dtype) ** 2, t.dims))
-    before, after = float(square.sum().sqrt()), float((square * s * s).sum().sqrt())
+    before, after = (float(x.sum(dtype=torch.float64).sqrt()) for x in (square, square * s * s))
     norm = direction.norms.follows.get(t.module) if t.kind.endswith("weight") else None
     halves = direction.halves
     row = _row(
@@ -162,7 +162,7 @@ def shuffled(g: Tensor, seed: int = 0) -> Tensor:
 def factor_row(t: Target, s: Tensor, floor: float) -> ParameterRow:
     """Return the row of a target that is multiplied by ``s`` (broadcast against its view)."""
     w = t.view(whole(t.parameter))
-    return _row(t, s, floor, float(w.norm()), float((w * s).norm()))
+    return _row(t, s, floor, norm64(w), norm64(w * s))
 
 
 def add_value(t: Target, new: Tensor, values: dict[str, Tensor]) -> ParameterRow:
@@ -170,7 +170,7 @@ def add_value(t: Target, new: Tensor, values: dict[str, Tensor]) -> ParameterRow
 
     One parameter at a time is whole; what is kept is only this rank's part.
     """
-    before, after = float(whole(t.parameter).norm()), float(new.norm())
+    before, after = norm64(whole(t.parameter)), norm64(new)
     values[t.name] = local_factor(t.parameter, new).contiguous()
     ratio = torch.tensor(after / before if before else 1.0, dtype=torch.float64)
     return _row(t, ratio, 0.0, before, after, unit="tensor")

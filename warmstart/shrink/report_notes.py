@@ -19,6 +19,8 @@ ORTHOGONAL = 1e-3
 # Below this correlation less than a tenth of the spread of the cosines is shared.
 UNRELIABLE = 0.3
 
+# Reasons for which a tensor that looks like a weight is named once more, below the table.
+_LOUD = ("raw", "torch.", "heads")
 # Model -> versions of its weights after the last shrink; dies with the model.
 _LAST: weakref.WeakKeyDictionary[nn.Module, dict[str, int]] = weakref.WeakKeyDictionary()
 
@@ -82,7 +84,7 @@ def direction_notes(rows: Sequence[ParameterRow], grad_mode: str) -> list[str]:
 
 def left_out_notes(skipped: Sequence[Skipped]) -> list[str]:
     """Name tensors that look like weights but are left alone without anybody's word."""
-    loud = [s for s in skipped if len(s.shape) >= 2 and s.reason.startswith(("raw", "torch"))]
+    loud = [s for s in skipped if len(s.shape) >= 2 and s.reason.startswith(_LOUD)]
     if not loud:
         return []
     return [
