@@ -41,7 +41,7 @@ from torch_specgd import Muon
 from torch_specgd.distributed.exchange import all_gather_flat
 from torch_specgd.distributed.layout import Layout
 from torch_specgd.distributed.orthogonalize import Compute, orthogonalize_distributed
-from torch_specgd.step import muon as muon_step
+from torch_specgd.step import pieces
 
 received = 0  # bytes that came from other ranks in the step that is being counted
 
@@ -104,7 +104,7 @@ def stepper(scheme: str, place: Callable[[Tensor], Tensor], grads: list[Tensor])
     )
 
     def step() -> None:
-        with mock.patch.object(muon_step, "orthogonalize_distributed", way):
+        with mock.patch.object(pieces, "orthogonalize_distributed", way):
             optimizer.step()
 
     return params, step

@@ -278,6 +278,45 @@ class Muon(SpectralOptimizer):
         return "orthogonalized" if uses_muon(p, group["use_muon"]) else "adamw"
 
     def _update_group(self, group: dict[str, Any]) -> None:
+        matrices, others = self._matrices_and_others(group)
+        rounding = None
+        if group["state_dtype"] in ("bfloat16", *BITS) and (matrices or others):
+            rounding = self._random_bits(group, (matrices or others)[0].device)
+        if matrices:
+            states = [self.state[p] for p in matrices]
+            light, normalized = group["state_dtype"] in BITS, group["neuron_beta"] is not None
+            split = None if group["split"] is None else cut_of(group["split"])
+            muon(
+                matrices,
+                [p.grad for p in matrices],  # type: ignore[misc]
+                self._light_buffers(matrices, group)
+                if light
+                else [s["momentum_buffer"] for s in states],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                nesterov=group["nesterov"],
+                ns_coefficients=group["ns_coefficients"],
+                eps=group["eps"],
+                ns_steps=group["ns_steps"],
+                adjust_lr_fn=group["adjust_lr_fn"],
+                views=[MatrixView(group["matrix_view"], split)] * len(matrices),
+                maximize=group["maximize"],
+                cautious=group["cautious_weight_decay"],
+                second_moments=[s["neuron_second_moment"] for s in states] if normalized else None,
+                neuron_beta=group["neuron_beta"] or 0.0,
+                rounding=rounding,
+                compute_dtype=DTYPES.get(group["compute_dtype"]),
+                max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
+                share_work=bool(group["share_work"]),
+                owner=self,
+                clock=self._clock,
+            )
+        if others:
+            self._step_others(others, group, rounding)
+
+    def _matrices_and_others(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the matrices and the others that have a gradient, all with their state."""
         matrices: list[Tensor] = []
         others: list[Tensor] = []
         use_muon, normalized = group["use_muon"], group["neuron_beta"] is not None
@@ -290,46 +329,9 @@ class Muon(SpectralOptimizer):
                 self._init_state(p, by_muon, group)
             if p.grad is not None and p.numel():
                 (matrices if by_muon else others).append(p)
-        rounding = None
-        if group["state_dtype"] in ("bfloat16", *BITS) and (matrices or others):
-            rounding = self._random_bits(group, (matrices or others)[0].device)
-        self._step_matrices(matrices, group, rounding)
-        self._step_others(others, group, rounding)
+        return matrices, others
 
-    def _step_matrices(
-        self, params: list[Tensor], group: dict[str, Any], rounding: torch.Generator | None
-    ) -> None:
-        states = [self.state[p] for p in params]
-        normalized = group["neuron_beta"] is not None
-        split = None if group["split"] is None else cut_of(group["split"])
-        muon(
-            params,
-            [p.grad for p in params],  # type: ignore[misc]
-            self._momenta(params, group),
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            nesterov=group["nesterov"],
-            ns_coefficients=group["ns_coefficients"],
-            eps=group["eps"],
-            ns_steps=group["ns_steps"],
-            adjust_lr_fn=group["adjust_lr_fn"],
-            views=[MatrixView(group["matrix_view"], split)] * len(params),
-            maximize=group["maximize"],
-            cautious=group["cautious_weight_decay"],
-            second_moments=[s["neuron_second_moment"] for s in states] if normalized else None,
-            neuron_beta=group["neuron_beta"] or 0.0,
-            rounding=rounding,
-            compute_dtype=DTYPES.get(group["compute_dtype"]),
-            max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
-            share_work=bool(group["share_work"]),
-            owner=self,
-            clock=self._clock,
-        )
-
-    def _momenta(self, params: list[Tensor], group: dict[str, Any]) -> list[Any]:
-        if group["state_dtype"] not in BITS:
-            return [self.state[p]["momentum_buffer"] for p in params]
+    def _light_buffers(self, params: list[Tensor], group: dict[str, Any]) -> list[LightBuffer]:
         bits = BITS[group["state_dtype"]]
         order = {p: i for i, p in enumerate(group["params"])}
         made = []
@@ -345,8 +347,6 @@ class Muon(SpectralOptimizer):
     def _step_others(
         self, params: list[Tensor], group: dict[str, Any], rounding: torch.Generator | None
     ) -> None:
-        if not params:
-            return
         states = [self.state[p] for p in params]
         decay = group["adamw_weight_decay"]
         # Elementwise: this rank's pieces are enough.

@@ -11,12 +11,12 @@ from specgd_common.tensors import is_dtensor, local
 
 from .checks import Check, check_schedule, flag, number, one_of, sharing
 from .distributed.layout import Layout, local_like
-from .distributed.orthogonalize import orthogonalize_distributed
-from .groups.matrix_view import MATRIX_VIEWS, matrix_shape
+from .groups.matrix_view import MATRIX_VIEWS
 from .optimizer import SpectralOptimizer
-from .step.batches import orthogonalize_all
-from .step.rules import LR_SCALES, AdjustLr, shape_scale
-from .triton_kernels import momentum_step, orthogonalize, weight_step
+from .step.batches import seen
+from .step.pieces import orthogonalize_all
+from .step.rules import LR_SCALES, AdjustLr, named_scale, shape_scale
+from .triton_kernels import momentum_step, weight_step
 from .triton_kernels.engine import METHODS
 from .triton_kernels.schedule.named import Coefficients
 
@@ -65,12 +65,10 @@ def specgd(
     if not params:
         return
     views = ["auto"] * len(params) if views is None else views
-    divided = any(map(is_dtensor, params))
-    layouts = list(map(Layout.of, params)) if divided or share_work else []
-    shapes = [
-        matrix_shape(p.shape, view) if p.ndim >= 2 else (p.numel(), 1)
-        for p, view in zip(params, views, strict=True)
-    ]
+    divided, traced = any(map(is_dtensor, params)), torch.compiler.is_compiling()
+    layouts = [Layout.of(p).as_matrix() for p in params] if divided or share_work else []
+    # A vector is a matrix of one column: its polar factor is the normalized vector.
+    shapes = [p.shape if p.ndim >= 2 else torch.Size((p.numel(), 1)) for p in params]
     if divided:
         # All but the orthogonalization is elementwise: it runs on this rank's pieces.
         grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
@@ -86,28 +84,21 @@ def specgd(
         ahead = [torch.empty_like(x) for x in g]
         momentum_step(g, momentum_buffers, ahead, momentum, nesterov=nesterov)
         g = ahead
-    # A vector is a matrix of one column: its polar factor is the normalized vector.
     columns = [x if x.ndim >= 2 else x.reshape(-1, 1) for x in g]
-    options: dict[str, Any] = {"method": method, "smoothing": smoothing}
+    widest = torch.float64 if any(x.dtype == torch.float64 for x in g) else torch.float32
+    options: dict[str, Any] = {"method": method, "smoothing": smoothing, "dtype": widest}
     if method == "newton_schulz" and ns_coefficients != "auto":
         options["schedule"] = ns_coefficients
-
-    def polar(xs: list[Tensor], members: list[int]) -> list[Tensor]:
-        seen = [views[i] for i in members]
-        return orthogonalize_all(xs, seen, lambda x: orthogonalize(x, dtype=x.dtype, **options))
-
     if clock is not None:
         clock(columns[0].device)
-    if layouts:
-        spread = [x if len(x.shape) >= 2 else x.as_column() for x in layouts]
-        updates = orthogonalize_distributed(columns, spread, views, polar, share_work=share_work)
-    else:
-        updates = polar(columns, list(range(len(columns))))
+    updates = orthogonalize_all(columns, views, options, layouts=layouts, share_work=share_work)
     if clock is not None:
         clock(columns[0].device)
     directions = [o.reshape(p.shape) for o, p in zip(updates, params, strict=True)]
-    scales = [shape_scale(adjust_lr_fn, *shape) for shape in shapes]
-    weight_step(params, directions, scales, lr, weight_decay)
+    kind = seen.__wrapped__ if traced else seen
+    scale = shape_scale if traced or callable(adjust_lr_fn) else named_scale
+    logical = [kind(shape, view).logical for shape, view in zip(shapes, views, strict=True)]
+    weight_step(params, directions, [scale(adjust_lr_fn, *x) for x in logical], lr, weight_decay)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .iterate.products import as_written
-from .iterate.run import run, run_together
+from .iterate.run import as_written, run, run_together
 from .kernels.configuration import architecture
 from .operator import orthogonalize_op, plain
 from .planning.choose import ACCURACIES, SMALL

@@ -64,7 +64,8 @@ def momentum_step(
     """
     if not grads:
         return
-    momentum = _scalar(momentum)
+    if isinstance(momentum, Tensor):
+        momentum = _scalar(momentum)
     by_blocks = in_blocks(buffers)
     if fused is None:
         fused = not by_blocks and rounding is None and fusible(grads, buffers, outs)
@@ -177,7 +178,8 @@ def weight_step(
     """
     if not weights:
         return
-    lr = _scalar(lr)
+    if isinstance(lr, Tensor):
+        lr = _scalar(lr)
     by_blocks = in_blocks(weights)
     if fused is None:
         fused = not by_blocks and not cautious and fusible(weights, directions)
@@ -296,13 +298,11 @@ def blocks(*lists: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
         yield tuple(map(list, zip(*some, strict=True)))
 
 
-def _scalar(value: float | Tensor) -> float | Tensor:
+def _scalar(value: Tensor) -> float | Tensor:
     """Return a one-element tensor without dimensions, and as a number if it is on a CPU.
 
     An operation on tensors of two devices takes a tensor without dimensions, and no other.
     """
-    if not isinstance(value, Tensor):
-        return value
     if value.device.type == "cpu" and not torch.compiler.is_compiling():
         return float(value)
     return value.reshape(())

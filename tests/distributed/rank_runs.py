@@ -17,7 +17,7 @@ from torch.distributed.tensor import (
 )
 
 from torch_specgd import Muon, SpecGD
-from torch_specgd.step import muon as muon_step
+from torch_specgd.step import pieces
 from torch_specgd.step.batches import Room
 
 # Uneven, fewer rows than ranks (empty pieces), single rows and columns, a convolution, an expert
@@ -146,8 +146,8 @@ def matrices_seen(place: Callable[[Tensor], Tensor], **options: Any) -> list[int
     calls: list[list[Tensor]] = []
     rooms: list[Room] = []
     with (
-        counted(muon_step, "orthogonalize_all", calls),
-        counted(Room, "orthogonalize", rooms),
+        counted(pieces, "orthogonalize_all", calls),
+        counted(Room, "give_back", rooms),
     ):
         run(
             lambda p: Muon(p, **options),
@@ -155,7 +155,7 @@ def matrices_seen(place: Callable[[Tensor], Tensor], **options: Any) -> list[int
             [weights[i] for i in keep],
             [[g[i] for i in keep] for g in gradients],
         )
-    calls += [room.updates for room in rooms]
+    calls += [room.updates for room in rooms if room.stacks]
     shapes = [tuple(x.shape) for call in calls for x in call]
     assert set(shapes) <= set(SHAPES), "an orthogonalized tensor is no whole matrix"
     counts: list[Any] = [None] * dist.get_world_size()

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_specgd.triton_kernels import orthogonalize
 from torch_specgd.triton_kernels.iterate import products, run
-from torch_specgd.triton_kernels.iterate.kept_memory import KeptMemory
+from torch_specgd.triton_kernels.iterate.run import KeptMemory
 
 
 @pytest.fixture(autouse=True)

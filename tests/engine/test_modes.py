@@ -11,7 +11,7 @@ import torch
 from torch_specgd import Muon, SpecGD
 from torch_specgd.spectrum.measures import lora_balance, lora_singular_values, mode_projections
 from torch_specgd.triton_kernels import certify, orthogonalize, orthogonalize_together
-from torch_specgd.triton_kernels.iterate.products import as_written
+from torch_specgd.triton_kernels.iterate.run import as_written
 from torch_specgd.triton_kernels.kernels.available import on_device
 
 METHODS = ("auto", "newton_schulz", "gram", "precise", "svd", "smoothed")

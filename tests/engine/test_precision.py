@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torch_specgd.triton_kernels import certify, orthogonalize
-from torch_specgd.triton_kernels.iterate.products import as_written
+from torch_specgd.triton_kernels.iterate.run import as_written
 
 
 @pytest.fixture(params=["high", "medium"])

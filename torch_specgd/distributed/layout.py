@@ -134,8 +134,10 @@ class Layout:
         """Whether this rank belongs to the mesh; others hold nothing of the tensor."""
         return self.mesh is None or self.mesh.get_coordinate() is not None
 
-    def as_column(self) -> "Layout":
-        """Return the layout of the same vector as a matrix of one column."""
+    def as_matrix(self) -> "Layout":
+        """Return the layout of a vector as a matrix of one column, of any other tensor itself."""
+        if len(self.shape) >= 2:
+            return self
         return Layout(torch.Size((self.shape.numel(), 1)), self.mesh, self.placements)
 
     def divisions(self, view: str | MatrixView = "auto") -> list[Division]:

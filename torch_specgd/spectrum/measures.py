@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..triton_kernels.iterate.products import as_written
+from ..triton_kernels.iterate.run import as_written
 
 
 def stable_rank(x: Tensor, *, is_spectrum: bool = False) -> Tensor:

@@ -76,21 +76,14 @@ def adamw_step(
         eps=eps,
         maximize=maximize,
     )
-    _copy_back(params, ws, None)
-    _copy_back(averages, ms, rounding)
-    _copy_back(squares, vs, rounding)
+    for kept, wide, bits in ((params, ws, None), (averages, ms, rounding), (squares, vs, rounding)):
+        for x, y in zip(kept, wide, strict=True):
+            if x is y:
+                continue
+            if bits is not None and x.dtype == torch.bfloat16:
+                y = stochastic_round(y.float(), bits)
+            x.copy_(y)
 
 
 def _widest(*dtypes: torch.dtype) -> torch.dtype:
     return reduce(torch.promote_types, dtypes)
-
-
-def _copy_back(
-    kept: Sequence[Tensor], wide: Sequence[Tensor], rounding: torch.Generator | None
-) -> None:
-    for x, y in zip(kept, wide, strict=True):
-        if x is y:
-            continue
-        if rounding is not None and x.dtype == torch.bfloat16:
-            y = stochastic_round(y.float(), rounding)
-        x.copy_(y)

@@ -1,10 +1,10 @@
 """Matrices of one shape side by side: one batch of them is orthogonalized in one call.
 
-`arrange` sorts the parameters into batches, `rounds` bounds what exists at one time, `Room` is the
-memory of a round's updates. `orthogonalize_all` is for tensors that lie wherever they lie.
+`arrange` sorts the parameters into batches and bounds what exists at one time; `Room` is the memory
+of a round's updates.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,16 +13,42 @@ from torch import Tensor
 
 from specgd_common.tensors import is_dtensor
 
-from ..groups.matrix_view import MatrixView, as_matrices, batch_shape, describe, matrix_shape
-from ..triton_kernels import orthogonalize_together
-from ..triton_kernels.iterate.kept_memory import KeptMemory
+from ..groups.matrix_view import MatrixView, batch_shape, describe, matrix_shape, piece_shapes
+from ..triton_kernels import plan
+from ..triton_kernels.iterate.run import KeptMemory
 from ..triton_kernels.kernels.owned import Owned
+from ..triton_kernels.schedule.named import is_triple
 
 # On a CPU the allocator gives large blocks back to the system, whose pages are then cleared and
 # mapped anew in the next step; this much fits in what a thread keeps.
 CPU_BYTES = 1 << 26
 _LINE = 64  # bytes
 _KEPT = KeptMemory()  # the last round's updates
+
+Kind = tuple[torch.Size, torch.dtype, torch.dtype, torch.device, str | MatrixView]
+"""Of a parameter: shape, own dtype, that of the buffer, device, view."""
+Arithmetic = tuple[Any, torch.dtype | None]
+"""Of the engine: the schedule (None: its own), and the dtype of the iteration (None: its rule)."""
+
+
+class Seen(NamedTuple):
+    """How a tensor of some shape is seen as matrices.
+
+    Attributes:
+        batch: (B, m, n); of split tensors, that of the whole.
+        view: The view, with its split.
+        logical: (outputs, inputs) of the matrices; of split tensors, of the whole.
+    """
+
+    batch: tuple[int, int, int]
+    view: MatrixView
+    logical: tuple[int, int]
+
+
+@lru_cache(maxsize=4096)
+def seen(shape: torch.Size, view: str | MatrixView) -> Seen:
+    """Return how a tensor of this shape is seen as matrices."""
+    return Seen(batch_shape(shape, view), MatrixView.of(view), matrix_shape(shape, view))
 
 
 class Batch(NamedTuple):
@@ -34,7 +60,7 @@ class Batch(NamedTuple):
         view: How each parameter is seen as matrices.
         dtype: Of the updates.
         device: Of the updates.
-        logical: (outputs, inputs) of the matrices; of split parameters, of the whole.
+        logical: See `Seen`.
     """
 
     members: dict[torch.Size, list[int]]
@@ -45,85 +71,132 @@ class Batch(NamedTuple):
     logical: tuple[int, int]
 
 
-def positions(batches: Iterable[Batch]) -> list[int]:
-    """Return the positions of the batches' parameters, in their order."""
-    return [i for batch in batches for some in batch.members.values() for i in some]
+class Round(NamedTuple):
+    """Batches of one device, whose updates exist at one time.
 
+    Attributes:
+        batches: The batches.
+        members: Positions of their parameters, in their order, likewise below.
+        views: How each is seen as matrices.
+        dtypes: Of each update.
+        logical: (outputs, inputs) of each; None of split ones, whose pieces differ.
+    """
 
-def views_of(batches: Iterable[Batch]) -> list[MatrixView]:
-    """Return how each of the batches' parameters is seen as matrices, in their order."""
-    return [batch.view for batch in batches for some in batch.members.values() for _ in some]
+    batches: list[Batch]
+    members: list[int]
+    views: list[MatrixView]
+    dtypes: list[torch.dtype]
+    logical: list[tuple[int, int] | None]
 
 
 def arrange(
     params: Sequence[Tensor],
     buffers: Sequence[Tensor],
     views: Sequence[str | MatrixView],
-    update_dtype: Callable[[torch.Size, MatrixView, torch.dtype, torch.device], torch.dtype],
-) -> list[Batch]:
-    """Sort parameters into batches, by whole shapes: the order is the same on every rank.
+    arithmetic: Arithmetic,
+    max_bytes: int,
+    multiple: int = 1,
+) -> Sequence[Round]:
+    """Sort parameters into batches, by whole shapes, and batches into rounds.
+
+    The order is the same on every rank. It depends on shapes, dtypes and devices alone, and is made
+    once for them.
 
     Args:
         params: The parameters; empty ones are left out.
         buffers: Their momentum buffers, of a DTensor this rank's piece.
         views: How each is seen as matrices.
-        update_dtype: Says which dtype the updates have, by shape, view, the wider dtype of
-            parameter and buffer, and device.
+        arithmetic: Of the engine, see `update_dtype`.
+        max_bytes: Of a round's updates, and on a CPU of their results and at most 64 MiB; a larger
+            update has a round to itself.
+        multiple: A batch is cut after a multiple of so many parameters, as far as ``max_bytes``
+            lets.
 
     Raises:
         RuntimeError: If a buffer does not have its parameter's shape.
+
+    Example:
+        >>> xs = [torch.zeros(2, 2)] * 3
+        >>> own = None, None
+        >>> [some.members for some in arrange(xs, xs, ["auto"] * 3, own, max_bytes=64)]
+        [[0, 1], [2]]
+        >>> [some.members for some in arrange(xs, xs, ["auto"] * 3, own, 95, multiple=2)]
+        [[0, 1], [2]]
     """
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for i, (p, b, view) in enumerate(zip(params, buffers, views, strict=True)):
+    kinds: list[Kind] = []
+    for p, b, view in zip(params, buffers, views, strict=True):
         shape = p.shape
         if b.shape != shape and not is_dtensor(p):
             raise RuntimeError(
                 f"{describe(p)} has a momentum buffer of shape {tuple(b.shape)}; if its data were "
                 f"replaced, delete the optimizer's state of it"
             )
-        alike.setdefault((shape, p.dtype, b.dtype, b.device, view), []).append(i)
-    batches: dict[tuple[Any, ...], Batch] = {}
+        kinds.append((shape, p.dtype, b.dtype, b.device, view))
     # The compiler traces what is cached, and warns.
-    seen = _seen.__wrapped__ if torch.compiler.is_compiling() else _seen
-    # What follows is done once a kind and not once a parameter.
+    arranged = _arranged.__wrapped__ if torch.compiler.is_compiling() else _arranged
+    return arranged(tuple(kinds), arithmetic, max_bytes, multiple)
+
+
+@lru_cache(maxsize=64)
+def _arranged(
+    kinds: tuple[Kind, ...], arithmetic: Arithmetic, max_bytes: int, multiple: int
+) -> list[Round]:
+    alike: dict[Kind, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        alike.setdefault(kind, []).append(i)
+    batches: dict[tuple[Any, ...], Batch] = {}
     for (shape, own, kept, device, view), members in alike.items():
         if 0 not in shape:
-            matrix, view, logical = seen(shape, view)
-            dtype = update_dtype(shape, view, torch.promote_types(own, kept), device)
-            key = (matrix, view, dtype, device, logical)
+            (_, *matrix), view, logical = seen.__wrapped__(shape, view)
+            dtype = update_dtype(*arithmetic, shape, view, torch.promote_types(own, kept), device)
+            whole = tuple(matrix) if view.split is None else (shape, view.split)
+            key = (whole, view, dtype, device, logical)
             batch = batches.setdefault(key, Batch({}, *key))
             batch.members.setdefault(shape, []).extend(members)
-    return list(batches.values())
+    result = []
+    for some in _cut_at(list(batches.values()), max_bytes, multiple):
+        of = [b for b in some for positions in b.members.values() for _ in positions]
+        members = [i for b in some for positions in b.members.values() for i in positions]
+        sides = [b.logical if b.view.split is None else None for b in of]
+        result.append(Round(some, members, [b.view for b in of], [b.dtype for b in of], sides))
+    return result
 
 
-@lru_cache(maxsize=4096)
-def _seen(
-    shape: torch.Size, view: str | MatrixView
-) -> tuple[tuple[Any, ...], MatrixView, tuple[int, int]]:
-    """Return a batch's ``matrix``, ``view`` and ``logical`` for a parameter of this shape."""
-    view = MatrixView.of(view)
-    matrix = batch_shape(shape, view)[1:] if view.split is None else (shape, view.split)
-    return matrix, view, matrix_shape(shape, view)
+def update_dtype(
+    schedule: Any,
+    compute_dtype: torch.dtype | None,
+    shape: torch.Size,
+    view: MatrixView,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.dtype:
+    """Return bfloat16 for float32 updates that the engine would round to it first; else their own.
 
-
-def rounds(batches: Sequence[Batch], max_bytes: int, multiple: int = 1) -> list[list[Batch]]:
-    """Cut batches where ``max_bytes`` is passed; the order stays. A round has one device.
+    The results are the same bits, and two passes over the memory less. A GPU's engine divides by
+    the norm before it rounds, so there the updates stay as they are, as they do under the compiler.
 
     Args:
-        batches: From `arrange`.
-        max_bytes: Of the updates, and on a CPU of their results and at most 64 MiB; a larger
-            update has a round to itself.
-        multiple: A batch is cut after a multiple of so many parameters, as far as ``max_bytes``
-            lets.
-
-    Example:
-        >>> xs = [torch.zeros(2, 2)] * 3
-        >>> batches = arrange(xs, xs, ["auto"] * 3, lambda shape, view, dtype, device: dtype)
-        >>> [positions(some) for some in rounds(batches, max_bytes=64)]
-        [[0, 1], [2]]
-        >>> [positions(some) for some in rounds(batches, 95, multiple=2)]
-        [[0, 1], [2]]
+        schedule: Of the engine, or None: its own.
+        compute_dtype: Of the iteration, or None: the engine's rule.
+        shape: Of the whole parameter.
+        view: How it is seen as matrices.
+        dtype: The wider one of parameter and buffer.
+        device: Of the updates.
     """
+    if device.type != "cpu" or dtype != torch.float32 or torch.compiler.is_compiling():
+        return dtype
+    if compute_dtype is None and is_triple(schedule):
+        compute_dtype = torch.bfloat16
+    if compute_dtype is not None:
+        return torch.bfloat16 if compute_dtype == torch.bfloat16 else dtype
+    options: dict[str, Any] = {} if schedule is None else {"schedule": schedule, "form": "direct"}
+    pieces = [piece for piece in piece_shapes(shape, view) if 0 not in piece]
+    taken = {plan(piece, 1, dtype, device, **options).dtype for piece in pieces}
+    return torch.bfloat16 if taken == {torch.bfloat16} else dtype
+
+
+def _cut_at(batches: Sequence[Batch], max_bytes: int, multiple: int) -> list[list[Batch]]:
+    """Cut batches where ``max_bytes`` is passed; the order stays. A round has one device."""
     result: list[list[Batch]] = []
     room = 0
     for batch in batches:
@@ -150,36 +223,48 @@ class Room(NamedTuple):
     """The memory of a round's updates, uninitialized at first.
 
     Attributes:
-        batches: What it is for, all of whole matrices.
-        stacks: (B, m, n): the updates of each batch.
+        updates: The update of each parameter.
+        stacks: (B, m, n): the updates of each batch, of which the former are views.
         results: Where their polar factors go: memory of the same size, or the same.
+        factors: The polar factor of each parameter: views of ``results``.
         memory: Under all of them; on a CPU a piece that this thread keeps.
     """
 
-    batches: Sequence[Batch]
-    stacks: list[Tensor]
-    results: list[Tensor]
-    memory: Tensor
+    updates: list[Tensor]
+    stacks: Sequence[Tensor] = ()
+    results: Sequence[Tensor] = ()
+    factors: Sequence[Tensor] = ()
+    memory: Tensor | None = None
 
     @staticmethod
-    def of(batches: Sequence[Batch], owned: Owned) -> "Room":
+    def scattered(some: Round, buffers: Sequence[Tensor]) -> "Room":
+        """Make room for updates that are no batches: of ranks' pieces, split ones, compiled.
+
+        Args:
+            some: The round.
+            buffers: The momentum buffers, of a DTensor this rank's piece.
+        """
+        pairs = zip(buffers, some.dtypes, strict=True)
+        return Room([torch.empty(b.shape, dtype=dtype, device=b.device) for b, dtype in pairs])
+
+    @staticmethod
+    def of(some: Round, owned: Owned | None = None) -> "Room":
         """Take memory for whole updates: that of the last step, if it suffices.
 
         Args:
-            batches: Of one device.
+            some: The round.
             owned: Whose memory it is on a GPU.
         """
+        batches = some.batches
         counts = [sum(s.numel() * len(some) for s, some in b.members.items()) for b in batches]
         sized = list(zip(counts, batches, strict=True))
-        device = batches[0].device
         # On a GPU, and in the direct form of bfloat16 on a CPU, the result may lie over the
         # updates; the Gram form of small matrices in float32 on a CPU reads them last.
-        over = device.type != "cpu"
-        copies = [1 if over or b.dtype == torch.bfloat16 else 2 for b in batches]
+        copies = [1 if owned or b.dtype == torch.bfloat16 else 2 for b in batches]
         spans = [-(-n * b.dtype.itemsize // _LINE) * _LINE for n, b in sized]
         lengths = [span for span, c in zip(spans, copies, strict=True) for _ in range(c)]
         nbytes = sum(lengths)
-        memory = owned.room(nbytes, device) if over else _KEPT.take(nbytes)
+        memory = owned.room(nbytes, batches[0].device) if owned else _KEPT.take(nbytes)
         pieces = iter(memory.narrow(0, 0, nbytes).split(lengths))
         stacks, results = [], []
         for (n, b), c in zip(sized, copies, strict=True):
@@ -188,25 +273,11 @@ class Room(NamedTuple):
             ]
             stacks.append(places[0])
             results.append(places[-1])
-        return Room(batches, stacks, results, memory)
-
-    @property
-    def updates(self) -> list[Tensor]:
-        """The update of each parameter: views of the stacks."""
-        return _cut(self.stacks, self.batches)
-
-    def orthogonalize(self, **options: Any) -> list[Tensor]:
-        """Return the polar factor of each update, which may lie in the updates' own memory.
-
-        Args:
-            **options: Of the engine's ``orthogonalize``.
-        """
-        orthogonalize_together(self.stacks, self.results, **options)
-        return _cut(self.results, self.batches)
+        return Room(_cut(stacks, batches), stacks, results, _cut(results, batches), memory)
 
     def give_back(self) -> None:
         """Let this thread's next step write over all of it, if it is a CPU's and not large."""
-        if self.batches[0].device.type == "cpu":
+        if self.memory is not None and self.memory.device.type == "cpu":
             _KEPT.give(self.memory)
 
 
@@ -219,52 +290,3 @@ def _cut(stacks: Sequence[Tensor], batches: Sequence[Batch]) -> list[Tensor]:
         for part, (shape, count) in zip(parts, runs, strict=True):
             pieces += part.view(count, *shape).unbind()
     return pieces
-
-
-def orthogonalize_all(
-    updates: Sequence[Tensor],
-    views: Sequence[str | MatrixView],
-    orthogonalize: Callable[[Tensor], Tensor],
-    scale: Callable[[int, int], float] | None = None,
-) -> list[Tensor]:
-    """Orthogonalize tensors of any shapes, all matrices of one shape in one batch.
-
-    Args:
-        updates: Tensors of two or more dimensions.
-        views: How each is seen as matrices (see ``MatrixView``).
-        orthogonalize: Maps (B, m, n) to (B, m, n).
-        scale: Factor by (outputs, inputs) of a matrix, applied to the pieces of split tensors
-            only: their pieces differ in shape, where whole tensors have one factor each.
-
-    Returns:
-        A tensor of each update's shape and dtype, in the same order.
-    """
-    pieces = [MatrixView.of(v).pieces(u) for u, v in zip(updates, views, strict=True)]
-    matrices = [as_matrices(x, v) for xs, v in zip(pieces, views, strict=True) for x in xs]
-    done = iter(_by_shape(matrices, orthogonalize))
-    result = []
-    for xs, v in zip(pieces, views, strict=True):
-        outputs = [next(done).reshape(x.shape) for x in xs]
-        view = MatrixView.of(v)
-        if view.split is not None and scale is not None:
-            factors = [scale(*matrix_shape(x.shape, v)) for x in xs]
-            outputs = [o * factor for o, factor in zip(outputs, factors, strict=True)]
-        result.append(view.joined(outputs))
-    return result
-
-
-def _by_shape(
-    matrices: Sequence[Tensor], orthogonalize: Callable[[Tensor], Tensor]
-) -> list[Tensor]:
-    """Return the result of each (B, m, n), in their order; those of one (m, n) in one call."""
-    batches: dict[tuple[Any, ...], list[int]] = {}
-    for i, x in enumerate(matrices):
-        batches.setdefault((x.shape[-2:], x.dtype, x.device), []).append(i)
-    result = list(matrices)
-    for members in batches.values():
-        parts = [matrices[i] for i in members]
-        # Tall results come transposed: one pass over all beats strided reads later.
-        done = orthogonalize(torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()
-        for i, o in zip(members, done.split([len(x) for x in parts]), strict=True):
-            result[i] = o
-    return result

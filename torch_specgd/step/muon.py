@@ -1,8 +1,8 @@
 """One Muon step on matrices as a function of tensors; the class ``Muon`` holds the state."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from torch import Tensor
 from specgd_common.tensors import is_dtensor, local
 
 from ..distributed.layout import Layout, local_like, rewrapped
-from ..distributed.orthogonalize import orthogonalize_distributed
-from ..groups.matrix_view import MatrixView, input_dims, piece_shapes
-from ..triton_kernels import momentum_step, orthogonalize, plan, weight_step
+from ..groups.matrix_view import MatrixView, input_dims
+from ..triton_kernels import momentum_step, orthogonalize_together, weight_step
 from ..triton_kernels.kernels.owned import Owned
 from ..triton_kernels.schedule.named import Coefficients, is_triple
-from .batches import Batch, Room, arrange, orthogonalize_all, positions, rounds, views_of
+from .batches import Room, arrange
 from .light import LightBuffer
-from .rules import AdjustLr, neuron_normalize, shape_scale
+from .pieces import orthogonalize_all
+from .rules import AdjustLr, named_scale, neuron_normalize, shape_scale
 
 MAX_BATCH_BYTES = 1 << 29
 
@@ -83,24 +83,22 @@ def muon(
         # All but the orthogonalization is elementwise: it runs on this rank's pieces.
         grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
         momentum_buffers = [local(b) for b in momentum_buffers]
-    steps = isinstance(ns_coefficients, Sequence) and not isinstance(ns_coefficients, str)
-    schedule = _hashable(ns_coefficients) if steps else ns_coefficients
+    views = views or ["auto"] * len(params)
+    # Nearly always: whole matrices that stay where they are. The engine gives each thread one.
     traced = torch.compiler.is_compiling()
-    dtype_of = _own_dtype if traced else partial(update_dtype, schedule, compute_dtype)
-    batches = arrange(params, momentum_buffers, views or ["auto"] * len(params), dtype_of)
-    # Nearly always: whole matrices that stay where they are.
-    whole = not (divided or share_work or traced or any(b.view.split for b in batches))
-    scale = partial(shape_scale, adjust_lr_fn)
-    options = engine_options(schedule, ns_steps, eps, compute_dtype)
-    # The engine gives each thread a matrix.
+    split = any(not isinstance(v, str) and v.split is not None for v in views)
+    whole = not (divided or share_work or traced or split)
     threads = torch.get_num_threads() if whole else 1
-    owned = Owned() if traced else Owned.by(params[0] if owner is None else owner)
-    for some in rounds(batches, max_batch_bytes, threads):
-        members = positions(some)
-        weights, gs = ([xs[i] for i in members] for xs in (params, grads))
-        kept = [momentum_buffers[i] for i in members]
+    options = engine_options(ns_coefficients, ns_steps, eps, compute_dtype)
+    arithmetic = options.get("schedule"), compute_dtype
+    scale = partial(shape_scale if traced or callable(adjust_lr_fn) else named_scale, adjust_lr_fn)
+    for some in arrange(params, momentum_buffers, views, arithmetic, max_batch_bytes, threads):
+        lists = params, grads, momentum_buffers
+        weights, gs, kept = ([xs[i] for i in some.members] for xs in lists)
         bs = [b.read() if isinstance(b, LightBuffer) else b for b in kept]
-        room = Room.of(some, owned) if whole else Scattered.of(some, weights, bs, scale, share_work)
+        on_gpu = not (traced or bs[0].is_cpu)
+        owned = Owned.by(params[0] if owner is None else owner) if on_gpu else None
+        room = Room.of(some, owned) if whole else Room.scattered(some, bs)
         momentum_step(
             gs, bs, room.updates, momentum, nesterov=nesterov, maximize=maximize,
             rounding=rounding, owned=owned,
@@ -109,26 +107,24 @@ def muon(
             if isinstance(b, LightBuffer):
                 b.write(x)
         if clock is not None and not traced:
-            clock(some[0].device)
-        updates = room.orthogonalize(**options)
+            clock(bs[0].device)
+        updates = room.factors
+        if whole:
+            orthogonalize_together(room.stacks, room.results, **options)
+        else:
+            spread = [Layout.of(p) for p in weights] if divided or share_work else []
+            updates = orthogonalize_all(
+                room.updates, some.views, options, scale, spread, share_work
+            )
         if clock is not None and not traced:
-            clock(some[0].device)
+            clock(bs[0].device)
         if second_moments is not None:
-            moments = [second_moments[i] for i in members]
-            updates = _normalize_neurons(updates, weights, moments, neuron_beta, some)
+            moments = [second_moments[i] for i in some.members]
+            updates = _normalize_neurons(updates, weights, moments, neuron_beta, some.views)
         pieces = [local(p) for p in weights] if divided else weights
-        factors = _scales(some, scale)
-        weight_step(pieces, updates, factors, lr, weight_decay, cautious=cautious, owned=owned)
+        scales = [1.0 if shape is None else scale(*shape) for shape in some.logical]
+        weight_step(pieces, updates, scales, lr, weight_decay, cautious=cautious, owned=owned)
         room.give_back()
-
-
-def _scales(batches: Sequence[Batch], scale: Callable[[int, int], float]) -> list[float]:
-    """Return the factor of each parameter; the pieces of a split one have factors of their own."""
-    factors: list[float] = []
-    for batch in batches:
-        count = sum(map(len, batch.members.values()))
-        factors += [1.0 if batch.view.split else scale(*batch.logical)] * count
-    return factors
 
 
 def _normalize_neurons(
@@ -136,113 +132,29 @@ def _normalize_neurons(
     weights: Sequence[Tensor],
     moments: Sequence[Tensor],
     beta: float,
-    batches: Sequence[Batch],
+    views: Sequence[MatrixView],
 ) -> list[Tensor]:
     """Divide by means over neurons: a DTensor knows what to sum over ranks."""
     result = []
-    for o, p, v, view in zip(updates, weights, moments, views_of(batches), strict=True):
+    for o, p, v, view in zip(updates, weights, moments, views, strict=True):
         normalized = neuron_normalize(rewrapped(o, p), v, beta, input_dims(p, view))
         result.append(local_like(normalized, p))
     return result
 
 
-class Scattered(NamedTuple):
-    """Updates that are no batches in memory: of ranks' pieces, of split parameters, compiled.
-
-    Attributes:
-        updates: Of each parameter of a round, of a DTensor this rank's piece.
-        layouts: How each is spread.
-        views: How each is seen as matrices.
-        scale: Shape factor of the pieces of split parameters.
-        share_work: See :class:`Muon`.
-    """
-
-    updates: list[Tensor]
-    layouts: list[Layout]
-    views: list[MatrixView]
-    scale: Callable[[int, int], float]
-    share_work: bool
-
-    @staticmethod
-    def of(
-        batches: Sequence[Batch],
-        weights: Sequence[Tensor],
-        buffers: Sequence[Tensor],
-        scale: Callable[[int, int], float],
-        share_work: bool,
-    ) -> "Scattered":
-        """Make room for the updates of a round."""
-        dtypes = [b.dtype for b in batches for _ in positions([b])]
-        updates = [
-            torch.empty(b.shape, dtype=dtype, device=b.device)
-            for b, dtype in zip(buffers, dtypes, strict=True)
-        ]
-        layouts = [Layout.of(p) for p in weights]
-        return Scattered(updates, layouts, views_of(batches), scale, share_work)
-
-    def orthogonalize(self, **options: Any) -> list[Tensor]:
-        """Return the polar factor of each update.
-
-        Args:
-            **options: Of the engine's ``orthogonalize``.
-        """
-
-        def polar(xs: list[Tensor], members: list[int]) -> list[Tensor]:
-            views = [self.views[i] for i in members]
-            return orthogonalize_all(xs, views, partial(orthogonalize, **options), self.scale)
-
-        return orthogonalize_distributed(
-            self.updates, self.layouts, self.views, polar, share_work=self.share_work
-        )
-
-    def give_back(self) -> None:
-        """Keep nothing: no step finds this memory again."""
-
-
-def _hashable(steps: Sequence[Any]) -> Any:
-    return tuple(steps) if is_triple(steps) else tuple(tuple(step) for step in steps)
-
-
 def engine_options(
-    schedule: Any, steps: int, eps: float, dtype: torch.dtype | None
+    coefficients: Coefficients, steps: int, eps: float, dtype: torch.dtype | None
 ) -> dict[str, Any]:
     """Say to the engine what Muon's arguments mean."""
     eps = max(eps, torch.finfo(torch.float32).tiny)  # torch.optim.Muon takes zero, the engine not
-    if schedule == "auto":
-        return {"method": "auto", "eps": eps, "dtype": dtype}
-    # A named schedule and a list of steps have a length of their own.
-    repeat = steps if is_triple(schedule) else None
-    method = {"method": "newton_schulz", "schedule": schedule, "steps": repeat}
-    return {**method, "eps": eps, "dtype": dtype}
-
-
-def _own_dtype(
-    shape: torch.Size, view: MatrixView, dtype: torch.dtype, device: torch.device
-) -> torch.dtype:
-    return dtype
-
-
-@lru_cache(maxsize=4096)
-def update_dtype(
-    schedule: Any,
-    compute_dtype: torch.dtype | None,
-    shape: torch.Size,
-    view: MatrixView,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> torch.dtype:
-    """Return bfloat16 for float32 updates that the engine would round to it first; else their own.
-
-    The results are the same bits, and two passes over the memory less. A GPU's engine divides by
-    the norm before it rounds, so there the updates stay as they are.
-    """
-    if device.type != "cpu" or dtype != torch.float32:
-        return dtype
-    if compute_dtype is None and is_triple(schedule):
-        compute_dtype = torch.bfloat16
-    if compute_dtype is not None:
-        return torch.bfloat16 if compute_dtype == torch.bfloat16 else dtype
-    options: dict[str, Any] = {} if schedule == "auto" else {"schedule": schedule, "form": "direct"}
-    pieces = [piece for piece in piece_shapes(shape, view) if 0 not in piece]
-    taken = {plan(piece, 1, dtype, device, **options).dtype for piece in pieces}
-    return torch.bfloat16 if taken == {torch.bfloat16} else dtype
+    options: dict[str, Any] = {"eps": eps, "dtype": dtype}
+    if isinstance(coefficients, str) and coefficients == "auto":
+        return options
+    options["method"] = "newton_schulz"
+    if is_triple(coefficients):
+        # A named schedule and a list of steps have a length of their own.
+        return {**options, "schedule": tuple(coefficients), "steps": steps}
+    # Lists are no keys for caches.
+    if isinstance(coefficients, Sequence) and not isinstance(coefficients, str):
+        coefficients = tuple(tuple(step) for step in coefficients)  # type: ignore[arg-type]
+    return {**options, "schedule": coefficients}

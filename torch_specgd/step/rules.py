@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -51,6 +52,9 @@ def shape_scale(adjust_lr_fn: AdjustLr, m: int, n: int) -> float:
     if adjust_lr_fn in ("spectral", "spectral_unclamped"):
         return math.sqrt(m / n)
     return math.sqrt(max(1.0, m / n))
+
+
+named_scale = lru_cache(maxsize=4096)(shape_scale)  # for names: a function may change its mind
 
 
 def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> Tensor:

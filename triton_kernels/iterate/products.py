@@ -7,16 +7,12 @@ matrices are written otherwise there.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from ..kernels.available import on_device
 
 _Triangle = Callable[..., Tensor]
 _BLOCK_ROWS = 4  # block rows of a triangle: 10 of 16 blocks are computed
@@ -26,47 +22,6 @@ _TRIANGLE_ELEMENTS = 400_000
 # With AMX, which multiplies faster, a call for each block pays from more rows on. Halves pay
 # earlier if there are fewer matrices than threads: oneDNN runs so small a product on one thread.
 _TRIANGLE_ROWS_AMX, _HALVED_GRAM_ROWS, _HALVED_ROWS = 1536, 512, 768
-_BACKENDS: Any = torch.backends  # its stubs lack mkldnn.matmul and fp32_precision
-_LOCK = threading.Lock()
-_INSIDE: dict[str, tuple[int, str]] = {}  # contexts by backend, and what was allowed before them
-
-
-@contextmanager
-def as_written(device: torch.device) -> Iterator[None]:
-    """Run operations on a device with the dtypes that they are given.
-
-    Autocast is set aside, and float32 products are computed in float32: TF32 and bfloat16 suit a
-    model's layers, but a Gram matrix that is rounded to bfloat16 gets negative eigenvalues, and a
-    step of degree 9 sends one to 200. A GPU becomes the current one, where Triton launches.
-
-    Args:
-        device: Of the tensors.
-    """
-    cast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    gpu = device.type == "cuda"
-    kind = "cuda" if gpu else "mkldnn"
-    backend = getattr(_BACKENDS, kind).matmul
-    with (
-        torch.autocast(device.type, enabled=False) if cast else nullcontext(),
-        on_device(device) if gpu else nullcontext(),
-    ):
-        # The setting is the process's: the first context of all threads notes it.
-        with _LOCK:
-            count, before = _INSIDE.get(kind, (0, ""))
-            if count == 0:
-                before = backend.fp32_precision
-                if before == _BACKENDS.fp32_precision:
-                    before = "none"  # what follows the setting of all backends goes on to follow it
-                backend.fp32_precision = "ieee"
-            _INSIDE[kind] = count + 1, before
-        try:
-            yield
-        finally:
-            with _LOCK:
-                count, before = _INSIDE[kind]
-                if count == 1:
-                    backend.fp32_precision = before
-                _INSIDE[kind] = count - 1, before
 
 
 @lru_cache(maxsize=1)
@@ -151,11 +106,6 @@ def scale_members(x: Tensor, factor: Tensor) -> Tensor:
     for one, value in zip(x, factor.flatten().tolist(), strict=True):
         one.mul_(value)
     return x
-
-
-def _transposed(x: Tensor) -> bool:
-    """Say whether the matrices of a batch lie in memory column by column."""
-    return x.stride(-1) != 1 and x.stride(-2) == 1
 
 
 def _triangle(x: Tensor, halved_rows: int) -> _Triangle | None:
@@ -281,8 +231,10 @@ class TorchProducts:
 
     def apply(self, q: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return ``Q X``, laid out like X."""
-        if x.device.type == "cpu" and _transposed(x) and (out is None or _transposed(out)):
-            # In memory this is X^T Q: the faster product, and its result needs no transposition.
+        # In memory X and its result may lie column by column, as those of tall matrices do.
+        tall = all(t is None or t.stride(-1) != 1 == t.stride(-2) for t in (x, out))
+        if x.device.type == "cpu" and tall:
+            # There this is X^T Q: the faster product, and its result needs no transposition.
             if out is None:
                 return torch.bmm(x.mT, q).mT
             torch.bmm(x.mT, q, out=out.mT)

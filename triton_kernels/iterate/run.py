@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels.available import triton_runs, trusted
+from ..kernels.available import on_device, triton_runs, trusted
 from ..kernels.configuration import (
     architecture,
     has_table,
@@ -21,14 +24,111 @@ from ..planning.plan import Plan, Request
 from ..schedule.named import Schedule
 from .exact import precise, smoothed_polar, svd_polar, torch_muon
 from .iteration import carried_polynomial, direct, gram
-from .kept_memory import KeptMemory
 from .normalize import begin, first_bound, in_range, normalize_gram, rescaled
-from .products import Products, TorchProducts, as_written, cpu_has_amx, scale_members
+from .products import Products, TorchProducts, cpu_has_amx, scale_members
 
 _FORMS = {"newton_schulz": "direct", "gram": "gram"}
 _CHUNK = 2**21  # elements worked on at a time on a CPU
 _WORKSPACE = 2**26  # elements at most where every thread has its own matrix
 _RING = 4  # n x n results of the direct form that exist at one time, at most
+_LIMIT = 1 << 26  # bytes; where more is needed, products take far longer than page faults
+
+_BACKENDS: Any = torch.backends  # its stubs lack mkldnn.matmul and fp32_precision
+_LOCK = threading.Lock()
+_INSIDE: dict[str, tuple[int, str]] = {}  # contexts by backend, and what was allowed before them
+
+
+@contextmanager
+def as_written(device: torch.device) -> Iterator[None]:
+    """Run operations on a device with the dtypes that they are given.
+
+    Autocast is set aside, and float32 products are computed in float32: TF32 and bfloat16 suit a
+    model's layers, but a Gram matrix that is rounded to bfloat16 gets negative eigenvalues, and a
+    step of degree 9 sends one to 200. A GPU becomes the current one, where Triton launches.
+
+    Args:
+        device: Of the tensors.
+    """
+    cast = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    gpu = device.type == "cuda"
+    kind = "cuda" if gpu else "mkldnn"
+    backend = getattr(_BACKENDS, kind).matmul
+    with (
+        torch.autocast(device.type, enabled=False) if cast else nullcontext(),
+        on_device(device) if gpu else nullcontext(),
+    ):
+        # The setting is the process's: the first context of all threads notes it.
+        with _LOCK:
+            count, before = _INSIDE.get(kind, (0, ""))
+            if count == 0:
+                before = backend.fp32_precision
+                if before == _BACKENDS.fp32_precision:
+                    before = "none"  # what follows the setting of all backends goes on to follow it
+                backend.fp32_precision = "ieee"
+            _INSIDE[kind] = count + 1, before
+        try:
+            yield
+        finally:
+            with _LOCK:
+                count, before = _INSIDE[kind]
+                if count == 1:
+                    backend.fp32_precision = before
+                _INSIDE[kind] = count - 1, before
+
+
+class KeptMemory(threading.local):
+    """CPU memory that a thread uses again instead of giving it back to the system.
+
+    The first touch of fresh memory is a page fault every 4 KiB, which together cost more than a
+    pass over it, and the allocator returns blocks of some megabytes as soon as they are free. So
+    each thread keeps one piece of at most 64 MiB; whoever takes it has it alone.
+
+    Example:
+        >>> kept = KeptMemory()
+        >>> room = kept.take(100)
+        >>> kept.give(room)
+        True
+        >>> kept.take(50).data_ptr() == room.data_ptr()
+        True
+    """
+
+    def __init__(self) -> None:
+        # Kept as a storage: a tensor made in inference mode could not be written outside of it.
+        self._room: torch.UntypedStorage | None = None
+
+    def take(self, nbytes: int) -> Tensor:
+        """Return at least so many bytes, uninitialized: the kept ones if they suffice.
+
+        Args:
+            nbytes: How many.
+        """
+        # The device is named because the caller's default may be another.
+        memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        if type(memory) is not Tensor:
+            # Under FakeTensorMode new tensors have no data; the kept memory stays for others.
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+        room, self._room = self._room, None
+        if room is None or room.nbytes() < nbytes:
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+        return memory.set_(room)
+
+    def give(self, memory: Tensor) -> bool:
+        """Keep the whole storage of a tensor for the next taker, unless it is large.
+
+        Args:
+            memory: On a CPU; what still refers to it will be written over.
+
+        Returns:
+            Whether it is kept.
+        """
+        storage = memory.untyped_storage()
+        # The storage of a fake tensor is on "meta", whatever device the tensor names.
+        kept = storage.device.type == "cpu" and storage.nbytes() <= _LIMIT
+        if kept:
+            self._room = storage
+        return kept
+
+
 _KEPT = KeptMemory()  # the last call's buffers
 
 
@@ -95,7 +195,7 @@ def run_plan(x: Tensor, chosen: Plan, out: Tensor, ops: Products | None = None) 
         spare = [buffer[: len(part)] for buffer in room.buffers] if room else []
         start = begin(part, chosen.dtype, schedule.normalization, ops, spare[0] if spare else None)
         fits = ops.casts or place.dtype == chosen.dtype
-        if chosen.form == "gram" or len(schedule) == 1:
+        if chosen.form == "gram" or len(schedule.steps) == 1:
             # X is read when the result is written, which therefore must not lie over it.
             fits = fits and (not start.looked or place.data_ptr() != start.x.data_ptr())
         goal = place if fits else None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..iterate.products import as_written
+from ..iterate.run import as_written
 
 
 class Certificate(NamedTuple):
