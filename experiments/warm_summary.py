@@ -100,39 +100,46 @@ def check_auto(everything: dict[tuple[str, str, str], Group]) -> None:
         print(f"held on {net}, {len(seeds)} seeds: auto >= cold, steps(auto) < 0.5 steps(cold)")
 
 
-PANELS = 4  # side by side; more go below
+# What the figure shows, by the names that it prints; everything else stands in the tables.
+SHOWN = {
+    "cold": "cold start",
+    "warm": "warm start",
+    "uniform": "uniform shrink",
+    "DASH": "DASH",
+    "DASH, shuffled factors": "DASH, factors shuffled",
+}
+NETS = {
+    ("grid", "norm", "0.01"): ("BatchNorm, lr 0.01, floor 0.3", "0.3"),
+    ("grid", "plain", "0.03"): ("no normalization, lr 0.03, floor 0.7", "0.7"),
+}
 
 
 def plot(everything: dict[tuple[str, str, str], Group], path: Path) -> None:
+    """Draw accuracy and steps over the chunks for two nets, with standard errors."""
     from matplotlib.figure import Figure
 
-    shown = {k: g for k, g in everything.items() if k[0] not in ("explore", "ablation", "tune")}
-    blocks = -(-len(shown) // PANELS)
-    figure = Figure(figsize=(4.2 * PANELS, 6.5 * blocks), layout="constrained")
-    axes = figure.subplots(2 * blocks, PANELS, squeeze=False)
-    for axis in axes.flat:
-        axis.set_visible(False)
-    names = list(dict.fromkeys(m for g in shown.values() for m, _ in g))
-    for panel, ((purpose, net, lr), group) in enumerate(shown.items()):
-        block, column = divmod(panel, PANELS)
-        for row, quantity in enumerate(("test_accuracy", "steps")):
-            axis = axes[2 * block + row][column]
-            axis.set_visible(True)
-            chunks = range(1, min(max(run) for g in group.values() for run in g.values()) + 1)
-            drawn: list[str] = []
-            for (method, floor), runs in group.items():
-                # A second floor of a method has its color, and crosses.
-                marker = "x" if method in drawn else "."
-                drawn.append(method)
-                y = [at(runs, k, quantity).mean() for k in chunks]
-                style = "-" if method in ("cold", "warm", "DASH") else ":"
-                axis.plot([500 * k for k in chunks], y, style, marker=marker,
-                          label=label(method, floor), color=f"C{names.index(method)}")  # fmt: skip
-            axis.set(xlabel="examples seen", ylabel=quantity.replace("_", " "),
-                     title=f"{purpose}: {net}, lr {lr}" if row == 0 else "")  # fmt: skip
+    shown = {k: g for k, g in everything.items() if k in NETS} or everything
+    figure = Figure(figsize=(5 * len(shown), 6.5), layout="constrained")
+    axes = figure.subplots(2, len(shown), squeeze=False, sharex=True)
+    for column, (key, group) in zip(axes.T, shown.items(), strict=True):
+        title, floor = NETS.get(key, (" ".join(key), "1.0"))
+        chunks = range(1, min(max(run) for g in group.values() for run in g.values()) + 1)
+        for (method, own), runs in group.items():
+            if method not in SHOWN or own not in (floor, "1.0"):
+                continue
+            for axis, quantity in zip(column, ("test_accuracy", "steps"), strict=True):
+                values = [at(runs, k, quantity) for k in chunks]
+                error = [v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values]
+                axis.errorbar([500 * k for k in chunks], [v.mean() for v in values], error,
+                              marker=".", capsize=2, label=SHOWN[method],
+                              color=f"C{list(SHOWN).index(method)}")  # fmt: skip
+        column[0].set_title(title)
+        column[1].set_xlabel("examples seen")
+        for axis in column:
             axis.grid(alpha=0.3)
-        axis.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize=8, frameon=False
-        )
+    axes[0][0].set_ylabel("test accuracy (%)")
+    axes[1][0].set_ylabel("steps to 99.9 % train accuracy")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)

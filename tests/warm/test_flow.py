@@ -7,7 +7,7 @@ from pathlib import Path
 import warmstart
 
 ROOT = Path(warmstart.__file__).parent
-STATIONS = ("targets", "direction", "shrink", "methods", "files", "judge")
+STATIONS = ("targets", "direction", "shrink", "methods", "loops", "files", "judge")
 
 
 def imports() -> dict[str, set[str]]:

@@ -18,10 +18,12 @@ class _ConstantThenDecay(LRScheduler, ABC):
         self,
         optimizer: Optimizer,
         total_steps: int,
-        constant_fraction: float,
-        final_factor: float,
-        last_epoch: int,
+        constant_fraction: float = 0.5,
+        final_factor: float = 0.0,
+        last_epoch: int = -1,
     ) -> None:
+        if not 0.0 <= final_factor <= 1.0:
+            raise ValueError(f"final_factor must be in [0, 1], but is {final_factor}")
         if total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, but is {total_steps}")
         if not 0.0 <= constant_fraction <= 1.0:
@@ -80,18 +82,6 @@ class ConstantThenLinear(_ConstantThenDecay):
         [1.0, 1.0, 1.0, 0.5, 0.0]
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total_steps: int,
-        constant_fraction: float = 0.5,
-        final_factor: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        if not 0.0 <= final_factor <= 1.0:
-            raise ValueError(f"final_factor must be in [0, 1], but is {final_factor}")
-        super().__init__(optimizer, total_steps, constant_fraction, final_factor, last_epoch)
-
     def decay(self, progress: float) -> float:
         """Return 1 at progress 0, final_factor at progress 1."""
         return 1.0 - progress * (1.0 - self.final_factor)
@@ -128,7 +118,7 @@ class ConstantThenGeometric(_ConstantThenDecay):
         final_factor: float = 1e-6,
         last_epoch: int = -1,
     ) -> None:
-        if not 0.0 < final_factor <= 1.0:
+        if final_factor == 0.0:
             raise ValueError(f"final_factor must be in (0, 1], but is {final_factor}")
         super().__init__(optimizer, total_steps, constant_fraction, final_factor, last_epoch)
 

@@ -43,13 +43,13 @@ def head_state_dict(
             were not named.
     """
     targets, skipped = state_targets(state_dict, **{**selection, "include": "*"})
-    owners = {o for t in targets for o in _modules(t)}
+    owners = {o for t in targets for o in t.owners}
     chosen = _heads(targets, owners) if layers is None else list(layers)
     unknown = [n for n in chosen if not any(o == n or o.startswith(f"{n}.") for o in owners)]
     if unknown:
         raise ValueError(f"no module with weights is named {unknown}; there are {_last(owners)}")
     head = [
-        t for t in targets if any(f"{o}.".startswith(f"{n}.") for o in _modules(t) for n in chosen)
+        t for t in targets if any(f"{o}.".startswith(f"{n}.") for o in t.owners for n in chosen)
     ]
     skipped += [t.left("not in the head") for t in targets if t not in head]
     shapes = {n: tuple(x.shape) for n, x in state_dict.items() if isinstance(x, Tensor)}
@@ -77,9 +77,9 @@ def _heads(targets: Sequence[Target], owners: Collection[str]) -> list[str]:
             f"embedding, saved once): name it in layers (--layers); there are {_last(owners)}"
         )
     for t in targets:
-        if t.kind.startswith("Embedding") and set(found) & set(_modules(t)):
+        if t.kind.startswith("Embedding") and set(found) & set(t.owners):
             raise ValueError(
-                f"the head is tied to an embedding ({' and '.join(_modules(t))}): drawn anew, it "
+                f"the head is tied to an embedding ({' and '.join(t.owners)}): drawn anew, it "
                 "would forget what tokens mean; naming it in layers (--layers) does so"
             )
     return found
@@ -87,11 +87,6 @@ def _heads(targets: Sequence[Target], owners: Collection[str]) -> list[str]:
 
 def _last(owners: Collection[str]) -> str:
     return ", ".join(sorted(owners)[-8:])
-
-
-def _modules(t: Target) -> list[str]:
-    """Return the modules that use a target."""
-    return [t.module, *(name.rpartition(".")[0] for name in t.aliases)]
 
 
 def _initial(t: Target, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Tensor:

@@ -179,7 +179,6 @@ def _is_layer_weight(model: nn.Module, t: Target) -> bool:
     if t.parameter.ndim < 2 or t.direction_of is not None:
         return False
     module = unwrap(model)
-    owners = [t.module, *(n.rpartition(".")[0] for n in t.aliases)]
     tables = (nn.Embedding, nn.EmbeddingBag)
-    is_table = any(isinstance(module.get_submodule(owner), tables) for owner in owners)
+    is_table = any(isinstance(module.get_submodule(owner), tables) for owner in t.owners)
     return (attribute.endswith("weight") or attribute.startswith("weight_")) and not is_table

@@ -58,10 +58,10 @@ def head_reset(
     model = model if inplace else copy.deepcopy(model)
     everything, skipped = find_targets(model, units="filter", include="*")
     chosen = _chosen(model, layers, everything)
-    targets = [t for t in everything if chosen & set(_owners(t))]
+    targets = [t for t in everything if chosen & set(t.owners)]
     skipped += [t.left("not in the head") for t in everything if t not in targets]
     notes = [
-        f"{' and '.join(_owners(t))} are one weight, drawn anew once" for t in targets if t.aliases
+        f"{' and '.join(t.owners)} are one weight, drawn anew once" for t in targets if t.aliases
     ]
     drawn = initial_values(model, [t.name for t in targets], fresh, seed)
     values: dict[str, Tensor] = {}
@@ -74,15 +74,10 @@ def head_reset(
     )
 
 
-def _owners(t: Target) -> list[str]:
-    """Return the names of all modules that use a target."""
-    return [t.module, *(name.rpartition(".")[0] for name in t.aliases)]
-
-
 def _chosen(model: nn.Module, layers: int | Sequence[str], everything: list[Target]) -> set[str]:
     """Return the names of the modules that are drawn anew."""
     if not isinstance(layers, int):
-        chosen, known = set(layers), {owner for t in everything for owner in _owners(t)}
+        chosen, known = set(layers), {owner for t in everything for owner in t.owners}
         if unknown := chosen - known:
             raise ValueError(
                 f"no module with parameters is named {sorted(unknown)}; {sorted(known)}"
@@ -90,14 +85,14 @@ def _chosen(model: nn.Module, layers: int | Sequence[str], everything: list[Targ
         return chosen
     module = unwrap(model)
     weights = {t.name: t for t in find_targets(model)[0]}
-    by_owner = {owner: t for t in weights.values() for owner in _owners(t)}
+    by_owner = {owner: t for t in weights.values() for owner in t.owners}
     order = [name for name, _ in module.named_modules(remove_duplicate=False) if name in by_owner]
     if not 1 <= layers <= len(order):
         raise ValueError(f"layers must be in [1, {len(order)}], got {layers}")
     for name in order[-layers:]:
         tables = [
             owner
-            for owner in _owners(by_owner[name])
+            for owner in by_owner[name].owners
             if owner != name and isinstance(module.get_submodule(owner), nn.Embedding)
         ]
         if tables:

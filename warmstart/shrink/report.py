@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ class ShrinkReport:
         reasons: dict[str, list[str]] = {}
         for s in self.skipped:
             reasons.setdefault(s.reason, []).append(s.name)
-        lines += [f"skipped {len(n)}, {why}: {_some(n)}" for why, n in reasons.items()]
+        lines += [f"skipped {len(n)}, {why}: {some(n)}" for why, n in reasons.items()]
         lines += [f"note: {n}" for n in self.notes]
         return "\n".join(lines)
 
@@ -232,7 +233,8 @@ _HEADER = (
 )
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
     shown = ", ".join(names[:4])
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 

@@ -12,7 +12,7 @@ from torch import nn
 from ..direction.norms import batch_norms
 from ..targets.find import Skipped, Target
 from ..targets.parameters import unwrap
-from .report import ParameterRow
+from .report import ParameterRow, some
 
 # Below this mean |cosine| a gradient is orthogonal to its weight up to float32 rounding.
 ORTHOGONAL = 1e-3
@@ -72,11 +72,11 @@ def direction_notes(rows: Sequence[ParameterRow], grad_mode: str) -> list[str]:
     for applies, text in _OBSERVATIONS:
         names = [r.name for r in rows if applies(r)]
         if names:
-            out.append(text.format(rows=_some(names), mode=mode))
+            out.append(text.format(rows=some(names), mode=mode))
     silent = [f"{r.name} ({r.zero_gradient} of {r.units})" for r in rows if r.zero_gradient]
     if silent:
         out.append(
-            f"units without any gradient: {_some(silent)}; zero_gradient='keep' leaves unused "
+            f"units without any gradient: {some(silent)}; zero_gradient='keep' leaves unused "
             "embeddings and experts as they are"
         )
     return out
@@ -89,7 +89,7 @@ def left_out_notes(skipped: Sequence[Skipped]) -> list[str]:
         return []
     return [
         f"left as they are although they have two dimensions or more: "
-        f"{_some([f'{s.name} ({s.reason})' for s in loud])}"
+        f"{some([f'{s.name} ({s.reason})' for s in loud])}"
     ]
 
 
@@ -135,8 +135,3 @@ def warn_if_untrained(model: nn.Module, targets: Sequence[Target]) -> None:
 def remember(model: nn.Module, targets: Sequence[Target]) -> None:
     """Note the weights' versions after a shrink."""
     _LAST[unwrap(model)] = {t.name: t.parameter._version for t in targets}
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

@@ -70,6 +70,11 @@ class Target:
     module: str = ""
     product_with: tuple[str, Tensor] | None = None
 
+    @property
+    def owners(self) -> list[str]:
+        """Names of all modules that use it."""
+        return [self.module, *(name.rpartition(".")[0] for name in self.aliases)]
+
     def view(self, x: Tensor) -> Tensor:
         """Return ``x`` (shaped like the parameter) with the dimensions that ``dims`` count."""
         return x if self.split is None else x.unflatten(*self.split)
