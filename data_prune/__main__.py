@@ -17,6 +17,8 @@ from specgd_common.optional import needed
 from .report.page import build_report
 from .report.wrong import wrong_labels
 from .scale.streaming import select_parquet
+from .score.keys import read_keys
+from .score.parquet import read_column
 from .score.table import ScoreTable
 from .select.plan import METHODS
 
@@ -48,6 +50,12 @@ def build_parser() -> Parser:
     selection.add_argument(
         "--per-class", action=argparse.BooleanOptionalAction, help="every class its share"
     )
+    selection.add_argument("--min-per-class", type=int, default=1, help="smallest share of a class")
+    selection.add_argument("--keep", type=Path, help="list of keys that stay: .txt, .csv, .npy")
+    selection.add_argument("--drop", type=Path, help="list of keys that go")
+    selection.add_argument("--groups", help="column of what stays together, such as a patient")
+    selection.add_argument("--classes", help="column whose values get a share each, not the label")
+    selection.add_argument("--weights", help="column that multiplies the weight of the draw")
     selection.add_argument(
         "--ignore-nonfinite", action="store_true", help="accept a recording with NaN logits"
     )
@@ -62,8 +70,11 @@ def build_parser() -> Parser:
         "--data", type=Path, help="folder of datasets.Dataset.save_to_disk, whose images are shown"
     )
     select = commands.add_parser(
-        "select", parents=[files, selection], help="the kept rows, Parquet to Parquet"
+        "select",
+        parents=[files, selection],
+        help="the kept rows, Parquet to Parquet; with -o .txt, .csv or .npy a list of their keys",
     )
+    select.add_argument("--dropped", type=Path, help="list of the dropped keys to write as well")
     select.add_argument("--engine", choices=("local", "ray"), default="local")
     wrong = commands.add_parser(
         "wrong", parents=[files], help="labels that are likely wrong, to .csv, .txt or .npy"
@@ -82,12 +93,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         found = wrong_labels(ScoreTable.from_parquet(args.scores), args.count)
         found.write(args.output)
         return {"wrong": len(found), "merely_hard": found.merely_hard}
-    names = ("method", "by", "c_d", "seed", "per_class", "preset", "ignore_nonfinite")
+    names = (
+        *("method", "by", "c_d", "seed", "per_class", "min_per_class", "preset"),
+        *("groups", "classes", "weights", "ignore_nonfinite"),
+    )
     options = {name: getattr(args, name) for name in names}
+    for name in ("keep", "drop"):
+        if getattr(args, name) is not None:
+            options[name] = read_keys(getattr(args, name))
     if args.command == "select":
-        return select_parquet(
-            args.scores, args.output, args.prune_ratio, engine=args.engine, **options
-        )
+        more = {"engine": args.engine, "dropped": args.dropped}
+        return select_parquet(args.scores, args.output, args.prune_ratio, **more, **options)
+    for name in ("groups", "classes", "weights"):
+        if options[name] is not None:
+            options[name] = read_column(args.scores, options[name])
     table = ScoreTable.from_parquet(args.scores)
     data = None if args.data is None else needed("datasets", "data").load_from_disk(args.data)
     page = build_report(table, args.prune_ratio, title=args.title, data=data, **options)

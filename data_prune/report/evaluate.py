@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..score.keys import rows_of, unique_keys
 from ..score.table import ScoreTable
-from ..select.noise import example_ids, uniform
+from ..select.noise import uniform
 from ..select.planner import keep_count
+from ..select.wishes import group_ids
 
 # Far from the seeds of any selection, so that the held-out part is independent of it.
 _HOLDOUT_SEED = 0x401D0
@@ -105,8 +107,16 @@ def compare(
     )
 
 
-def split_holdout(table: ScoreTable, holdout: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_holdout(
+    table: ScoreTable, holdout: float, groups: NDArray[np.uint64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return positions to choose from, and held-out positions; by key, so always the same ones.
+
+    Args:
+        table: The scores.
+        holdout: Share of the examples held out, in (0, 1).
+        groups: (N,) identity of each example's group, which is held out as a whole; as many
+            groups as come nearest to the share.
 
     Example:
         >>> table = ScoreTable(np.arange(10), np.zeros(10, int), np.ones(10), np.full(10, 0.5),
@@ -120,8 +130,37 @@ def split_holdout(table: ScoreTable, holdout: float) -> tuple[NDArray[np.int64],
     count = round(len(table) * holdout)
     if not 0 < count < len(table):
         raise ValueError(f"holdout {holdout} of {len(table)} examples leaves one side empty")
-    order = np.argsort(uniform(_HOLDOUT_SEED, example_ids(table.key)), kind="stable")
-    return np.sort(order[count:]), np.sort(order[:count])
+    if groups is None:
+        order = np.argsort(uniform(_HOLDOUT_SEED, table.ids), kind="stable")
+        return np.sort(order[count:]), np.sort(order[:count])
+    ids, group = np.unique(groups, return_inverse=True)
+    if len(ids) < 2:
+        raise ValueError(f"groups must be at least 2 for a held-out part, got {len(ids)}")
+    out = np.zeros(len(ids), dtype=bool)
+    size, left = np.bincount(group), count
+    for i in np.argsort(uniform(_HOLDOUT_SEED, ids), kind="stable")[:-1]:
+        if left > 0 and (size[i] <= 2 * left or not out.any()):
+            out[i] = True
+            left -= int(size[i])
+    return np.flatnonzero(~out[group]), np.flatnonzero(out[group])
+
+
+def options_of(
+    table: ScoreTable, pool: NDArray[np.int64], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the options of a selection for some of the rows: arrays and lists that are theirs."""
+    mine = dict(options)
+    for name in ("groups", "classes", "weights"):
+        given = mine.get(name)
+        if given is not None and not isinstance(given, str):
+            mine[name] = np.asarray(given)[pool]
+    for name in ("keep", "drop"):
+        if mine.get(name) is not None:
+            rows = rows_of(table.key, unique_keys(mine[name]), name)
+            mine[name] = table.key[np.intersect1d(rows, pool)]
+    if mine.get("within") is not None:
+        mine["within"] = np.searchsorted(pool, np.intersect1d(mine["within"], pool))
+    return mine
 
 
 def beats_random(
@@ -137,8 +176,9 @@ def beats_random(
 ) -> Comparison:
     """Train on a selection and on a random subset of the same size, and compare on held-out data.
 
-    A part of the data is held out by key; both subsets are chosen from the rest and have the same
-    size, so that equal epochs are equal optimizer steps. Run i uses the same seed on both sides.
+    A part of the data is held out by key, whole ``groups`` where there are some; both subsets are
+    chosen from the rest and have the same size (with groups nearly), so that equal epochs are
+    equal optimizer steps. Run i uses the same seed on both sides.
 
     Args:
         train_and_score: Called as ``f(kept, held_out, seed)`` with positions; trains from scratch
@@ -151,6 +191,8 @@ def beats_random(
         confidence: Of the interval.
         seed: First seed.
         **options: Further arguments of ``ScoreTable.select``.
+
+            Random subsets obey ``keep``, ``drop``, ``within`` and ``groups`` as well.
 
     Returns:
         The comparison; its ``verdict`` is "yes", "no" or "undecided".
@@ -165,13 +207,17 @@ def beats_random(
     """
     if repeats < 2:
         raise ValueError(f"repeats must be at least 2, got {repeats}")
-    pool, held_out = split_holdout(table, holdout)
-    part = table.take(pool)
+    together = None
+    if options.get("groups") is not None:
+        together = group_ids(table.values_of("groups", options["groups"]))
+    pool, held_out = split_holdout(table, holdout, together)
+    part, options = table.take(pool), options_of(table, pool, options)
     keep_count(len(part), prune_ratio)
+    shared = {name: options.get(name) for name in ("keep", "drop", "within", "groups")}
     selected: list[float] = []
     random: list[float] = []
     for run in range(seed, seed + repeats):
-        for results, choice in ((selected, options), (random, {"method": "random"})):
+        for results, choice in ((selected, options), (random, {"method": "random", **shared})):
             kept = part.select(prune_ratio, seed=run, **choice)
             results.append(float(train_and_score(pool[kept], held_out, run)))
     return compare(selected, random, confidence)

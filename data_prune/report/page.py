@@ -197,7 +197,7 @@ def build_report(
     if data is not None and len(data) != len(table):
         raise ValueError(f"data must have {len(table)} examples as the table has, got {len(data)}")
     kept = table.select(prune_ratio, **options)
-    plan_options = {k: v for k, v in options.items() if k not in ("within", "ignore_nonfinite")}
+    plan_options = {k: v for k, v in options.items() if k != "ignore_nonfinite"}
     settings = dict(table.plan(prune_ratio, **plan_options).settings or {})
     about = describe_selection(table, kept, settings["seed"])
     sections = [

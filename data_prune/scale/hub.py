@@ -82,7 +82,7 @@ def prune_dataset(
     check_record(record)
     with _saving(dataset, target) as save:
         kept = table.select(prune_ratio, **options)
-        how = {k: v for k, v in options.items() if k not in ("within", "ignore_nonfinite")}
+        how = {k: v for k, v in options.items() if k != "ignore_nonfinite"}
         pruned = rows_at(dataset, kept, contiguous)
         save(pruned)
         content = {

@@ -21,24 +21,22 @@ from numpy.typing import NDArray
 
 from specgd_common.optional import needed
 
-from ..score.arrow import arrays_of, without_views
-from ..score.parquet import batch_arrays, checked_batches, with_ids
+from ..score.arrow import without_views
+from ..score.parquet import batch_arrays, checked_batches
 from ..select.survey import Columns
+from .narrow import Narrow
 
 
 @contextmanager
-def ray_engine(
-    files: list[Path], names: list[str], batch: int, labels: list[str] | None = None
-) -> Iterator[RayEngine]:
+def ray_engine(files: list[Path], narrow: Narrow, batch: int) -> Iterator[RayEngine]:
     """Give an engine on the Ray that is running, or on one that lives as long as the block.
 
     The latter uses the cores of this machine and neither a dashboard nor Ray's usage statistics.
 
     Args:
         files: Parquet files, by names that all workers can open.
-        names: The columns that a selection looks at.
+        narrow: What a selection looks at.
         batch: Rows that are looked at together.
-        labels: Names that labels stand for, in order; None for integers.
 
     Raises:
         ImportError: If Ray is not installed.
@@ -55,7 +53,7 @@ def ray_engine(
             if before is None:
                 del os.environ["RAY_USAGE_STATS_ENABLED"]
     try:
-        yield RayEngine([str(file.resolve()) for file in files], names, batch, labels)
+        yield RayEngine([str(file.resolve()) for file in files], narrow, batch)
     except Exception as error:
         raise _cause(error) from error
     finally:
@@ -76,10 +74,8 @@ def _cause(error: BaseException) -> BaseException:
 class RayEngine:
     """See ``streaming.Engine``."""
 
-    def __init__(
-        self, files: list[str], names: list[str], batch: int, labels: list[str] | None = None
-    ) -> None:
-        self.files, self.names, self.batch, self.labels = files, names, batch, labels
+    def __init__(self, files: list[str], narrow: Narrow, batch: int) -> None:
+        self.files, self.narrow, self.batch = files, narrow, batch
         self._narrow: Any = None
 
     def _blocks(self) -> Any:
@@ -87,20 +83,21 @@ class RayEngine:
         if self._narrow is None:
             import ray.data
 
-            names, batch, labels = self.names, self.batch, self.labels
+            narrow, batch = self.narrow, self.batch
 
             def take_out(files: Any) -> Iterator[Any]:
                 import pyarrow as pa
 
                 for file in files["file"].to_pylist():
-                    for arrays in checked_batches(Path(file), batch, labels):
-                        yield pa.table(with_ids(arrays, names))
+                    path = Path(file)
+                    for arrays, rows in checked_batches(path, batch, narrow.labels, narrow.more):
+                        yield pa.table(narrow.of(rows, path, arrays))
 
             files = ray.data.from_items(
                 [{"file": file} for file in self.files], override_num_blocks=len(self.files)
             )
-            narrow = files.map_batches(take_out, batch_size=None, batch_format="pyarrow")
-            self._narrow = narrow.materialize()
+            taken = files.map_batches(take_out, batch_size=None, batch_format="pyarrow")
+            self._narrow = taken.materialize()
         return self._narrow
 
     def fold(self, f: Callable[[Any], Any], merge: Callable[[Any, Any], Any]) -> Any:
@@ -125,14 +122,13 @@ class RayEngine:
         import pyarrow.parquet as pq
         import ray.data
 
-        names, labels = self.names, self.labels
+        narrow = self.narrow
 
         def kept(block: Any) -> Any:
             import pyarrow as pa
 
             block = without_views(block)
-            columns = with_ids(arrays_of(block, names, destination, labels), names)
-            return block.filter(pa.array(keep(columns)))
+            return block.filter(pa.array(keep(narrow.of(block, destination))))
 
         # Names of folders such as "epoch=3" must not become columns.
         rows = ray.data.read_parquet(self.files, partitioning=None)

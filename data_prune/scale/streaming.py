@@ -15,7 +15,7 @@ import operator
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
@@ -30,21 +30,24 @@ from specgd_common.optional import needed
 
 from ..score.arrow import arrays_of, without_views
 from ..score.columns import Digest
+from ..score.keys import KeyWriter, is_list, with_suffix
 from ..score.parquet import (
     Stored,
     add_stored,
     batch_arrays,
+    check_has,
     checked_batches,
     columns_in,
-    label_names,
     open_parquet,
     stored_in,
-    with_ids,
 )
 from ..score.table import diverged
-from ..select.planner import Options, make_plan
+from ..select.planner import Options
 from ..select.survey import Columns
+from ..select.together import make_plan
 from ..select.topk import Fold, find_threshold
+from ..select.wishes import split_wishes
+from .narrow import Narrow, check_found
 
 NEEDED = ("key", "label", "score", "mean_prob")
 BATCH = 1 << 18
@@ -68,6 +71,7 @@ def select_parquet(
     prune_ratio: float,
     *,
     engine: str = "local",
+    dropped: str | os.PathLike | None = None,
     ignore_nonfinite: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
@@ -82,12 +86,15 @@ def select_parquet(
         destination: Must not exist; it appears when it is whole. With the local engine a file
             becomes a file and a folder a folder with the same names; Ray writes a folder, its
             rows in any order. Beside it the local engine needs room for the columns while it runs.
+            A name that ends in .txt, .csv or .npy becomes a plain list of the kept keys.
         prune_ratio: Fraction REMOVED, in [0, 1).
         engine: "local" streams on this machine; "ray" runs the same passes on Ray Data, over
             files that every worker can read (see ``ray_data``).
+        dropped: New file, .txt, .csv or .npy, for a plain list of the keys that are dropped.
         ignore_nonfinite: Accept tables whose recording met NaN or infinite logits.
         **options: method, by, c_d, C, beta_sum, anchor, anchor_statistic, seed, per_class,
-            min_per_class, preset, cutoff, strata as for ``ScoreTable.select``.
+            min_per_class, preset, cutoff, strata, keep and drop as for ``ScoreTable.select``;
+            groups, classes and weights by the names of columns of the files.
 
     Returns:
         The settings of the selection, also written to ``<destination>.json``.
@@ -120,49 +127,97 @@ def select_parquet(
         raise FileExistsError(f"{destination} exists and is not overwritten")
     record = Path(f"{destination}.json")
     check_record(record)
-    how = _check_files(files, ignore_nonfinite, options)
-    names = [*NEEDED, *({str(how.by)} - set(NEEDED))]
+    if dropped is not None and os.path.lexists(with_suffix(dropped)):
+        raise FileExistsError(f"{dropped} exists and is not overwritten")
+    wishes, options = split_wishes(options)
+    how, narrow = _check_files(files, ignore_nonfinite, options, wishes)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    labels = label_names(files)
-    with _engine(engine, files, source, destination, names, labels) as (here, aside):
+    with _engine(engine, files, source, destination, narrow) as (here, aside):
         plan = make_plan(here.fold, prune_ratio, how)
         check_unique_ids(here.fold, plan.total, source)
+        if narrow.forced:
+            check_lists(here.fold, narrow, source)
         search = find_threshold(
             lambda f, merge: here.fold(lambda c: f(plan.chunk(c)), merge), plan.quotas, plan.total
         )
         settings = {**plan.settings, "source": str(source), "engine": engine}
-        written = here.write(lambda columns: search.keep(plan.chunk(columns)), aside)
-        if written != settings["kept"]:
-            raise RuntimeError(
-                f"{written} rows were written, {settings['kept']} selected: {source} has changed "
-                "meanwhile"
-            )
-        # Before the destination: what a killed run leaves must not stop the next one.
-        write_text(record, json.dumps(settings, indent=2))
+
+        def keep(columns: Columns) -> NDArray:
+            return search.keep(plan.chunk(columns))
+
+        with replacing(dropped) if dropped is not None else nullcontext() as rest:
+            written = None
+            if not is_list(destination):
+                written = here.write(keep, aside)
+            kept_list = (aside, destination) if is_list(destination) else None
+            if kept_list is not None or rest is not None:
+                lists = [kept_list, None if rest is None else (rest, Path(str(dropped)))]
+                written = write_lists(files, narrow, keep, lists)
+            if written != settings["kept"]:
+                raise RuntimeError(
+                    f"{written} rows were written, {settings['kept']} selected: {source} has "
+                    "changed meanwhile"
+                )
+            # Before the destination: what a killed run leaves must not stop the next one.
+            write_text(record, json.dumps(settings, indent=2))
     return settings
+
+
+def check_lists(fold: Fold, narrow: Narrow, source: Path) -> None:
+    """Refuse lists of keys of which some are in no file."""
+    kept, dropped = fold(
+        lambda c: np.array([(c["forced"] > 0).sum(), (c["forced"] < 0).sum()]), operator.add
+    )
+    check_found(int(kept), narrow.keep, "keep", source)
+    check_found(int(dropped), narrow.drop, "drop", source)
+
+
+def write_lists(
+    files: list[Path],
+    narrow: Narrow,
+    keep: Callable[[Columns], NDArray],
+    lists: list[tuple[IO[bytes], Path] | None],
+) -> int:
+    """Write the keys of the rows that stay and of those that go; return how many stay.
+
+    Args:
+        files: Of the table.
+        narrow: What is read of them.
+        keep: Marks the rows that stay.
+        lists: File and name for the keys that stay, and for those that go; None for no list.
+    """
+    writers = [None if at is None else KeyWriter(at[0], at[1].suffix) for at in lists]
+    kept = 0
+    for file in files:
+        for arrays, batch in checked_batches(file, BATCH, narrow.labels, narrow.more):
+            stays = keep(narrow.of(batch, file, arrays))
+            kept += int(stays.sum())
+            for writer, rows in zip(writers, (stays, ~stays), strict=True):
+                if writer is not None:
+                    writer.add(arrays["key"][rows])
+    for writer in writers:
+        if writer is not None:
+            writer.close()
+    return kept
 
 
 @contextmanager
 def _engine(
-    name: str,
-    files: list[Path],
-    source: Path,
-    destination: Path,
-    names: list[str],
-    labels: list[str] | None,
+    name: str, files: list[Path], source: Path, destination: Path, narrow: Narrow
 ) -> Iterator[tuple[Engine, Any]]:
     """Give an engine and where it writes; that becomes the destination if the block succeeds."""
-    aside: AbstractContextManager[Any] = making_folder(destination)
+    one_file = is_list(destination) or (name == "local" and not source.is_dir())
+    aside: AbstractContextManager[Any] = (
+        replacing(destination) if one_file else making_folder(destination)
+    )
     if name == "ray":
         from .ray_data import ray_engine
 
-        with aside as folder, ray_engine(files, names, BATCH, labels) as on_ray:
-            yield on_ray, folder
+        with aside as target, ray_engine(files, narrow, BATCH) as on_ray:
+            yield on_ray, target
         return
-    if not source.is_dir():
-        aside = replacing(destination)
     with aside as target, tempfile.TemporaryFile(dir=destination.parent) as scratch:
-        yield _Local(files, source, names, scratch, labels), target
+        yield _Local(files, source, narrow, scratch), target
 
 
 def parquet_files(source: Path) -> list[Path]:
@@ -187,19 +242,36 @@ def check_record(record: Path) -> None:
         raise FileExistsError(f"{record} exists, is no record of a selection and is not replaced")
 
 
-def _check_files(files: list[Path], ignore_nonfinite: bool, options: dict[str, Any]) -> Options:
-    """Return how to select, after a look at what the files say of themselves."""
+def _check_files(
+    files: list[Path], ignore_nonfinite: bool, options: dict[str, Any], wishes: dict[str, Any]
+) -> tuple[Options, Narrow]:
+    """Return how to select and what to read, after a look at what the files say of themselves."""
     bad = rows = 0
     for file in files:
         with open_parquet(file) as reader:
-            how = Options(**options, columns=columns_in(reader, file))
+            columns = columns_in(reader, file)
             bad += stored_in(reader, file).meta.get("nonfinite", 0)
             rows += reader.metadata.num_rows
+            named = [wishes.get(name) for name in ("groups", "classes", "weights")]
+            check_has(reader, [name for name in named if isinstance(name, str)], file)
     if rows == 0:
         raise ValueError(f"a score table needs at least one example, {files[0]} has none")
     if bad and not ignore_nonfinite:
         raise diverged({"nonfinite": bad})
-    return how
+    how = Options(**options, columns=columns)
+    names = [*NEEDED, *({str(how.by)} - set(NEEDED))]
+    narrow = Narrow.of_files(files, names, wishes)
+    if narrow.classes is not None:
+        if options.get("per_class") is False:
+            raise ValueError("classes need per_class=True or None, got False")
+        options = {**options, "per_class": True}
+    wished: dict[str, Any] = {
+        "forced": narrow.forced,
+        "weighed": narrow.weights is not None,
+        "grouped": narrow.groups is not None,
+        "class_names": narrow.class_names,
+    }
+    return Options(**options, **wished, columns=columns), narrow
 
 
 def check_unique_ids(fold: Fold, total: int, source: Path) -> None:
@@ -238,27 +310,19 @@ def check_unique_ids(fold: Fold, total: int, source: Path) -> None:
 class _Local:
     """Read one batch of rows after the other, on this machine."""
 
-    def __init__(
-        self,
-        files: list[Path],
-        source: Path,
-        names: list[str],
-        scratch: IO,
-        labels: list[str] | None = None,
-    ) -> None:
-        self.files, self.source, self.names, self.scratch = files, source, names, scratch
-        self.labels = labels
+    def __init__(self, files: list[Path], source: Path, narrow: Narrow, scratch: IO) -> None:
+        self.files, self.source, self.narrow, self.scratch = files, source, narrow, scratch
         self._taken_out = False
 
     def _take_out(self) -> None:
         """Copy the columns of all files into the scratch file, keys as ids of eight bytes."""
-        pa = needed("pyarrow", "data")
+        pa, narrow = needed("pyarrow", "data"), self.narrow
         writer = None
-        batches = (a for file in self.files for a in checked_batches(file, BATCH, self.labels))
-        for arrays in batches:
-            narrow = pa.record_batch(with_ids(arrays, self.names))
-            writer = writer or pa.ipc.new_stream(self.scratch, narrow.schema)
-            writer.write_batch(narrow)
+        for file in self.files:
+            for arrays, batch in checked_batches(file, BATCH, narrow.labels, narrow.more):
+                some = pa.record_batch(narrow.of(batch, file, arrays))
+                writer = writer or pa.ipc.new_stream(self.scratch, some.schema)
+                writer.write_batch(some)
         assert writer is not None  # a table without rows was refused
         writer.close()
         self._taken_out = True
@@ -272,21 +336,17 @@ class _Local:
 
     def write(self, keep: Callable[[Columns], NDArray], destination: Any) -> int:
         if not self.source.is_dir():
-            return write_kept(self.source, destination, self.names, keep, self.labels)
+            return write_kept(self.source, destination, self.narrow, keep)
         rows = 0
         for file in self.files:
             target = destination / file.relative_to(self.source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            rows += write_kept(file, target, self.names, keep, self.labels)
+            rows += write_kept(file, target, self.narrow, keep)
         return rows
 
 
 def write_kept(
-    file: Path,
-    target: Path | IO,
-    names: list[str],
-    keep: Callable[[Columns], NDArray],
-    labels: list[str] | None = None,
+    file: Path, target: Path | IO, narrow: Narrow, keep: Callable[[Columns], NDArray]
 ) -> int:
     """Write the rows of one file that stay, with a digest of their own; return their number."""
     pa, pq = needed("pyarrow", "data"), needed("pyarrow.parquet", "data")
@@ -296,9 +356,8 @@ def write_kept(
         schema = without_views(reader.schema_arrow.empty_table()).schema
         with pq.ParquetWriter(target, schema, compression="zstd") as writer:
             for batch in map(without_views, reader.iter_batches(BATCH)):
-                columns = with_ids(arrays_of(batch, names, file, labels), names)
-                part = batch.filter(pa.array(keep(columns)))
-                digest.add(arrays_of(part, counted, file, labels))
+                part = batch.filter(pa.array(keep(narrow.of(batch, file))))
+                digest.add(arrays_of(part, counted, file, narrow.labels))
                 writer.write_batch(part)
                 rows += len(part)
             if stored.digest is not None:

@@ -45,6 +45,19 @@ def plain_keys(keys: Any) -> NDArray:
     return array
 
 
+def unique_keys(keys: Any) -> NDArray:
+    """Return keys without repeats.
+
+    Example:
+        >>> unique_keys(["b", "a", "b"]).tolist()
+        ['b', 'a']
+    """
+    array = plain_keys(keys)
+    if array.dtype.kind == "O":
+        return np.array(list(dict.fromkeys(array.tolist())), dtype=object)
+    return np.unique(array) if array.ndim == 1 else array
+
+
 def are_positions(keys: NDArray) -> bool:
     """Say whether keys are just the numbers of the rows."""
     return keys.dtype.kind == "i" and bool((keys == np.arange(len(keys))).all())
@@ -66,21 +79,9 @@ def rows_of(keys: NDArray, wanted: Any, what: str = "keys") -> NDArray[np.int64]
         >>> rows_of(np.array(["a", "b", "c"]), ["c", "a"]).tolist()
         [2, 0]
     """
-    found = plain_keys(wanted)
-    if found.ndim != 1:
-        raise ValueError(f"{what} must be a list of keys, got shape {found.shape}")
+    found = keys_like(wanted, keys.dtype.kind in "iu", what)
     if len(found) == 0:
         return np.empty(0, dtype=np.int64)
-    if keys.dtype.kind in "iu" and found.dtype.kind in "UO":
-        try:
-            found = plain_keys(np.array([int(key) for key in found.flat], dtype=object))
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"{what} must be integers as the table's are, got {_shown(found[0])}"
-            ) from None
-    if (found.dtype.kind in "iu") != (keys.dtype.kind in "iu"):
-        kind = "integers" if keys.dtype.kind in "iu" else "strings"
-        raise TypeError(f"{what} must be {kind} as the table's are, got {_shown(found[0])}")
     ids, mine = example_ids(found), example_ids(keys)
     order = np.argsort(ids, kind="stable")
     ordered = ids[order]
@@ -98,6 +99,31 @@ def rows_of(keys: NDArray, wanted: Any, what: str = "keys") -> NDArray[np.int64]
             f"{_shown(found[lost[0]])}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
         )
     return rows
+
+
+def keys_like(wanted: Any, integers: bool, what: str = "keys") -> NDArray:
+    """Return wanted keys of the kind that a table has, integers or strings.
+
+    Raises:
+        TypeError: If they are of the other kind.
+        ValueError: If they are no list.
+    """
+    found = plain_keys(wanted)
+    if found.ndim != 1:
+        raise ValueError(f"{what} must be a list of keys, got shape {found.shape}")
+    if len(found) == 0:
+        return found
+    if integers and found.dtype.kind in "UO":
+        try:
+            return plain_keys(np.array([int(key) for key in found.flat], dtype=object))
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{what} must be integers as the table's are, got {_shown(found[0])}"
+            ) from None
+    if (found.dtype.kind in "iu") != integers:
+        kind = "integers" if integers else "strings"
+        raise TypeError(f"{what} must be {kind} as the table's are, got {_shown(found[0])}")
+    return found
 
 
 def _shown(key: Any) -> str:
@@ -122,24 +148,48 @@ def write_keys(path: str | os.PathLike, keys: Any) -> None:
         ...     read_keys(f"{folder}/kept.txt").tolist()
         ['cat/1', 'dog/7']
     """
-    target, array = _with_suffix(path), plain_keys(keys)
+    target = with_suffix(path)
     with replacing(target) as file:
-        if target.suffix.lower() == ".npy":
-            text = array.dtype.kind == "O"
-            np.save(
-                file, np.array(array.tolist(), dtype=str) if text else array, allow_pickle=False
-            )
-        elif target.suffix.lower() == ".csv":
-            write_csv(file, ["key"], [array])
-        else:
-            for start in range(0, len(array), LINES):
-                lines = list(map(str, array[start : start + LINES].tolist()))
-                odd = next((line for line in lines if line.splitlines() != [line]), None)
-                if odd is not None:
-                    raise ValueError(
-                        f"a key must be one line of a .txt file, got {odd!r}: use .csv"
-                    )
-                file.write(("\n".join(lines) + "\n").encode())
+        writer = KeyWriter(file, target.suffix)
+        writer.add(plain_keys(keys))
+        writer.close()
+
+
+class KeyWriter:
+    """Write a list of keys piece by piece; a .npy file takes them all together at the end.
+
+    Args:
+        file: Open for writing bytes.
+        suffix: One of ``SUFFIXES``.
+    """
+
+    def __init__(self, file: IO[bytes], suffix: str) -> None:
+        self.file, self.suffix = file, suffix.lower()
+        self.parts: list[NDArray] = []
+        if self.suffix == ".csv":
+            file.write(_csv_lines([["key"]]))
+
+    def add(self, keys: NDArray) -> None:
+        """Append keys."""
+        if self.suffix == ".npy":
+            self.parts.append(keys)
+            return
+        for start in range(0, len(keys), LINES):
+            lines = list(map(str, keys[start : start + LINES].tolist()))
+            if self.suffix == ".csv":
+                self.file.write(_csv_lines([line] for line in lines))
+                continue
+            odd = next((line for line in lines if line.splitlines() != [line]), None)
+            if odd is not None:
+                raise ValueError(f"a key must be one line of a .txt file, got {odd!r}: use .csv")
+            self.file.write(("\n".join(lines) + "\n").encode())
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self.suffix == ".npy":
+            whole = np.concatenate(self.parts) if self.parts else np.empty(0, dtype=np.int64)
+            text = whole.dtype.kind == "O"
+            np.save(self.file, np.array(whole.tolist(), str) if text else whole, False)
 
 
 def write_csv(file: IO[bytes], header: list[str], columns: Sequence[NDArray]) -> None:
@@ -166,7 +216,7 @@ def read_keys(path: str | os.PathLike) -> NDArray:
     Raises:
         ValueError: For another suffix, or a file that holds something else.
     """
-    source = _with_suffix(path)
+    source = with_suffix(path)
     if source.suffix.lower() == ".npy":
         try:
             return plain_keys(np.load(source, allow_pickle=False))
@@ -186,8 +236,14 @@ def read_keys(path: str | os.PathLike) -> NDArray:
     return np.array([row[at] for row in rows[first:]], dtype=object)
 
 
-def _with_suffix(path: str | os.PathLike) -> Path:
+def is_list(path: str | os.PathLike) -> bool:
+    """Say whether a file of this name holds a plain list of keys."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def with_suffix(path: str | os.PathLike) -> Path:
+    """Return the path of a plain list, refused if its name does not say of which kind."""
     target = Path(path)
-    if target.suffix.lower() not in SUFFIXES:
+    if not is_list(target):
         raise ValueError(f"a list of keys must end in {', '.join(SUFFIXES)}, got {str(target)!r}")
     return target

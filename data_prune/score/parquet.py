@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specgd_common.files import replacing
 from specgd_common.optional import needed
 
 from ..select.noise import example_ids
-from .arrow import arrays_of, is_text, names_in, number_columns
+from .arrow import arrays_of, is_text, names_in, number_columns, to_array
 from .columns import COLUMNS, Arrays, Digest, check_columns, check_unique, seal
 
 META_KEY = b"data_prune"
@@ -172,8 +173,8 @@ def check_digest(stored: Stored, digest: Digest, path: Path) -> None:
         )
 
 
-def label_names(files: Iterable[Path]) -> list[str] | None:
-    """Return in order the names that stand in the labels of all files; None for integers.
+def label_names(files: Iterable[Path], column: str = "label") -> list[str] | None:
+    """Return in order the names that stand in a column of all files; None for integers.
 
     Raises:
         TypeError: If some files have names and others have integers.
@@ -182,36 +183,72 @@ def label_names(files: Iterable[Path]) -> list[str] | None:
     kinds: dict[bool, Path] = {}
     for file in files:
         with open_parquet(file) as reader:
-            if "label" not in reader.schema_arrow.names:
+            if column not in reader.schema_arrow.names:
                 continue  # refused with all else that is missing
-            text = is_text(reader.schema_arrow.field("label").type)
+            text = is_text(reader.schema_arrow.field(column).type)
             kinds[text] = file
-            for batch in reader.iter_batches(1 << 18, columns=["label"]) if text else ():
-                found |= set(names_in(batch.column("label")) or ())
+            for batch in reader.iter_batches(1 << 18, columns=[column]) if text else ():
+                found |= set(names_in(batch.column(column)) or ())
     if len(kinds) == 2:
         raise TypeError(
-            f"labels must be names in all files or in none, got names in {kinds[True]} and "
-            f"integers in {kinds[False]}"
+            f"column {column!r} must hold names in all files or in none, got names in "
+            f"{kinds[True]} and integers in {kinds[False]}"
         )
     return sorted(found) if True in kinds else None
 
 
-def checked_batches(path: Path, rows: int, labels: list[str] | None = None) -> Iterator[Arrays]:
+def checked_batches(
+    path: Path, rows: int, labels: list[str] | None = None, more: Iterable[str] = ()
+) -> Iterator[tuple[Arrays, Any]]:
     """Yield a file's columns batch by batch, held to the checks of a whole table.
 
     Args:
         path: The file.
         rows: Of a batch.
         labels: What ``label_names`` says of all files.
+        more: Further columns that are read.
+
+    Yields:
+        The columns of a score table as arrays, and the record batch with all that was read.
     """
     with open_parquet(path) as reader:
         stored, names, digest = stored_in(reader, path), columns_in(reader, path), Digest()
-        for batch in reader.iter_batches(rows, columns=names):
+        check_has(reader, more, path)
+        for batch in reader.iter_batches(rows, columns=[*dict.fromkeys([*names, *more])]):
             arrays = arrays_of(batch, names, path, labels)
             check_columns(arrays, f"{path}: ")
             digest.add(arrays)
-            yield arrays
+            yield arrays, batch
         check_digest(stored, digest, path)
+
+
+def check_has(reader: Any, names: Iterable[str], path: Path) -> None:
+    """Refuse a file without columns that a user has named."""
+    there = reader.schema_arrow.names
+    for name in names:
+        if there.count(name) != 1:
+            raise ValueError(f"{path} has no column {name!r}; it has {there}")
+
+
+def read_column(path: str | os.PathLike, name: str) -> NDArray:
+    """Return one column of a Parquet file as an array.
+
+    Raises:
+        ValueError: If there is none of this name, or it has nulls.
+    """
+    with open_parquet(Path(path)) as reader:
+        check_has(reader, [name], Path(path))
+        return whole_column(reader.read(columns=[name]).column(name), name, path)
+
+
+def whole_column(column: Any, name: str, where: Any) -> NDArray:
+    """Return a column as an array, refused where a value is missing."""
+    if column.null_count:
+        raise ValueError(
+            f"{where}: column {name!r} must have a value in every row, got {column.null_count} "
+            "nulls"
+        )
+    return to_array(column)
 
 
 def with_ids(arrays: Arrays, names: Iterable[str]) -> Arrays:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any
@@ -15,12 +14,14 @@ from numpy.typing import NDArray
 
 from ..select.noise import example_ids
 from ..select.plan import Plan, parts
-from ..select.planner import Options, class_quotas, make_plan
-from ..select.survey import Columns, class_index
+from ..select.planner import Options, keep_count
+from ..select.survey import Columns
+from ..select.together import make_plan
+from ..select.wishes import beside, check_weights, forced_rows, group_ids, split_wishes
 from .arrow import as_arrow, from_arrow, to_frame
 from .columns import COLUMNS, Digest, check_columns, check_unique, code_labels
 from .join import averaged, joined
-from .keys import plain_keys, rows_of
+from .keys import plain_keys, rows_of, unique_keys
 from .parquet import read_columns, write_columns
 
 
@@ -107,6 +108,11 @@ class ScoreTable:
         cutoff: float | None = None,
         strata: int = 50,
         within: NDArray | Sequence[int] | None = None,
+        keep: Any = None,
+        drop: Any = None,
+        groups: Any = None,
+        classes: Any = None,
+        weights: Any = None,
         ignore_nonfinite: bool = False,
     ) -> NDArray[np.int64]:
         r"""Return the positions of the examples that stay, ascending.
@@ -132,8 +138,8 @@ class ScoreTable:
             prune_ratio: r, the fraction REMOVED, in [0, 1).
             method: "plausible" (the default); "beta" (the paper, and the default where ``c_d``,
                 ``beta_sum`` or ``preset`` is given); "weighted" (weights = score, no Beta); "top"
-                (the highest scores); "ccs" (coverage-centric: cut the hardest, then equal
-                budgets over strata); "random".
+                (the highest scores); "easy" (the lowest, the other end); "ccs" (coverage-centric:
+                cut the hardest, then equal budgets over strata); "random".
             by: Column that ranks or weighs the examples; default "score", for "ccs" "aum". For
                 "aum" and "mean_prob" low values are the hard ones.
             c_d: How late easy examples are favoured, > 0; "cifar10" (5.5), "cifar100" (4) or
@@ -160,6 +166,15 @@ class ScoreTable:
             within: Choose among these positions only, all numbers still those of the whole
                 table. A sweep over rising ratios is nested when each step chooses within the
                 last, whatever the method ("ccs" excepted, which does not take it).
+            keep: Keys of examples that stay in any case. They count among those kept.
+            drop: Keys of examples that go in any case.
+            groups: (N,) integers or strings, or the name of a column: examples of one value
+                (a patient, a video) stay or go together. A group competes as one example with the
+                means of its members; as many stay as come nearest to N (1 - r) examples.
+            classes: (N,) values, or the name of a column: each of them gets its share, and at
+                least ``min_per_class``, in the place of each label.
+            weights: (N,) or the name of a column, at least 0: multiply the weight of every
+                example in the draw; those of weight 0 come last. Not for "top" and "easy".
             ignore_nonfinite: Accept a table whose recording met NaN or infinite logits.
 
         Returns:
@@ -172,7 +187,7 @@ class ScoreTable:
         Source:
             Cho et al., ICML 2025, Beta sampling; Gumbel top-k for the draw.
         """
-        plan = self.plan(
+        plan, columns = self._planned(
             prune_ratio,
             method=method,
             by=by,
@@ -187,6 +202,12 @@ class ScoreTable:
             preset=preset,
             cutoff=cutoff,
             strata=strata,
+            within=within,
+            keep=keep,
+            drop=drop,
+            groups=groups,
+            classes=classes,
+            weights=weights,
         )
         if self.meta.get("nonfinite", 0) and not ignore_nonfinite:
             raise diverged(self.meta)
@@ -197,10 +218,7 @@ class ScoreTable:
                 "after all others (see coverage())",
                 stacklevel=2,
             )
-        if within is None:
-            return plan.draw(self.columns, self.ids)
-        rows, plan = self._pool(within, plan)
-        return rows[plan.draw(lambda part: self.columns(rows[part]), self.ids[rows])]
+        return plan.draw(columns, self.ids)
 
     def take(self, rows: NDArray | Sequence[int]) -> ScoreTable:
         """Return the table of some of the examples, with their own keys.
@@ -237,35 +255,95 @@ class ScoreTable:
 
         Takes the options of ``select``.
         """
-        how = Options(**options, columns=[*COLUMNS, *self.peers])
-        return make_plan(
-            lambda f, merge: reduce(merge, map(f, map(self.columns, parts(len(self.score))))),
-            prune_ratio,
-            how,
-        )
+        return self._planned(prune_ratio, **options)[0]
 
-    def _pool(self, within: NDArray | Sequence[int], plan: Plan) -> tuple[NDArray[np.int64], Plan]:
-        """Return the positions to choose among, and the plan with the quotas they can meet."""
-        rows = np.unique(np.asarray(within, dtype=np.int64))
-        kept = int(plan.quotas.sum())
-        if plan.strata is not None:
-            raise ValueError("within does not combine with method 'ccs'")
+    def _planned(
+        self, prune_ratio: float, **options: Any
+    ) -> tuple[Plan, Callable[[slice], Columns]]:
+        """Return the plan of a selection, and what it reads of a range of rows."""
+        wishes, options = split_wishes(options)
+        more, names = self._wished(wishes, prune_ratio)
+        if "classes" in wishes:
+            if options.get("per_class") is False:
+                raise ValueError("classes need per_class=True or None, got False")
+            options["per_class"] = True
+
+        def columns(part: slice) -> Columns:
+            return beside(self.columns(part), more, part)
+
+        how = Options(
+            **options,
+            forced="forced" in more,
+            weighed="weight" in more,
+            grouped="group" in more,
+            class_names=names,
+            columns=[*COLUMNS, *self.peers],
+        )
+        plan = make_plan(
+            lambda f, merge: reduce(merge, map(f, map(columns, parts(len(self))))), prune_ratio, how
+        )
+        return plan, columns
+
+    def _wished(
+        self, wishes: dict[str, Any], prune_ratio: float
+    ) -> tuple[Columns, list[str] | None]:
+        """Return the columns that say what a user wants, and the names of their classes."""
+        more: Columns = {}
+        names = None
+        if wishes.keys() & {"keep", "drop", "within"}:
+            keep, drop = (
+                rows_of(self.key, unique_keys(wishes.get(name, ())), name)
+                for name in ("keep", "drop")
+            )
+            within = self._positions(wishes.get("within"), prune_ratio)
+            more["forced"] = forced_rows(
+                len(self), keep, drop, within, lambda i: repr(self.key[i : i + 1].tolist()[0])
+            )
+        if "groups" in wishes:
+            more["group"] = group_ids(self.values_of("groups", wishes["groups"]))
+        if "classes" in wishes:
+            label, names = code_labels(self.values_of("classes", wishes["classes"]))
+            if label.dtype.kind not in "iu":
+                raise TypeError(f"classes must be integers or names, got dtype {label.dtype}")
+            if isinstance(wishes["classes"], str) and wishes["classes"] == "label":
+                names = self.meta.get("label_names")
+            more["label"] = label
+        if "weights" in wishes:
+            more["weight"] = check_weights(self.values_of("weights", wishes["weights"]))
+        return more, names
+
+    def values_of(self, name: str, given: Any) -> NDArray:
+        """Return one value for each example, given as such or by the name of a column."""
+        if isinstance(given, str):
+            held = {**self.arrays(), **self.peers}
+            if given not in held:
+                raise ValueError(
+                    f"{name} must be in the table, which has {list(held)}, got {given!r}"
+                )
+            return held[given]
+        values = plain_keys(given)
+        if values.shape != (len(self),):
+            raise ValueError(
+                f"{name} must have one value for each of {len(self)} examples, got shape "
+                f"{values.shape}"
+            )
+        return values
+
+    def _positions(
+        self, within: NDArray | Sequence[int] | None, prune_ratio: float
+    ) -> NDArray[np.int64] | None:
+        """Return the positions to choose among, checked."""
+        if within is None:
+            return None
+        rows, kept = (
+            np.unique(np.asarray(within, dtype=np.int64)),
+            keep_count(len(self), prune_ratio),
+        )
         if len(rows) < kept or rows[0] < 0 or rows[-1] >= len(self):
             raise ValueError(
                 f"within must hold at least {kept} positions in [0, {len(self)}), got {len(rows)}"
             )
-        if plan.classes is not None:
-            # Quotas by largest remainder may grow by one while the total shrinks.
-            group = class_index(plan.classes, self.label[rows])
-            believed = plan.place(self.columns(rows))[1]
-            least = len(plan.classes)
-            there, sure = (np.bincount(g, minlength=least) for g in (group, group[believed]))
-            sizes = np.bincount(class_index(plan.classes, self.label), minlength=least)
-            available = sure if sure.sum() >= kept else there
-            plan = dataclasses.replace(
-                plan, quotas=class_quotas(sizes, kept, available, plan.least)
-            )
-        return rows, dataclasses.replace(plan, total=len(rows))
+        return rows
 
     def digest(self) -> str:
         """Return a hash of all columns: two tables with the same digest prune alike.

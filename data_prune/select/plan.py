@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from .beta import log_beta_density
 from .noise import gumbel
 from .strata import Strata
-from .survey import Columns, class_index, importance, prob_bins
+from .survey import Columns, class_index, importance, inside, prob_bins
 from .topk import Chunk, find_threshold, sortable
 
-METHODS = ("plausible", "beta", "weighted", "top", "ccs", "random")
+METHODS = ("plausible", "beta", "weighted", "top", "easy", "ccs", "random")
+# Above every priority that a row can have by its columns.
+FIRST = np.uint64(2**64 - 1)
 # Rows whose priorities are computed at once: their temporaries stay in the caches.
 ROWS = 1 << 16
 # Rows whose priorities are counted at once: more than the cells of a table of counts.
@@ -55,6 +57,7 @@ class Plan:
         floors: (groups,) lowest bin of the mean probability that a group believes; the rows
             below it come after all others, the more probable first.
         least: Smallest quota of a class.
+        together: Identities of the groups that stay, ascending, where rows stay by their group.
     """
 
     method: str
@@ -69,13 +72,22 @@ class Plan:
     strata: Strata | None = None
     floors: NDArray[np.int16] | None = None
     least: int = 0
+    together: NDArray[np.uint64] | None = None
 
     def chunk(self, columns: Columns) -> Chunk:
         """Return priority, id and group of each row."""
+        if self.together is not None:
+            return inside(columns["group"], self.together).astype(np.uint64), columns["id"], None
         ids, value = columns["id"], importance(columns, self.by)
         noise, tier = gumbel(self.seed, ids), (~np.isnan(value)).astype(np.uint64)
+        weighed = None
+        if "weight" in columns:
+            with np.errstate(divide="ignore"):
+                noise = noise + np.log(columns["weight"])  # -inf, so last, where it is 0
+            weighed = columns["weight"] > 0
         priority = noise
-        if self.method == "top":
+        if self.method in ("top", "easy"):
+            value = -value if self.method == "easy" else value
             priority = np.where(np.isnan(value), noise, value)
         elif self.method != "random" and self.strata is None:
             tier = (value > 0).astype(np.uint64)  # rows without weight come last
@@ -85,13 +97,17 @@ class Plan:
                 density = log_beta_density(columns["mean_prob"], self.alpha, self.beta)
                 weight = np.where(np.isnan(density), 0.0, density) + weight
             priority = weight + noise
+        tier = tier if weighed is None else np.where(weighed, tier, np.uint64(0))
         group, believed = self.place(columns)
         if self.floors is not None:
             p = columns["mean_prob"]
             # Rows never seen come last, in any order.
             priority = np.where(believed, priority, np.where(np.isnan(p), noise - 1e3, p))
             tier = np.where(believed, tier + np.uint64(2), np.uint64(0))
-        return sortable(priority, tier), ids, group
+        order = sortable(priority, tier)
+        if "forced" in columns:
+            order[columns["forced"] > 0], order[columns["forced"] < 0] = FIRST, 0
+        return order, ids, group
 
     def place(self, columns: Columns) -> tuple[NDArray | None, NDArray[np.bool_]]:
         """Return the group of each row (None: all are one), and whether its label is believed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import warnings
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from .beta import C_D_PRESETS, MAX_ANCHOR, auto_c_d, beta_parameters
 from .plan import METHODS, Plan
 from .strata import find_strata
-from .survey import Survey, floors, merely_hard, movement
+from .survey import Columns, Survey, floors, merely_hard, movement
 from .topk import Fold
 
 ANCHOR_STATISTICS = ("mean", "median")
@@ -25,7 +26,8 @@ ANCHOR_STATISTICS = ("mean", "median")
 class Options:
     """How to select; every field but ``columns`` is described in ``ScoreTable.select``.
 
-    ``columns`` are the names that the table has; ``by`` must be one of them.
+    ``columns`` are the names that the table has; ``by`` must be one of them. ``forced``,
+    ``weighed`` and ``grouped`` say what the chunks hold besides; see ``survey.Columns``.
     """
 
     method: str | None = None
@@ -41,6 +43,10 @@ class Options:
     preset: str | None = None
     cutoff: float | None = None
     strata: int = 50
+    forced: bool = False  # the columns hold "forced"
+    weighed: bool = False
+    grouped: bool = False
+    class_names: list[str] | None = None  # of the column that stands in the label's place
     columns: InitVar[Iterable[str]] = ()
 
     def __post_init__(self, columns: Iterable[str]) -> None:
@@ -56,6 +62,10 @@ class Options:
             raise TypeError(f"seed must be an int, got {self.seed!r}")
         if self.per_class and self.method == "ccs":
             raise ValueError("per_class must be False for method 'ccs', whose groups are strata")
+        if self.weighed and self.method in ("top", "easy"):
+            raise ValueError(f"weights are for methods that draw, got method {self.method!r}")
+        if self.forced and self.method == "ccs":
+            raise ValueError("within, keep and drop do not combine with method 'ccs'")
         for name in ("anchor", "strata"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -124,6 +134,7 @@ def class_quotas(
     total: int,
     available: NDArray[np.int64] | None = None,
     least: int = 0,
+    must: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Return quotas proportional to the class sizes, by largest remainder; exactly ``total``.
 
@@ -133,6 +144,7 @@ def class_quotas(
         available: (groups,) No quota exceeds this; what one class lacks goes to the others.
         least: No quota of a class is below this, or below what it has; the largest quotas pay
             for it. Fewer where ``total`` is too small for so many from every class.
+        must: (groups,) No quota is below this in any case.
 
     Example:
         >>> class_quotas(np.array([50, 30, 21]), 10).tolist()
@@ -143,6 +155,9 @@ def class_quotas(
     available = sizes if available is None else available
     share = sizes * (total / sizes.sum())
     lowest = np.minimum(min(least, total // len(sizes)), available)
+    if must is not None:
+        lowest = np.maximum(lowest, must)
+        lowest = must if lowest.sum() > total else lowest
     quotas = np.clip(np.floor(share).astype(np.int64), lowest, available)
     order = np.lexsort((np.arange(len(sizes)), -(share - quotas)))
     while (left := total - int(quotas.sum())) > 0:
@@ -153,13 +168,22 @@ def class_quotas(
     return quotas
 
 
-def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
+def check_forced(must: NDArray[np.int64], there: NDArray[np.int64], kept: int) -> None:
+    """Refuse lists that leave no choice: more to keep than stay, or fewer left than stay."""
+    if must.sum() > kept:
+        raise ValueError(f"keep names {must.sum()} examples, and only {kept} are to be kept")
+    if there.sum() < kept:
+        raise ValueError(f"drop and within leave {there.sum()} examples, {kept} are to be kept")
+
+
+def plan_rows(fold: Fold, prune_ratio: float, options: Options, kept: int | None = None) -> Plan:
     """Find what the method needs to know of all rows, and fix who competes by what.
 
     Args:
         fold: Applies a function to every chunk of columns and merges the results.
         prune_ratio: The fraction removed, in [0, 1).
         options: How to select.
+        kept: Number of rows to keep; None follows from the ratio.
     """
     method, by, per_class = str(options.method), str(options.by), options.per_class
     by_class = method == "plausible" if per_class is None else per_class
@@ -167,7 +191,7 @@ def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
         lambda c: Survey.of(c, options.anchor, by_class), lambda a, b: a.merge(b, options.anchor)
     )
     total, labelled = int(found.counts.sum()), found.classes.tolist() != [-1]
-    kept = keep_count(total, prune_ratio)
+    kept = keep_count(total, prune_ratio) if kept is None else kept
     if per_class and not labelled:
         raise ValueError("per_class needs labels, and this table has none")
     if per_class is None:
@@ -192,10 +216,34 @@ def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
     plan = Plan(method, by, int(options.seed), total, settings=settings, **groups)
     if method in ("plausible", "beta"):
         plan = _weighted(fold, plan, found, options)
+    if options.forced:
+        plan = _forced(fold, plan, found.counts.sum(axis=1))
     if plan.classes is not None:
-        pairs = zip(plan.classes, plan.quotas, strict=True)
-        settings["quotas"] = {str(label): int(quota) for label, quota in pairs}
+        names = options.class_names
+        called = [str(c) if names is None or c < 0 else names[c] for c in plan.classes.tolist()]
+        settings["quotas"] = dict(zip(called, plan.quotas.tolist(), strict=True))
     return plan
+
+
+def _forced(fold: Fold, plan: Plan, sizes: NDArray[np.int64]) -> Plan:
+    """Return the plan with quotas that lists of rows to keep and to drop leave possible."""
+    count = len(plan.quotas)
+
+    def of(columns: Columns) -> NDArray[np.int64]:
+        (group, believed), forced = plan.place(columns), columns["forced"]
+        group = np.zeros(len(forced), dtype=np.int64) if group is None else group
+        kinds = (forced > 0, forced >= 0, (believed & (forced == 0)) | (forced > 0))
+        return np.stack([np.bincount(group[some], minlength=count) for some in kinds])
+
+    must, there, first = fold(of, operator.iadd)
+    kept = int(plan.quotas.sum())
+    check_forced(must, there, kept)
+    plan.settings.update(forced_kept=int(must.sum()), left_to_choose=int(there.sum()))
+    if plan.classes is None:
+        return plan
+    available = first if first.sum() >= kept else there
+    quotas = class_quotas(sizes, kept, available, plan.least, must)
+    return dataclasses.replace(plan, quotas=quotas)
 
 
 def _weighted(fold: Fold, plan: Plan, found: Survey, options: Options) -> Plan:
@@ -238,7 +286,7 @@ def _beta(
         warnings.warn(
             f"the {options.anchor} highest scores belong to examples with mean probability "
             f"{mu_d:.4g}: nothing is difficult any more, mu_D = {MAX_ANCHOR} is taken instead",
-            stacklevel=6,
+            stacklevel=7,
         )
         mu_d = MAX_ANCHOR
     ratio, c_d = settings["prune_ratio"], 4.0 if options.c_d is None else options.c_d

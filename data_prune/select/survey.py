@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from .beta import joint_counts
 
-Columns = dict[str, NDArray]  # id, label, score, mean_prob and the peers, each (n,)
+# id, label, score, mean_prob and the peers, each (n,). Where a user asks for it also "forced" (1 to
+# keep, -1 to drop, else 0), "weight" of the draw, and "group" that stays together.
+Columns = dict[str, NDArray]
 
 # Scores of which a LOW value means a difficult example.
 LOW_IS_HARD = ("aum", "mean_prob")
@@ -50,6 +52,19 @@ def class_index(classes: NDArray, label: NDArray) -> NDArray:
     lookup = np.zeros(classes[-1] - first + 1, dtype=small)
     lookup[classes - first] = np.arange(len(classes))
     return lookup[label.astype(np.int64) - first]
+
+
+def inside(values: NDArray, ascending: NDArray) -> NDArray[np.bool_]:
+    """Say which values occur in an ascending array.
+
+    Example:
+        >>> inside(np.array([3, 4]), np.array([1, 4])).tolist()
+        [False, True]
+    """
+    if len(ascending) == 0:
+        return np.zeros(len(values), dtype=bool)
+    place = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return ascending[place] == values
 
 
 def prob_bins(mean_prob: NDArray) -> NDArray[np.int16]:

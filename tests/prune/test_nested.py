@@ -52,7 +52,7 @@ def test_beta_alone_is_not_nested_but_nearly_so():
     tenth = table.select(0.9, within=sorted(half), preset="paper")
     with pytest.raises(ValueError, match="at least 500 positions"):
         table.select(0.5, within=tenth, preset="paper")
-    with pytest.raises(ValueError, match="within does not combine with method 'ccs'"):
+    with pytest.raises(ValueError, match="within, keep and drop do not combine with method 'ccs'"):
         table.select(0.95, method="ccs", within=tenth)
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -209,6 +210,21 @@ def test_ray_data_keeps_what_memory_keeps(tmp_path, monkeypatch, two_workers, op
     assert kept["aum"].to_pylist() == expected.peers["aum"].tolist()
     assert kept.column_names == ["key", "label", "score", "mean_prob", "observed", "aum"]
     assert settings["kept"] == len(expected)
+
+
+@pytest.mark.slow
+@ray_data_defaults
+def test_ray_keeps_the_same_groups(tmp_path, two_workers):
+    """Workers read the same columns and know the same lists."""
+    table, patient = make_table(), np.arange(3000) // 7 % 200
+    frame = table.to_frame("arrow").append_column("patient", pa.array(patient.astype(str)))
+    pq.write_table(frame, tmp_path / "s.parquet")
+    lists = {"keep": [5], "drop": [7]}
+    select_parquet(
+        tmp_path / "s.parquet", tmp_path / "out", 0.6, engine="ray", groups="patient", **lists
+    )
+    expected = table.key[table.select(0.6, groups=patient.astype(str), **lists)]
+    assert sorted(pq.read_table(tmp_path / "out")["key"].to_pylist()) == expected.tolist()
 
 
 def test_hugging_face_data_set_keeps_columns_and_says_how(tmp_path):

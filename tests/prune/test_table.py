@@ -113,7 +113,7 @@ def test_names_in_a_foreign_file_select_alike_in_memory_and_in_a_stream(tmp_path
         make_table(3, key=np.arange(900, 903)).to_frame("arrow"), tmp_path / "in" / "9.parquet"
     )
     with pytest.raises(
-        TypeError, match=r"must be names in all files or in none, got names in .* and int"
+        TypeError, match=r"must hold names in all files or in none, got names in .* and int"
     ):
         select_parquet(tmp_path / "in", tmp_path / "other", 0.7)
 

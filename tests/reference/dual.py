@@ -117,3 +117,13 @@ def wrong_labels(label, mean_prob):
         for i, (y, p) in enumerate(zip(label, mean_prob, strict=True))
     ]
     return [i for _, i in sorted(ranked)]
+
+
+def fill_groups(order, size, kept):
+    """Names in order, each taken if that comes nearer to the number kept than without it."""
+    chosen, left = set(), kept
+    for name in order:
+        if left > 0 and abs(left - size[name]) <= left:
+            chosen.add(name)
+            left -= size[name]
+    return chosen

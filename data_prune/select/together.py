@@ -1,0 +1,165 @@
+"""Rows that stay or go together (patients, videos) -> one row for each group, and its plan.
+
+A group competes as one example whose score and probability are the means of its members'. What is
+summed over the rows merges over chunks, so that memory holds the groups and never the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .plan import Plan
+from .planner import Options, check_forced, class_quotas, keep_count, plan_rows
+from .survey import Columns
+from .topk import Fold
+
+
+def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
+    """Plan a selection of rows, or of whole groups where the columns have a "group".
+
+    Args:
+        fold: Applies a function to every chunk of columns and merges the results.
+        prune_ratio: The fraction removed, in [0, 1).
+        options: How to select.
+    """
+    if not options.grouped:
+        return plan_rows(fold, prune_ratio, options)
+    if options.method == "ccs":
+        raise ValueError("groups do not combine with method 'ccs', whose groups are strata")
+    names = [name for name in ("score", "mean_prob", options.by, "weight") if name]
+    rows = fold(lambda c: Members.of(c, names), lambda a, b: a.merge(b))
+    columns, size, forced = rows.columns(names), rows.sums["size"].astype(np.int64), rows.forced()
+    total = int(size.sum())
+    kept = keep_count(total, prune_ratio)
+    draft = plan_rows(
+        lambda f, merge: f(columns),
+        prune_ratio,
+        dataclasses.replace(options, forced=False, columns=[*columns]),
+        kept=max(1, round(len(size) * (1.0 - prune_ratio))),
+    )
+    chosen = fill(draft, columns, size, forced, kept)
+    settings = {**draft.settings, "examples": total, "kept": int(size[chosen].sum())}
+    settings |= {"groups": len(size), "kept_groups": int(chosen.sum())}
+    return Plan(
+        draft.method,
+        draft.by,
+        draft.seed,
+        total,
+        quotas=np.array([settings["kept"]], dtype=np.int64),
+        settings=settings,
+        together=np.sort(columns["id"][chosen]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """Sums over the rows of each group.
+
+    Attributes:
+        ids: (groups,) identities, ascending.
+        sums: name -> (groups,): size, sums and counts of the columns, rows to keep and to drop.
+        label: (pairs, 3) group, label and number of rows, for the label that most of them have.
+    """
+
+    ids: NDArray[np.uint64]
+    sums: dict[str, NDArray]
+    label: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, columns: Columns, names: list[str]) -> Members:
+        """Sum one chunk."""
+        ids, group = np.unique(columns["group"], return_inverse=True)
+        sums: dict[str, NDArray] = {"size": np.bincount(group, minlength=len(ids)) * 1.0}
+        for name in names:
+            if name in columns:
+                value = columns[name].astype(np.float64)
+                known = ~np.isnan(value)
+                sums[name] = np.bincount(group[known], value[known], len(ids))
+                sums[f"{name}:count"] = np.bincount(group[known], minlength=len(ids)) * 1.0
+        if "forced" in columns:
+            for name, sign in (("keep", 1), ("drop", -1)):
+                sums[name] = np.bincount(group[columns["forced"] == sign], minlength=len(ids)) * 1.0
+        label = columns["label"].astype(np.int64).view(np.uint64)
+        pairs = np.stack([columns["group"], label], axis=1)
+        pairs, count = np.unique(pairs, axis=0, return_counts=True)
+        return cls(ids, sums, np.column_stack([pairs, count.astype(np.uint64)]))
+
+    def merge(self, other: Members) -> Members:
+        """Return the sums of both."""
+        ids = np.union1d(self.ids, other.ids)
+        sums = {name: np.zeros(len(ids)) for name in self.sums}
+        for part in (self, other):
+            at = np.searchsorted(ids, part.ids)
+            for name, values in part.sums.items():
+                sums[name][at] += values
+        both = np.concatenate([self.label, other.label])
+        pairs, where = np.unique(both[:, :2], axis=0, return_inverse=True)
+        count = np.bincount(where.ravel(), both[:, 2].astype(np.float64)).astype(np.uint64)
+        return Members(ids, sums, np.column_stack([pairs, count]))
+
+    def columns(self, names: list[str]) -> Columns:
+        """Return one row for each group: means, and the label that most members have."""
+        with np.errstate(invalid="ignore"):
+            means = {n: self.sums[n] / self.sums[f"{n}:count"] for n in names if n in self.sums}
+        group, label, count = self.label.T
+        order = np.lexsort((label, -count.astype(np.int64), group))
+        first = order[np.unique(group[order], return_index=True)[1]]
+        return {"id": self.ids, "label": label[first].view(np.int64), **means}
+
+    def forced(self) -> NDArray[np.int8]:
+        """Return 1 for groups with a row to keep, -1 for those with a row to drop, else 0.
+
+        Raises:
+            ValueError: If a group has both.
+        """
+        if "keep" not in self.sums:
+            return np.zeros(len(self.ids), dtype=np.int8)
+        keep, drop = self.sums["keep"] > 0, self.sums["drop"] > 0
+        if (keep & drop).any():
+            raise ValueError(
+                f"{int((keep & drop).sum())} groups have examples in keep and in drop: a group "
+                "stays or goes as a whole"
+            )
+        return keep.astype(np.int8) - drop.astype(np.int8)
+
+
+def fill(
+    plan: Plan, columns: Columns, size: NDArray[np.int64], forced: NDArray[np.int8], kept: int
+) -> NDArray[np.bool_]:
+    """Return which groups stay: by priority, each class up to its number of examples.
+
+    A group is taken if that brings its class nearer to its quota than without it.
+
+    Args:
+        plan: Of the groups.
+        columns: (groups,) each.
+        size: (groups,) examples of each.
+        forced: (groups,) 1 to keep, -1 to drop.
+        kept: Number of examples to keep.
+    """
+    priority, ids, _ = plan.chunk(columns)
+    index, believed = plan.place(columns)
+    group = np.zeros(len(ids), dtype=np.int64) if index is None else index.astype(np.int64)
+    count = len(plan.quotas)
+
+    def examples(some: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(group[some], size[some], count).astype(np.int64)
+
+    must, there = examples(forced > 0), examples(forced >= 0)
+    first = examples((believed & (forced == 0)) | (forced > 0))
+    check_forced(must, there, kept)
+    everyone = examples(np.ones(len(ids), dtype=bool))
+    available = first if first.sum() >= kept else there
+    quotas = class_quotas(everyone, kept, available, plan.least, must)
+    chosen, left = forced > 0, quotas - must
+    for i in np.lexsort((ids, np.iinfo(np.uint64).max - priority)):
+        if forced[i] == 0 and left[group[i]] > 0 and size[i] <= 2 * left[group[i]]:
+            chosen[i] = True
+            left[group[i]] -= size[i]
+    if not chosen.any():  # every group is more than twice what is to be kept
+        free = np.flatnonzero(forced == 0)
+        chosen[free[np.lexsort((ids[free], size[free]))[0]]] = True
+    return chosen

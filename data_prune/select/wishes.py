@@ -1,0 +1,88 @@
+"""Lists, groups, classes and weights of a user -> columns beside those of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .noise import example_ids
+from .survey import Columns
+
+NAMES = ("keep", "drop", "within", "groups", "classes", "weights")
+
+
+def split_wishes(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the wishes among the options of a selection, and the other options.
+
+    Example:
+        >>> split_wishes({"seed": 3, "keep": [7], "drop": None})
+        ({'keep': [7]}, {'seed': 3})
+    """
+    wishes = {name: options[name] for name in NAMES if options.get(name) is not None}
+    return wishes, {name: value for name, value in options.items() if name not in NAMES}
+
+
+def forced_rows(
+    count: int,
+    keep: NDArray[np.int64],
+    drop: NDArray[np.int64],
+    within: NDArray[np.int64] | None,
+    shown: Callable[[int], str],
+) -> NDArray[np.int8]:
+    """Return 1 for rows to keep, -1 for rows to drop, else 0.
+
+    Args:
+        count: N.
+        keep: Rows that stay.
+        drop: Rows that go.
+        within: The only rows that may stay; None for all.
+        shown: Row -> what a message calls it.
+
+    Raises:
+        ValueError: If a row is to stay and to go.
+    """
+    forced = np.zeros(count, dtype=np.int8)
+    if within is not None:
+        forced[:] = -1
+        forced[within] = 0
+    forced[drop] = -1
+    both = keep[forced[keep] < 0]
+    if len(both):
+        raise ValueError(f"keep names {shown(int(both[0]))}, which drop or within leaves out")
+    forced[keep] = 1
+    return forced
+
+
+def group_ids(values: NDArray) -> NDArray[np.uint64]:
+    """Return the identity of each row's group.
+
+    Raises:
+        TypeError: If the values are neither integers nor strings.
+    """
+    if values.dtype.kind == "b":
+        values = values.astype(np.int64)
+    try:
+        return example_ids(values)
+    except TypeError:
+        raise TypeError(
+            f"groups must be integers or strings, got an array of dtype {values.dtype}"
+        ) from None
+
+
+def check_weights(values: NDArray) -> NDArray[np.float64]:
+    """Return weights of the draw as float64, refused where one is negative or not finite."""
+    if values.dtype.kind not in "fiub":
+        raise TypeError(f"weights must be numbers, got dtype {values.dtype}")
+    weights = values.astype(np.float64)
+    if len(weights) and not (np.isfinite(weights).all() and weights.min() >= 0):
+        wrong = weights[~(np.isfinite(weights) & (weights >= 0))][0]
+        raise ValueError(f"weights must be finite and at least 0, got {wrong:g}")
+    return weights
+
+
+def beside(columns: Columns, more: Columns, part: slice) -> Columns:
+    """Return columns with a range of further ones."""
+    return {**columns, **{name: values[part] for name, values in more.items()}}
