@@ -53,7 +53,9 @@ SCHEDULES: dict[str, Schedule] = {
 }
 """Schedules by name, published and our own; `print(SCHEDULES[name])` says what each does."""
 
-DEFAULT_SCHEDULE = "polar_express"
+WITHOUT_A_PLAN = "polar_express"
+"""What `resolve_schedule(None)` means, and so "newton_schulz" and "gram". A plan, and so "auto",
+takes another one: `planning.choose.schedule_of` says which, and why."""
 
 # One (a, b, c), or a tuple of coefficients for each step, or the name of a schedule.
 Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, ...]]
@@ -102,7 +104,7 @@ def resolve_schedule(schedule: ScheduleLike = None, steps: int | None = None) ->
     if steps is not None and not 1 <= steps < 100:
         raise ValueError(f"steps must be in [1, 99], got {steps}")
     if schedule is None:
-        schedule = DEFAULT_SCHEDULE
+        schedule = WITHOUT_A_PLAN
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {schedule!r}; accepted: {sorted(SCHEDULES)}")
