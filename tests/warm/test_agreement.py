@@ -19,6 +19,8 @@ from warmstart import (
     fire_state_dict,
     perturb_state_dict,
     shrink_and_perturb,
+    uniform_shrink,
+    uniform_state_dict,
 )
 from warmstart.__main__ import main
 from warmstart.files.state_dicts import file_cut
@@ -118,6 +120,14 @@ def test_architectures(name: str, caplog: pytest.LogCaptureFixture) -> None:
         for n, x in model.state_dict().items():
             torch.testing.assert_close(new[n], x, rtol=0, atol=1e-5)
         assert any(not torch.equal(new[n], x) for n, x in state.items())
+
+
+def test_reports_count_the_same_weights() -> None:
+    """Running statistics lie in the file, and are no weights."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(18, 2))
+    _, of_file = uniform_state_dict(model.state_dict())
+    assert of_file.summary() == uniform_shrink(model, dry_run=True).summary()
+    assert of_file.summary().startswith("58 of 62 weights in 4 of 6 tensors; ")
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -1,11 +1,17 @@
 """The experiments run, and the process behind the paper's theory keeps its ordering."""
 
+import contextlib
+import io
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from warm.checkpoints import net
+from warmstart.__main__ import main
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "experiments"))
 
@@ -13,6 +19,7 @@ import warm_bed
 import warm_chunks
 import warm_features
 import warm_mechanism
+import warm_real_files
 
 
 def test_feature_process_ordering() -> None:
@@ -95,3 +102,28 @@ def test_labels_are_wrong_as_often_as_said() -> None:
     given, wrong = warm_mechanism.noisy(y, torch.Generator().manual_seed(0))
     assert torch.equal(given != y, wrong)
     assert abs(float(wrong.float().mean()) - warm_mechanism.WRONG) < 0.02
+
+
+def in_process(*arguments: object) -> tuple[int, str, str]:
+    """The command without a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(a) for a in arguments])
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_real_files_on_a_wheel_of_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint passes every command; a program is refused in one line."""
+    torch.save(net().state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "program.jit").write_bytes(b"PK not really")
+    with zipfile.ZipFile(tmp_path / "made-1.0-py3-none-any.whl", "w") as z:
+        for name in ("weights.pt", "program.jit"):
+            z.write(tmp_path / name, f"made/{name}")
+    monkeypatch.setattr(warm_real_files, "warmstart", in_process)
+    monkeypatch.setattr(sys, "argv", ["warm_real_files.py", str(tmp_path)])
+    warm_real_files.main()
+    said = capsys.readouterr().out
+    assert "| made: program.jit | refused: " in said
+    assert "| made: weights.pt | 252 in 9 | 4 | 2 | 235 of 243 | " in said

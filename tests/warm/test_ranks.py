@@ -4,6 +4,7 @@ One spawn of two gloo processes runs every check; each test reads its outcome.
 """
 
 import copy
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ranks import leave
 from warmstart import (
     GradientDirection,
+    WarmStart,
     dash_shrink,
     fire_reinit,
     shrink_and_perturb,
@@ -159,6 +162,26 @@ def check_peers_on_fsdp2(rank: int) -> float:
     return worst
 
 
+def check_warm_start(rank: int) -> float:
+    """Every rank goes through all examples, whatever its sampler; one of them writes the report."""
+    x, y = (torch.cat(z) for z in zip(*data((1, 6, 6), 5), strict=True))
+    dataset = TensorDataset(x, y)
+    sampler = DistributedSampler(dataset, 2, rank)
+    loader = DataLoader(dataset, batch_size=8, sampler=sampler)
+    reference = net()
+    WarmStart(seen=16).shrink_if_grown(reference, loader)
+    worst = distance(reference, unsharded(net(), data((1, 6, 6), 5)))
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for model in (nn.parallel.DistributedDataParallel(net()), sharded(mesh)):
+        with tempfile.TemporaryDirectory() as folder:
+            warm = WarmStart(folder, seen=16)
+            warm.shrink_if_grown(model, loader, torch.optim.SGD(model.parameters(), lr=0.1))
+            assert len(list(Path(folder).iterdir())) == (rank == 0)
+        assert warm.state_dict() == {"seen": {"examples": 24}, "report": None}
+        worst = max(worst, distance(getattr(model, "module", model), reference))
+    return worst
+
+
 def refused(model: nn.Module, error: type, match: str, batches: list, **keywords) -> float:
     """The expected error on this rank, and no weight moved."""
     before = full_state(model)
@@ -227,6 +250,7 @@ CHECKS = {
         check_tensor_parallel,
         check_direction_fed_by_fsdp2,
         check_peers_on_fsdp2,
+        check_warm_start,
         check_failure_on_one_rank,
         check_unequal_batches,
         check_nan_gradient_on_one_rank_of_fsdp2,

@@ -146,14 +146,16 @@ class ShrinkReport:
         """Return how many weights of how many moved, and by how much."""
         moved = [r for r in self.rows if r.norm_after != r.norm_before]
         count = sum(math.prod(r.shape) for r in moved)
-        rest = [r.shape for r in self.rows if r not in moved] + [s.shape for s in self.skipped]
+        # Running statistics in a file are no weights.
+        left = [s.shape for s in self.skipped if s.reason != "buffer"]
+        rest = [r.shape for r in self.rows if r not in moved] + left
         total = count + sum(math.prod(shape) for shape in rest if shape)
         before = math.sqrt(sum(r.norm_before**2 for r in self.rows))
         after = math.sqrt(sum(r.norm_after**2 for r in self.rows))
         ratio = f" (x{after / before:.3g})" if before else ""
         return (
             f"{count:,} of {total:,} weights in {len(moved)} of "
-            f"{len(self.rows) + len(self.skipped)} tensors; "
+            f"{len(self.rows) + len(left)} tensors; "
             f"their norm from {before:.4g} to {after:.4g}{ratio}"
         )
 
