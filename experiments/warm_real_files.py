@@ -70,6 +70,20 @@ def fixed(old: dict[str, Tensor], new: dict[str, Tensor]) -> None:
             assert torch.equal(x, new[name]), name
 
 
+def check_forward(settings: Path, state: dict[str, Tensor]) -> None:
+    """Assert that a transformer with these weights gives finite features, not all alike."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(settings.parent)
+    model = AutoModel.from_config(config).eval()
+    model.load_state_dict(state, strict=False)
+    tokens = torch.arange(2 * 16).reshape(2, 16) + 1000
+    with torch.no_grad():
+        features = model(input_ids=tokens).last_hidden_state
+    assert bool(features.isfinite().all())
+    assert float(features.std()) > 0.01
+
+
 def try_file(path: Path, folder: Path) -> list[str]:
     """Run every command on one checkpoint; return a row of the table."""
     told: dict[str, Any] = json.loads(run("inspect", path, "--json"))["totals"]
@@ -83,6 +97,9 @@ def try_file(path: Path, folder: Path) -> list[str]:
     restored = tensors(back)
     fixed(old, tensors(out))
     fixed(old, restored)
+    settings = path.with_name("config.json")
+    if settings.is_file():
+        check_forward(settings, tensors(out))
     # Relative to the size of each value, as rounding is.
     error = max(
         float(((restored[n] - x).abs() / x.abs().clamp_min(1e-30)).max())

@@ -40,6 +40,11 @@ def all_parts():
         "optimizer_fn": lambda p: torch.optim.AdamW(p, lr=0.01),
     }
 
+def normed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    return model, batches(32)
+
 def wrong():
     return net()
 
@@ -204,3 +209,23 @@ def test_verify_without_factors(tmp_path: Path, capsys, monkeypatch) -> None:
             wrong = {n: x * 1.01 if n == name else x for n, x in new.items()}
             torch.save(wrong, "out.pt")
             assert f"'{name}'" in refused(capsys, *check)
+
+
+def test_verify_lets_renewed_statistics_pass(
+    entry: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--recalibrate-norm changes them on purpose; without it they must be the input's."""
+    import warm_verbs_entry
+
+    torch.save(warm_verbs_entry.normed()[0].state_dict(), "in.pt")
+    command = ["dash", "in.pt", "-o", "out.pt", "--entry", "warm_verbs_entry:normed", "--force"]
+    check = ["dash", "in.pt", "-o", "out.pt", "--verify", "r.json"]
+    assert main([*command, "--report", "r.json", "--recalibrate-norm", "2"]) == 0
+    assert main(check) == 0
+    assert "(running statistics renewed)" in capsys.readouterr().out
+    renewed = load(Path("out.pt"))
+    assert main([*command, "--report", "r.json"]) == 0
+    assert main(check) == 0
+    torch.save(renewed, "out.pt")
+    capsys.readouterr()
+    assert "'1.running_mean' is not the input's" in refused(capsys, *check)
