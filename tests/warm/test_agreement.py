@@ -167,6 +167,8 @@ def test_unknown_heads_are_left_and_named(tmp_path: Path, capsys) -> None:
         torch.testing.assert_close(x, model.state_dict()[n], rtol=0, atol=1e-5)
     assert main(["fire", str(source), "-o", str(tmp_path / "o.pt"), "--heads", "-1"]) == 2
     assert "heads must be >= 1, got -1" in capsys.readouterr().err
+    assert main(["fire", str(source), "-o", str(tmp_path / "o.pt"), "--heads", "5"]) == 2
+    assert "heads must divide the 16 rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", ["ash", "dash", "interpolate", "dohare"])

@@ -48,6 +48,9 @@ def normed():
 def wrong():
     return net()
 
+def texts():
+    return net, ["a"], ["b", "c"]
+
 def broken():
     return lambda: net().missing, batches(8), batches(8)
 """
@@ -184,8 +187,12 @@ def test_compare_refuses_in_one_line(entry: Path, capsys: pytest.CaptureFixture[
         return ["compare", "in.pt", "--entry", f"warm_verbs_entry:{function}", *more]
 
     assert "must return (model_fn, old_data" in refused(capsys, *command("wrong"))
+    assert "got tuple; model_fn() must" in refused(capsys, *command("make"))
     assert "unknown methods ['dsh']" in refused(capsys, *command("parts", "--methods", "dsh"))
     assert "in.pt: exists" in refused(capsys, *command("parts", "--report", "in.pt"))
+    assert "pairs, got str" in refused(capsys, *command("texts"))
+    Path("file").touch()
+    assert "file" in refused(capsys, *command("parts", "--report", "file/r.json"))
     torch.save(net().state_dict(), "in.pt")
     assert "does not fit the model" in refused(capsys, *command("parts"))
     assert main(command("broken")) == 2

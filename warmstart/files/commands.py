@@ -177,7 +177,9 @@ def _selection(args: argparse.Namespace) -> dict[str, Any]:
 def _peer_editor(args: argparse.Namespace) -> Edit:
     selection = _selection(args)
     if args.command == "fire":
-        heads = args.heads or _configured_heads(args.input.with_name("config.json"))
+        heads = args.heads
+        if heads is None:
+            heads = _configured_heads(args.input.with_name("config.json"))
         return lambda state: Edited.of(
             *fire_state_dict(state, args.strength, heads=heads, **selection)
         )

@@ -205,7 +205,10 @@ def _no_isometry(t: Target, heads: int | None, named: bool) -> str:
         return "no matrix"
     if t.kind.startswith("Embedding") and not named:
         return "an embedding"
-    if heads is None and stored_by_head(t.name, tuple(t.parameter.shape)):
+    shape = tuple(t.parameter.shape)
+    if heads is not None and stored_by_head(t.name, shape) and shape[1] % heads:
+        raise ValueError(f"heads must divide the {shape[1]} rows of q in {t.name!r}, got {heads}")
+    if heads is None and stored_by_head(t.name, shape):
         return "heads lie one after the other, nobody knows how many: give heads (--heads)"
     return ""
 

@@ -10,12 +10,15 @@ from typing import Any
 
 from torch import nn
 
+from specgd_common.files import replacing
+
 from ..files.commands import read_whole
 from ..files.nested import names_in_file
 from ..files.options import add_command, number
 from ..files.read import FileError
 from ..files.with_model import EntryError, call, raised_here
-from .compare import Run, compare
+from ..files.write import make_folder
+from .compare import Comparison, Run, compare
 from .runs import ABOUT, METHODS
 
 # What an entry's tuple holds, in this order; the last two may be left out.
@@ -63,9 +66,19 @@ def add_compare(commands: Any) -> None:
 
 def run_compare(args: argparse.Namespace) -> list[str]:
     """Compare as asked; return what is printed. Finished runs go to standard error."""
-    report: Path | None = args.report
-    if report is not None and report.exists() and not args.force:
-        raise FileError(report, "exists; --force replaces it")
+    if args.report is None:
+        return [str(_compared(args))]
+    if args.report.exists() and not args.force:
+        raise FileError(args.report, "exists; --force replaces it")
+    make_folder(args.report)
+    # Opened before hours of training, not behind them.
+    with replacing(args.report) as file:
+        result = _compared(args)
+        file.write((result.to_json() + "\n").encode())
+    return [str(result), f"wrote {args.report}"]
+
+
+def _compared(args: argparse.Namespace) -> Comparison:
     parts = _parts(args.entry)
     total = len(args.methods) * len(args.seeds)
     done: list[Run] = []
@@ -82,15 +95,11 @@ def run_compare(args: argparse.Namespace) -> list[str]:
     model_fn, old, new = (parts.pop(k) for k in _PARTS[:3])
     try:
         state = _fitting(read_whole(args.input, args.key), model_fn(), args.entry)
-        result = compare(model_fn, state, old, new, progress=progress, **parts, **options)
+        return compare(model_fn, state, old, new, progress=progress, **parts, **options)
     except Exception as error:
         if raised_here(error):
             raise
         raise EntryError(f"the parts of --entry {args.entry} failed") from error
-    if report is None:
-        return [str(result)]
-    result.to_json(report)
-    return [str(result), f"wrote {report}"]
 
 
 def _fitting(state: Mapping[str, Any], model: nn.Module, entry: str) -> dict[str, Any]:
@@ -115,14 +124,16 @@ def _parts(entry: str) -> dict[str, Any]:
         ValueError: If it returns something else.
     """
     built = call(entry)
-    if isinstance(built, tuple) and 3 <= len(built) <= len(_PARTS):
-        built = dict(zip(_PARTS, built, strict=False))
     known = {*_PARTS, *_MORE}
-    fits = isinstance(built, Mapping) and set(_PARTS[:3]) <= set(built) <= known
-    if not fits or not callable(built["model_fn"]):
+    parts: dict[str, Any] = {}
+    if isinstance(built, tuple) and 3 <= len(built) <= len(_PARTS):
+        parts = dict(zip(_PARTS, built, strict=False))
+    elif isinstance(built, Mapping) and set(_PARTS[:3]) <= set(built) <= known:
+        parts = dict(built)
+    if not callable(parts.get("model_fn")):
         raise ValueError(
             f"{entry} must return ({', '.join(_PARTS[:3])}[, {_PARTS[3]}[, {_PARTS[4]}]]) or a "
             f"dictionary of these and {_MORE[0]}, got {type(built).__name__}; model_fn() must "
             "build a model"
         )
-    return dict(built)
+    return parts

@@ -172,6 +172,9 @@ def compare(
         new = [b for i, b in enumerate(new) if i % 5]
     if not old or not new or not test:
         raise ValueError(f"empty data: {len(old)} old, {len(new)} new, {len(test)} test batches")
+    for batch in (old[0], new[0], test[0]):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TypeError(f"batches must be (input, target) pairs, got {type(batch).__name__}")
     state = _state(checkpoint)
     make = optimizer_fn or (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9))
     result = Comparison([], methods=list(chosen))
