@@ -59,6 +59,35 @@ def load(name: str, *, seed: int = 0) -> Split:
     )
 
 
+def distorted(data: Split, seed: int) -> Split:
+    """Return harder images: each turned, moved, scaled and covered with noise, once and for all.
+
+    Turned by up to 22 degrees, moved by up to a sixteenth of the width, scaled by up to a tenth;
+    noise of a quarter of a standard deviation. ``seed`` decides it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator) - 0.5
+
+    def harder(x: Tensor) -> Tensor:
+        lowest = float(x.min())
+        x = torch.nn.functional.pad(x - lowest, (2, 2, 2, 2))
+        angle, scale = draw(len(x)) * np.pi / 4, 1 + 0.2 * draw(len(x))
+        shift = 0.25 * draw(len(x), 2)
+        cos, sin = scale * angle.cos(), scale * angle.sin()
+        rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
+        grid = torch.nn.functional.affine_grid(
+            torch.stack(rows, 1), list(x.shape), align_corners=False
+        )
+        x = torch.nn.functional.grid_sample(x, grid, align_corners=False) + lowest
+        return x + 0.25 * torch.randn(x.shape, generator=generator)
+
+    train_x, test_x = harder(data.train_x), harder(data.test_x)
+    mean, std = train_x.mean(), train_x.std()
+    return data._replace(train_x=(train_x - mean) / std, test_x=(test_x - mean) / std)
+
+
 def read_idx(path: Path) -> np.ndarray:
     """Reads one IDX file of unsigned bytes, plain or gzipped; returns uint8 of its shape."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -13,7 +13,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from real_data import load  # noqa: E402
+from quickstart_report import first_step  # noqa: E402
+from real_data import distorted, load  # noqa: E402
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -40,20 +41,42 @@ def test_runs_on_a_folder_and_prints_json(idx_folder: Path, tmp_path: Path) -> N
     """--data FOLDER --json: results for machines on stdout and nothing else, and the figure."""
     figure = tmp_path / "figure.png"
     command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--data", str(idx_folder)]
-    command += ["--json", "--repeats=1", "--steps=2", "--max-steps=4"]
+    command += ["--json", "--repeats=1", "--steps=2", "--prune-steps=2", "--max-steps=4"]
     command += ["--score-epochs=3", "--window=2"]
     done = subprocess.run(
         [*command, "--figure", str(figure)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    names = {"AdamW", "Muon", "all data", "random", "DUAL", "before", "cold start", "warm start"}
-    assert {name[3:] for name in result["runs"]} == names | {"dash_shrink"}
+    names = {"AdamW", "Muon", "all data", "random", "DUAL", "cold start", "warm start"}
+    assert {name[3:] for name in result["runs"]} == names | {"dash_shrink", "uniform_shrink"}
     for (run,) in result["runs"].values():
         assert 0.0 <= run["test_accuracy"] <= 1.0
         assert run["steps"] > 0
-    assert result["runs"]["b. DUAL"][0]["examples"] == 48
+    dual = result["runs"]["b. DUAL"][0]
+    assert dual["examples"] == 48
+    kept_wrong = dual["wrong"] - dual["wrong_left_out"]
+    assert dual["wrong_kept_share"] == pytest.approx(kept_wrong / 48)
+    assert len(set(dual["least_believed"])) == 12
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("goal", "step"), [(0.1, 10), (0.4, 20), (0.5, 40), (0.6, 40), (0.7, None)]
+)
+def test_a_goal_is_reached_where_it_is_not_lost_again(goal: float, step: int | None) -> None:
+    """A curve that crosses the goal by luck has not reached it."""
+    assert first_step([[10, 0.2], [20, 0.5], [30, 0.4], [40, 0.6]], goal) == step
+
+
+def test_distorted_images_are_drawn_once() -> None:
+    """The harder data set is data too: the same for every method of a seed, labels unchanged."""
+    data = load("digits")
+    first, again, other = distorted(data, 1), distorted(data, 1), distorted(data, 2)
+    assert first.train_x.equal(again.train_x)
+    assert not first.train_x.equal(other.train_x)
+    assert first.train_y.equal(data.train_y)
+    assert abs(float(first.train_x.mean())) < 1e-5
 
 
 def test_seed_decides_the_digits_split() -> None:
