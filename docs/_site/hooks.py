@@ -27,6 +27,8 @@ ROOT_PAGES = {
 TABLE_END = re.compile(r"^( *\|.*\|) *\n(?= *[^|\s])", re.MULTILINE)
 CODE = re.compile(r"`[^`]+`")
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")
+# The search finds guides and names, not source files.
+UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json", ".sh": "bash"}
 
 
@@ -122,6 +124,7 @@ def as_page(target: str) -> str:
     path = ROOT / target
     if path.is_dir():
         names = sorted(p.name for p in path.iterdir() if not p.name.startswith((".", "__")))
-        return f"# {target}/\n\n" + "\n".join(f"- `{name}`" for name in names) + "\n"
+        return f"{UNSEARCHED}# {target}/\n\n" + "\n".join(f"- `{name}`" for name in names) + "\n"
     language = LANGUAGES.get(path.suffix, "text")
-    return f"# {path.name}\n\n`{target}`\n\n~~~~{language}\n{path.read_text()}\n~~~~\n"
+    code = f"~~~~{language}\n{path.read_text()}\n~~~~\n"
+    return f"{UNSEARCHED}# {path.name}\n\n`{target}`\n\n{code}"
