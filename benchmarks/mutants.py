@@ -113,6 +113,7 @@ def run(module: str, mutant: Mutant, limit: float) -> str:
         os.dup2(silent, 1)
         os.dup2(silent, 2)
         functions(sys.modules[module])[mutant.function].__code__ = mutant.code
+        forget()
         os._exit(int(tests(module) != 0))
     end = time.monotonic() + limit
     while time.monotonic() < end:
@@ -123,6 +124,14 @@ def run(module: str, mutant: Mutant, limit: float) -> str:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "killed"
+
+
+def forget() -> None:
+    """Empty every cache of a function: it holds results from before the change."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in {plan.split(".")[0] for plan in PLAN}:
+            for value in list(vars(module).values()):
+                getattr(value, "cache_clear", lambda: None)()
 
 
 def functions(module: ModuleType) -> dict[str, FunctionType]:

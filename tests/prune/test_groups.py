@@ -52,3 +52,15 @@ def test_ccs_cuts_the_hardest_and_spreads_over_strata():
     assert np.ptp(counts[full]) <= 5
     with pytest.raises(ValueError, match="leaves 3500 examples, 4000 are to be kept"):
         table.select(0.2, method="ccs", cutoff=0.3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cutoff"), [(0.2, 0), (0.4, 0), (0.6, 0.05), (0.75, 0.1), (0.85, 0.2), (0.95, 0.3)]
+)
+def test_ccs_takes_the_published_cutoff_of_its_ratio(ratio: float, cutoff: float) -> None:
+    """Who names no cutoff gets the paper's: 0, 0, 0.1, 0.1, 0.3 at 0.3, 0.5, 0.7, 0.8, 0.9."""
+    table = make_table(2000, peers={"aum": np.random.default_rng(0).normal(size=2000)})
+    kept = table.select(ratio, method="ccs")
+    np.testing.assert_array_equal(kept, table.select(ratio, method="ccs", cutoff=cutoff))
+    other = table.select(ratio, method="ccs", cutoff=cutoff + 0.02)
+    assert not np.array_equal(kept, other)
