@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
+
+
+class Examples(NamedTuple):
+    """A batch before it is collated: pairs would cost a tuple for every example."""
+
+    indices: Sequence[int]
+    examples: Any
 
 
 class IndexedDataset(Dataset):
@@ -26,13 +33,13 @@ class IndexedDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Any]:
         return index, self.dataset[index]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[int, Any]]:
+    def __getitems__(self, indices: list[int]) -> Examples:
         # The loader prefers this method, so it must exist and must not lose the data set's own.
         if callable(getattr(self.dataset, "__getitems__", None)):
             examples = self.dataset.__getitems__(indices)
         else:
             examples = [self.dataset[i] for i in indices]
-        return list(zip(indices, examples, strict=True))
+        return Examples(indices, examples)
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset":  # not there yet while a worker unpickles
@@ -46,9 +53,11 @@ class _IndexedCollate:
     def __init__(self, collate: Callable[[list[Any]], Any], place: str | None) -> None:
         self.collate, self.place = collate, place
 
-    def __call__(self, pairs: Sequence[tuple[int, Any]]) -> Any:
-        index = torch.tensor([i for i, _ in pairs], dtype=torch.int64)
-        batch = self.collate([example for _, example in pairs])
+    def __call__(self, pairs: Examples | Sequence[tuple[int, Any]]) -> Any:
+        if not isinstance(pairs, Examples):
+            pairs = Examples([i for i, _ in pairs], [example for _, example in pairs])
+        index = torch.tensor(pairs.indices, dtype=torch.int64)
+        batch = self.collate(pairs.examples)
         if self.place is None:
             return index, batch
         if isinstance(batch, dict) or hasattr(batch, "keys"):

@@ -20,52 +20,8 @@ from torch.utils.data import (
 from ..record.state import check_keys, check_whole
 from ..report.evaluate import Comparison
 from ..score.table import ScoreTable
-from .division import world_size
 from .indexed import check_loader, rebuild
-
-
-class _FilteredBatches:
-    """Give a batch sampler's own order without the pruned examples, in as large batches."""
-
-    def __init__(self, batches: Any, sampler: Any) -> None:
-        self.batches, self.sampler = batches, sampler
-        self._plan: tuple[int, list[list[int]]] | None = None
-
-    def _kept_batches(self) -> list[list[int]]:
-        """Return one epoch's batches, drawn once and handed out once, so that ``len`` is exact."""
-        if self._plan is None or self._plan[0] != self.sampler.epoch:
-            mask = np.zeros(self.sampler.num_examples, dtype=bool)
-            mask[self.sampler.kept] = True
-            original = [list(batch) for batch in self.batches]
-            size = max(len(batch) for batch in original)
-            stream = [i for batch in original for i in batch if mask[i]]
-            if world_size() > 1:
-                # As many batches on every rank: each has as many of its own before pruning.
-                share = len(self.sampler.kept) / self.sampler.num_examples
-                total = size * max(1, round(len(original) * share))
-                stream = np.resize(stream or self.sampler.kept, total).tolist()
-            drop = bool(getattr(self.batches, "drop_last", False))
-            end = len(stream) - len(stream) % size if drop else len(stream)
-            chunks = [stream[i : i + size] for i in range(0, end, size)]
-            self._plan = (self.sampler.epoch, chunks)
-        return self._plan[1]
-
-    def __len__(self) -> int:
-        return len(self.batches) if self.sampler.scoring else len(self._kept_batches())
-
-    def __iter__(self) -> Iterator[list[int]]:
-        if self.sampler.scoring:
-            for batch in self.batches:
-                yield list(batch)
-        else:
-            yield from self._kept_batches()
-        self.sampler.advance(self.sampler.epoch + 1)
-
-    def set_epoch(self, epoch: int) -> None:
-        parts: tuple[Any, ...] = (self.batches, getattr(self.batches, "sampler", None))
-        for part in parts:
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+from .own_order import FilteredBatches
 
 
 class ScoredLoader:
@@ -91,18 +47,19 @@ class ScoredLoader:
         **options: Any,
     ) -> None:
         check_loader(loader)
-        own, options = _own_sampler(loader, options)
+        own, options = _known_order(loader, options)
         self.sampler = make_sampler(loader.dataset, **options)
-        self.sampler._wrapped = True
-        self._batches = None if own else _FilteredBatches(loader.batch_sampler, self.sampler)
+        self.sampler.wrapped = True
+        self._batches = None if own else FilteredBatches(loader.batch_sampler, self.sampler)
         order: dict[str, Any] = (
             {"sampler": self.sampler} if own else {"batch_sampler": self._batches}
         )
         self.loader = rebuild(loader, None, **order)
-        self._handed_out: Tensor | None = None
+        self._index: Tensor | None = None  # of the batch that was handed out last
+        self._handed_out: Tensor | None = None  # the same until it is recorded
         self._recorded = 0  # batches credited in this pass
         self._pass: object | None = None  # the iteration that is going on
-        self._pass_epoch = self._pass_length = self._pass_examples = 0
+        self._pass_epoch = self._pass_length = self._pass_examples = self._pass_batches = 0
         self._warned = False
 
     def __len__(self) -> int:
@@ -118,9 +75,11 @@ class ScoredLoader:
         mine = object()
         self._pass_examples = self.sampler.resume
         self._pass_epoch, self._pass_length, self._pass = self.sampler.epoch, len(self.loader), mine
+        self._pass_batches = self._pass_examples // (self.loader.batch_size or 1)
         for index, batch in self.loader:
-            self._handed_out = index
+            self._index = self._handed_out = index
             self._pass_examples += len(index)
+            self._pass_batches += 1
             yield batch
             if self._pass is not mine:
                 raise RuntimeError("the loader was iterated anew: this iteration has ended")
@@ -130,7 +89,7 @@ class ScoredLoader:
         """End the pass that is going on; one left early (break, a limit on batches) counts too."""
         if self._pass is None:
             return
-        self._pass = self._handed_out = None
+        self._pass = self._index = self._handed_out = None
         recorded, self._recorded = self._recorded, 0
         if self._pass_epoch < self.sampler.score_epochs and not recorded:
             self.sampler.rewind(self._pass_epoch)
@@ -186,6 +145,34 @@ class ScoredLoader:
         if self._handed_out is None:
             raise RuntimeError("no batch is waiting to be recorded")
         return self._handed_out
+
+    @property
+    def weight(self) -> Tensor:
+        """Return what the loss of each example of this batch is multiplied by, (B,) float32.
+
+        1 but in mode "dynamic", where the well-learned examples that stay weigh 1 / (1 - r):
+        ``(loss * loader.weight.to(loss.device)).mean()`` with one loss for each example.
+        """
+        if self._index is None:
+            raise RuntimeError("weight belongs to a batch, and none has been handed out")
+        return self.sampler.weight(self._index)
+
+    @property
+    def progress(self) -> float:
+        """Return the part of the training that is over, in [0, 1], for a schedule (mode "dynamic").
+
+        1 when the last batch of the last pass has been handed out.
+
+        Raises:
+            RuntimeError: In mode "static", whose ``total_steps`` are known.
+        """
+        epochs = self.sampler.epochs
+        if epochs is None:
+            raise RuntimeError("progress needs the number of epochs (mode 'dynamic'): total_steps")
+        done = float(self.sampler.epoch)
+        if self._pass is not None:
+            done = self._pass_epoch + self._pass_batches / self._pass_length
+        return min(1.0, done / epochs)
 
     @property
     def table(self) -> ScoreTable:
@@ -271,7 +258,7 @@ class ScoredLoader:
             takes.append(tracker._checked(state_dict["tracker"]))
         for take in takes:
             take()
-        self._pass = self._handed_out = None
+        self._pass = self._index = self._handed_out = None
         self._recorded = recorded
 
     def __getattr__(self, name: str) -> Any:
@@ -282,7 +269,7 @@ class ScoredLoader:
         return getattr(holder, name)
 
 
-def _own_sampler(loader: DataLoader, options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+def _known_order(loader: DataLoader, options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
     """Say whether DualScoreSampler can take the loader's order over, and with which settings."""
     sampler = loader.sampler
     if loader.batch_size is None or type(loader.batch_sampler).__name__ != BatchSampler.__name__:

@@ -1,35 +1,40 @@
-"""Epoch number -> the order of examples: all of them while scoring, the kept part afterwards."""
+"""Epoch number -> who takes part in it: all while scoring, the kept or drawn part afterwards."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sized
-from itertools import chain
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from ..record.state import check_keys, check_same, check_version, check_whole
 from ..record.tracker import DualTracker
 from ..report.evaluate import Comparison, beats_random
 from ..score.table import ScoreTable
-from ..select.noise import shuffled, uniform
-from ..select.planner import keep_count, resolve_method
-from .division import check_divided, check_division, divided_by
+from ..select.noise import epoch_seed
+from ..select.planner import check_options, keep_count
+from .dynamic import Draws, check_mode, full_epochs_of
 from .labels import matched
 from .loader import ScoredLoader
-from .order import Handout, share, share_length
+from .order import EpochOrder
 
-STATE_VERSION = 1
-STATE = ("version", "epoch", "yielded", "seed", "num_examples", "prune_ratio", "digest")
+STATE_VERSION = 2
+STATE = (
+    "version", "mode", "epoch", "yielded", "seed", "num_examples", "prune_ratio", "digest",
+)  # fmt: skip
+SCORE_EPOCHS, WINDOW = 30, 10
 
 
-class DualScoreSampler(Sampler[int]):
+class DualScoreSampler(EpochOrder):
     """Yields every example for ``score_epochs`` epochs, then only the part worth keeping.
+
+    In mode "dynamic" nothing is thrown away: each epoch leaves out a drawn share of what is well
+    learned by then, and ``weight`` makes up for it (see ``data_prune.load.dynamic``).
 
     The order is a pure function of (seed, epoch, scores): the same on every rank, for any batch
     size, and without touching a global generator. Frameworks that shard a sampler (Accelerate,
@@ -41,9 +46,12 @@ class DualScoreSampler(Sampler[int]):
 
     Args:
         data_source: The data set, or anything with its length.
-        prune_ratio: Fraction REMOVED after the scoring epochs, in [0, 1).
-        score_epochs: T, epochs in which everything is seen and recorded.
-        window: J, epochs in a window, 2 <= J <= T.
+        prune_ratio: Fraction REMOVED after the scoring epochs, in [0, 1); in mode "dynamic" of
+            the well-learned examples, anew in each epoch.
+        score_epochs: T, epochs in which everything is seen and recorded; None takes 30. In mode
+            "dynamic" all ``epochs`` are recorded.
+        window: J, epochs in a window, 2 <= J <= T; None takes 10, or all epochs where they are
+            fewer in mode "dynamic".
         c_d: See ``ScoreTable.select``.
         seed: Of the draw and of the order.
         method: See ``ScoreTable.select``.
@@ -53,6 +61,11 @@ class DualScoreSampler(Sampler[int]):
             paper's protocol: train from scratch on what an earlier run has chosen.
         redraw: Draw another subset with the same weights at every epoch. All kept sets together
             are larger than one: compare with random subsets redrawn as often.
+        mode: "static" decides once, after the scoring epochs. "dynamic" decides at every epoch,
+            and each example's loss must be multiplied by ``weight``.
+        epochs: Passes of the whole training (mode "dynamic").
+        full_epochs: How many of the last epochs see everything (mode "dynamic"); None takes an
+            eighth, as the paper.
         num_replicas: Number of ranks; "auto" asks torch.distributed when an epoch begins; None
             leaves the division to Accelerate or the Trainer.
         rank: This rank's number; with a number of ranks.
@@ -71,7 +84,7 @@ class DualScoreSampler(Sampler[int]):
             has another length.
 
     Source:
-        Cho et al., ICML 2025.
+        Cho et al., ICML 2025; mode "dynamic": Qin et al., ICLR 2024.
 
     Example:
         >>> sampler = DualScoreSampler(range(10), 0.5, score_epochs=2, window=2)
@@ -84,8 +97,8 @@ class DualScoreSampler(Sampler[int]):
         data_source: Sized,
         prune_ratio: float,
         *,
-        score_epochs: int = 30,
-        window: int = 10,
+        score_epochs: int | None = None,
+        window: int | None = None,
         c_d: float | str | None = None,
         seed: int = 0,
         method: str | None = None,
@@ -93,6 +106,9 @@ class DualScoreSampler(Sampler[int]):
         shuffle: bool = True,
         table: ScoreTable | None = None,
         redraw: bool = False,
+        mode: str = "static",
+        epochs: int | None = None,
+        full_epochs: int | None = None,
         num_replicas: int | str | None = None,
         rank: int | None = None,
         drop_last: bool = False,
@@ -101,10 +117,23 @@ class DualScoreSampler(Sampler[int]):
         keys: Any = None,
         check_labels: bool = True,
     ) -> None:
-        self.num_examples = _length(data_source)
+        super().__init__(
+            _length(data_source),
+            seed=seed,
+            shuffle=shuffle,
+            num_replicas=num_replicas,
+            rank=rank,
+            drop_last=drop_last,
+            alone=(tracker_options or {}).get("process_group") is False,
+        )
         self.num_kept = keep_count(self.num_examples, prune_ratio)
-        resolve_method(method, preset, c_d)
-        check_division(num_replicas, rank)
+        if (mode, epochs, full_epochs) != ("static", None, None):
+            scores = None if table is None else f"{len(table)} scores"
+            refused = {"score_epochs": score_epochs, "table": scores, "redraw": redraw or None}
+            check_mode(mode, {"epochs": epochs, "full_epochs": full_epochs}, refused)
+        self.mode, self.epochs, self.redraw = mode, epochs, redraw
+        if epochs is not None:  # mode "dynamic"
+            score_epochs, window = epochs, window or min(WINDOW, epochs)
         if table is not None:
             table = matched(table, data_source, keys, check_labels)
         elif keys is not None:
@@ -115,34 +144,27 @@ class DualScoreSampler(Sampler[int]):
                 "better model than those at its start, which biases their scores",
                 stacklevel=2,
             )
-        self.data_source, self.prune_ratio, self.seed = data_source, float(prune_ratio), int(seed)
-        self.shuffle, self.redraw = shuffle, redraw
-        self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
+        self.data_source, self.prune_ratio = data_source, float(prune_ratio)
+        self.score_epochs = 0 if table is not None else score_epochs or SCORE_EPOCHS
+        self.tracker: DualTracker | None = None
+        if table is None:
+            how: dict[str, Any] = {"epochs": self.score_epochs, "window": window or WINDOW}
+            self.tracker = DualTracker(self.num_examples, **how, **(tracker_options or {}))
         self.select_options = {
             "method": method,
             "c_d": c_d,
             "preset": preset,
             **(select_options or {}),
         }
-        self.score_epochs = 0 if table is not None else score_epochs
-        self.tracker = (
-            DualTracker(
-                self.num_examples, epochs=score_epochs, window=window, **(tracker_options or {})
-            )
-            if table is None
-            else None
-        )
-        # One process is told by process_group=False to keep to itself.
-        self._alone = (tracker_options or {}).get("process_group") is False
-        self._wrapped = False  # in a ScoredLoader, which no framework divides
-        self._loaded: int | None = None  # epoch of a state, until the next set_epoch
-        self._ahead = 0  # of the numbers that set_epoch is given
-        self.epoch = 0
+        peers: Iterable[str] = () if table is None else table.peers
+        check_options(self.select_options, peers if self.tracker is None else self.tracker.peers)
         self._table = table
         self._kept: NDArray[np.int64] | None = None
         self._digest: str | None = None
-        self.resume = 0  # indices of this epoch that an earlier run has already handed out
-        self._handout: Handout | None = None
+        self._draws: Draws | None = None
+        if self.tracker is not None and epochs is not None:
+            last = epochs - full_epochs_of(epochs, full_epochs)
+            self._draws = Draws(self.tracker, self.prune_ratio, self.seed, last)
 
     # -- recording --------------------------------------------------------------------------
 
@@ -193,8 +215,8 @@ class DualScoreSampler(Sampler[int]):
             RuntimeError: Before all scoring epochs are recorded.
         """
         if self.redraw:
-            draw = int(uniform(self.seed, np.array([self.epoch], np.uint64))[0] * 2**52)
-            return self.table.select(self.prune_ratio, seed=draw, **self.select_options)
+            seed = epoch_seed(self.seed, self.epoch)
+            return self.table.select(self.prune_ratio, seed=seed, **self.select_options)
         if self._kept is None:
             self._kept = self.table.select(self.prune_ratio, seed=self.seed, **self.select_options)
         return self._kept
@@ -216,79 +238,43 @@ class DualScoreSampler(Sampler[int]):
         options = {"seed": self.seed, **self.select_options, **options}
         return beats_random(train_and_score, self.table, self.prune_ratio, **options)
 
-    # -- order ------------------------------------------------------------------------------
+    # -- who takes part ---------------------------------------------------------------------
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make ``epoch`` the next one to be iterated.
+    def members(self) -> NDArray[np.int64] | None:
+        """Return the examples of the present epoch, ascending; None where all take part."""
+        if self._draws is not None:
+            return self._draws.of(self.epoch, self.epoch).members
+        return None if self.epoch < self.score_epochs else self.kept
 
-        After a state has been loaded, a number below its epoch counts on from there: Accelerate
-        and the Trainer begin again at 0.
+    def count(self, epoch: int) -> int:
+        """Return how many examples take part in an epoch, over all ranks.
+
+        Raises:
+            RuntimeError: In mode "dynamic", for an epoch before the losses are known.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch must not be negative, got {epoch}")
-        if self._loaded is not None:
-            self._ahead, self._loaded = max(0, self._loaded - epoch), None
-        self.advance(epoch + self._ahead)
+        if self._draws is not None:
+            members = self._draws.of(epoch, self.epoch).members
+            return self.num_examples if members is None else len(members)
+        return self.num_examples if epoch < self.score_epochs else self.num_kept
 
-    def advance(self, epoch: int) -> None:
-        """Go to an epoch; the position within it stays where it is the present one."""
-        if epoch != self.epoch:
-            self.rewind(epoch)
+    def weight(self, index: Tensor) -> Tensor:
+        """Return what each example's loss is multiplied by, (B,) float32 on the host.
 
-    def rewind(self, epoch: int) -> None:
-        """Begin ``epoch`` anew, as if none of its indices had been handed out."""
-        self.epoch, self.resume, self._handout = epoch, 0, None
+        1 but in mode "dynamic", where the well-learned examples that stay weigh 1 / (1 - r).
 
-    def order(self) -> NDArray[np.int64]:
-        """Return the present epoch's indices in order, before they are divided among ranks."""
-        everything = np.arange(self.num_examples, dtype=np.int64)
-        indices = everything if self.epoch < self.score_epochs else self.kept
-        return shuffled(indices, self.seed, self.epoch) if self.shuffle else indices
-
-    def length(self, epoch: int) -> int:
-        """Return how many indices this rank yields in ``epoch``, known before the scores are."""
-        total = self.num_examples if epoch < self.score_epochs else self.num_kept
-        ranks = None if self.num_replicas is None else divided_by(self.num_replicas, self.rank)
-        return total if ranks is None else share_length(total, ranks[0], self.drop_last)
-
-    def steps_per_epoch(self, epoch: int, batch_size: int, drop_last: bool = False) -> int:
-        """Return the number of batches in ``epoch``: what a learning-rate schedule needs to know.
-
-        Example:
-            >>> sampler = DualScoreSampler(range(100), 0.5, score_epochs=3, window=2)
-            >>> [sampler.steps_per_epoch(e, batch_size=20) for e in range(5)]
-            [5, 5, 5, 3, 3]
+        Args:
+            index: (B,) positions, of the epoch that began last.
         """
-        length = self.length(epoch)
-        return length // batch_size if drop_last else -(-length // batch_size)
+        return torch.ones(len(index)) if self._draws is None else self._draws.weights(index)
 
-    def total_steps(self, epochs: int, batch_size: int, drop_last: bool = False) -> int:
-        """Return the number of batches in the first ``epochs`` epochs, for a schedule's length.
-
-        Example:
-            >>> sampler = DualScoreSampler(range(100), 0.5, score_epochs=3, window=2)
-            >>> sampler.total_steps(5, batch_size=20)
-            21
-        """
-        return sum(self.steps_per_epoch(epoch, batch_size, drop_last) for epoch in range(epochs))
-
-    def __len__(self) -> int:
-        return self.length(self.epoch)
-
-    def __iter__(self) -> Iterator[int]:
-        together = dist.is_available() and dist.is_initialized()
-        if together and self.num_replicas is None and not self._alone:
-            check_divided(wrapped=self._wrapped)
+    def begin(self) -> None:
+        """Close what is recorded of the epoch before, and fix who takes part in this one."""
         if self.tracker is not None and self.epoch > self.tracker.epoch:
             # All batches of the last epoch are in: loaders ask for an epoch's indices only when
             # it begins, however far ahead they read within it.
             self.close_epoch()
-        indices = self.order()
-        ranks = None if self.num_replicas is None else divided_by(self.num_replicas, self.rank)
-        if ranks is not None:
-            indices = share(indices, *ranks, self.drop_last)
-        self._handout = Handout(self, indices)
-        return chain.from_iterable(self._handout.chunks())
+        if self._draws is not None:
+            self._draws.begin(self.epoch)
 
     # -- resuming ---------------------------------------------------------------------------
 
@@ -298,13 +284,11 @@ class DualScoreSampler(Sampler[int]):
         Small, so that a loader may take it at every batch. The scores are apart, in
         ``tracker.state_dict()`` or ``table``.
         """
-        yielded = self.resume
-        if self._handout is not None and self._handout.epoch == self.epoch:
-            yielded = self._handout.yielded
         return {
             "version": STATE_VERSION,
+            "mode": self.mode,
             "epoch": self.epoch,
-            "yielded": yielded,
+            "yielded": self.yielded,
             "seed": self.seed,
             "num_examples": self.num_examples,
             "prune_ratio": self.prune_ratio,
@@ -336,10 +320,12 @@ class DualScoreSampler(Sampler[int]):
         """
         check_keys(state_dict, STATE, "the sampler")
         check_version(state_dict["version"], STATE_VERSION)
-        for name in ("seed", "num_examples", "prune_ratio"):
+        for name in ("mode", "seed", "num_examples", "prune_ratio"):
             check_same(name, state_dict[name], getattr(self, name), "sampler")
         epoch = check_whole("epoch", state_dict["epoch"], 0)
-        yielded = check_whole("yielded", state_dict["yielded"], 0, self.length(epoch))
+        # In mode "dynamic" the length follows from recordings that may be loaded later.
+        longest = self.length(0 if self.mode == "dynamic" else epoch)
+        yielded = check_whole("yielded", state_dict["yielded"], 0, longest)
         digest = state_dict["digest"]
         if not (digest is None or isinstance(digest, str)):
             raise TypeError(f"digest of the state must be text or None, got {digest!r}")
@@ -351,8 +337,9 @@ class DualScoreSampler(Sampler[int]):
             raise ValueError("state belongs to other scores than this sampler has")
 
         def take() -> None:
-            self.epoch, self.resume, self._handout = epoch, yielded, None
-            self._loaded, self._ahead = epoch, 0
+            self.go_on(epoch, yielded)
+            if self._draws is not None:
+                self._draws.forget()
             if scores_follow:
                 self._table = self._kept = self._digest = None
 

@@ -18,6 +18,7 @@ from ..select.plan import parts
 from .duplicates import hold_back
 from .layout import layout
 from .observe import SCALED, UNLABELLED
+from .ring import decode
 from .storage import Storage
 from .sums import fold_rows
 
@@ -239,6 +240,16 @@ class Store:
     def sums(self, name: str) -> NDArray:
         """Return the running sum ``name`` over the closed epochs, (N,)."""
         return self.arrays[name + self.slot(self.epoch)]
+
+    def last_seen(self) -> NDArray[np.float32]:
+        """Return each example's last probability in the last J closed epochs; NaN without one."""
+        last = np.full(self.num_examples, np.nan, dtype=np.float32)
+        high, low = self.arrays["ring.high"], self.arrays["ring.low"]
+        for part in parts(self.num_examples):
+            for epoch in range(max(0, self.epoch - self.window), self.epoch):
+                prob = decode(high[epoch % self.window, part], low[epoch % self.window, part])
+                np.copyto(last[part], prob, where=~np.isnan(prob), casting="same_kind")
+        return last
 
     def _clear_rows(self) -> None:
         """Forget the open epoch: what a killed run had recorded of it does not count."""

@@ -10,8 +10,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..score.parquet import write_columns
@@ -276,6 +278,13 @@ class DualTracker:
             ranks.merge_counters(store, count, self._merged, group)
             self._merged = totals(store)
         store.close()
+
+    def last_seen(self) -> NDArray[np.float32]:
+        """Return the probability at which each example was last recorded, (N,).
+
+        Of the last J closed epochs; NaN for an example that none of them has seen.
+        """
+        return self._store.last_seen()[: self.num_examples]
 
     def coverage(self) -> dict[str, Any]:
         """Return what was seen: counts a user should look at before pruning by the scores.

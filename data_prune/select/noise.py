@@ -80,6 +80,11 @@ def gumbel(seed: int, ids: NDArray[np.uint64]) -> NDArray[np.float64]:
     return -np.log(-np.log(uniform(seed, ids)))
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return a seed of 52 bits for what is drawn anew in each epoch."""
+    return int(uniform(seed, np.array([epoch], np.uint64))[0] * 2**52)
+
+
 def shuffled(indices: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
     """Return a permutation that depends on (seed, epoch) only; global generators are left alone.
 
@@ -87,6 +92,5 @@ def shuffled(indices: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.in
         >>> sorted(shuffled(np.arange(4), seed=0, epoch=2).tolist())
         [0, 1, 2, 3]
     """
-    draw = uniform(seed ^ 0x5EED, np.array([epoch], np.uint64))[0]
-    generator = torch.Generator().manual_seed(int(draw * 2**52))
+    generator = torch.Generator().manual_seed(epoch_seed(seed ^ 0x5EED, epoch))
     return indices[torch.randperm(len(indices), generator=generator).numpy()]

@@ -83,6 +83,18 @@ class Options:
         object.__setattr__(self, "by", by)
 
 
+def check_options(options: dict[str, Any], peers: Iterable[str]) -> None:
+    """Refuse options of ``ScoreTable.select`` before there is a table.
+
+    Args:
+        options: By name.
+        peers: Names of the scores that the table will have besides its own.
+    """
+    apart = ("within", "ignore_nonfinite")
+    how = {name: value for name, value in options.items() if name not in apart}
+    Options(**how, columns=("score", "mean_prob", *peers))
+
+
 def resolve_method(
     method: str | None,
     preset: str | None,

@@ -124,7 +124,7 @@ def test_own_batches_stay_equally_many_on_every_rank(monkeypatch, prune_ratio):
     for _ in range(2):
         for i in torch.tensor(list(table)).split(8):
             table.update(i, torch.randn(len(i), 4), i % 4)
-    monkeypatch.setattr("data_prune.load.loader.world_size", lambda: 2)
+    monkeypatch.setattr("data_prune.load.own_order.world_size", lambda: 2)
     lengths, seen = set(), set()
     for rank in range(2):
         inner = DataLoader(DATA, batch_sampler=Batches(rank))

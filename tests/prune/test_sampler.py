@@ -113,6 +113,18 @@ def test_redraw_changes_the_subset_not_its_size():
     assert len(set(sampler.kept)) == 16
 
 
+def test_a_table_may_be_ranked_by_any_of_its_columns():
+    """Options are checked when the sampler is made, against the table that it is given."""
+    table = ScoreTable(
+        np.arange(4), np.zeros(4, int), np.full(4, 0.1), np.full(4, 0.5), np.full(4, 9),
+        peers={"aum": np.array([0.3, -1.0, 2.0, 0.1])},
+    )  # fmt: skip
+    options = {"method": "top", "select_options": {"by": "aum"}}
+    assert DualScoreSampler(range(4), 0.5, table=table, **options).kept.tolist() == [1, 3]
+    with pytest.raises(ValueError, match="the table has no column 'aum'"):
+        DualScoreSampler(range(4), 0.5, **options)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
