@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, pad
 
 from data_prune import DualTracker, ScoreTable
+from data_prune.load.dynamic import EVERYTHING, FULL_SHARE, draw
+from data_prune.select.noise import epoch_seed
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, TEST, WORDS = 4_000, 2_500, 512
@@ -265,13 +267,17 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = 0.5 * self.lr * (1 + math.cos(math.pi * self.done / self.steps))
             logits = self.logits(self.data.x[index].transpose(0, 1).flatten(1, 2))
-            loss = cross_entropy(logits.flatten(0, 1), self.data.y[index].flatten())
+            loss = self.loss(logits, index)
             self.optimizer.zero_grad(set_to_none=True)
             (loss * len(self.kept)).backward()
             self.optimizer.step()
             self.done += 1
             seen.append((index, logits.detach()))
         return seen
+
+    def loss(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Mean over all nets and examples of a batch."""
+        return cross_entropy(logits.flatten(0, 1), self.data.y[index].flatten())
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, G, ...) examples -> (G, B, classes)."""
@@ -294,6 +300,43 @@ class Trainer:
             count = index.shape[1]
         self.model.train()
         return right / count
+
+
+class DynamicTrainer(Trainer):
+    """One net; each pass leaves out a drawn share of the well-learned (mode "dynamic").
+
+    The first pass and the last eighth of the steps see everything: here steps are what is planned.
+    """
+
+    def __init__(
+        self, name: str, kind: str, data: Data, ratio: float, steps: int, seed: int
+    ) -> None:
+        """Build the net; see ``Trainer``. ``ratio`` of the well-learned is left out."""
+        self.all = torch.arange(len(data.y))[None]
+        super().__init__(name, kind, data, self.all, steps, seed)
+        self.ratio, self.seed, self.drawn = ratio, seed, EVERYTHING
+        self.tracker = DualTracker(len(data.y), epochs=steps, window=10)
+
+    def epoch(self) -> list[tuple[Tensor, Tensor]]:
+        """One pass over what is drawn for it."""
+        self.drawn = EVERYTHING
+        if self.tracker.epoch > 0 and self.done < (1 - FULL_SHARE) * self.steps:
+            seed = epoch_seed(self.seed, self.tracker.epoch)
+            self.drawn = draw(self.tracker.last_seen(), self.ratio, seed)
+        if self.drawn.members is not None:
+            self.kept = torch.from_numpy(self.drawn.members)[None]
+        seen = super().epoch()
+        self.kept = self.all
+        for index, logits in seen:
+            self.tracker.update(index[0], logits[0], self.data.y[index[0]])
+        if seen:
+            self.tracker.end_epoch()
+        return seen
+
+    def loss(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Mean of the weighted losses."""
+        each = cross_entropy(logits[0], self.data.y[index[0]], reduction="none")
+        return (each * self.drawn.weights(index[0])).mean()
 
 
 def score(name: str, data: Data, seed: int) -> ScoreTable:

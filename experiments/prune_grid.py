@@ -8,6 +8,7 @@ take different seeds, so that they share neither samples nor recordings nor runs
 
     python experiments/prune_grid.py                    # the search half, own net first
     python experiments/prune_grid.py --half confirm     # the other half
+    python experiments/prune_grid.py --dynamic          # mode "dynamic" in 24 cells, own net
     python experiments/prune_grid.py --seconds          # what each part of the way costs
     python experiments/prune_grid.py --quick            # under a minute, with assertions
 
@@ -30,10 +31,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from prune_bed import EPOCHS, Data, Trainer, load, score
+from prune_bed import EPOCHS, Data, DynamicTrainer, Trainer, load, score
 from prune_rules import DEFAULT, METHODS, PEERS
 
 from data_prune import ScoreTable
+from data_prune.report.evaluate import compare
 
 HERE = Path(__file__).parent
 COLUMNS = (
@@ -49,6 +51,9 @@ NETS = ("own", "other")
 SEEDS = {"search": (0, 1, 2), "confirm": (100, 101, 102), "again": (200, 201, 202)}
 CHANGED = (("fashion", "clean"), ("digits", "corrupted"))
 CSV = HERE / "prune_grid.csv"
+# Not a set of examples: each pass leaves out another part, in as many steps as the others take.
+DYNAMIC = "dynamic"
+DYNAMIC_CSV = HERE / "prune_dynamic.csv"
 
 
 class Cell(NamedTuple):
@@ -79,7 +84,9 @@ def scored(name: str, damage: str, seed: int) -> tuple[Data, ScoreTable]:
 def run(cell: Cell, seed: int, methods: Iterable[str]) -> list[dict[str, Any]]:
     """Train one net on what each method keeps, side by side; a row for each."""
     data, table = scored(cell.data, cell.damage, seed)
-    names = list(methods)
+    names = [name for name in methods if name != DYNAMIC]
+    if not names:
+        return [dynamic(cell, seed)]
     if cell.ratio:
         sets = [METHODS[name](table, cell.ratio, seed) for name in names]
         kept = torch.from_numpy(np.stack(sets))
@@ -93,7 +100,7 @@ def run(cell: Cell, seed: int, methods: Iterable[str]) -> list[dict[str, Any]]:
         pass
     accuracy, fit = trainer.accuracy(), trainer.accuracy(kept[:, :500])
     damaged = data.damaged[kept].float().mean(1)
-    return [
+    rows = [
         {
             **cell._asdict(), "half": half_of_seed(seed), "method": name, "seed": seed,
             "kept": kept.shape[1], "accuracy": f"{accuracy[i]:.4f}", "fit": f"{fit[i]:.3f}",
@@ -101,6 +108,24 @@ def run(cell: Cell, seed: int, methods: Iterable[str]) -> list[dict[str, Any]]:
         }
         for i, name in enumerate(names)
     ]  # fmt: skip
+    return rows if len(names) == len(list(methods)) else [*rows, dynamic(cell, seed)]
+
+
+def dynamic(cell: Cell, seed: int) -> dict[str, Any]:
+    """Train one net that leaves out another part in every pass, in as many steps as the others."""
+    data, _ = scored(cell.data, cell.damage, seed)
+    kept = round(len(data.y) * (1 - cell.ratio))
+    epochs = EPOCHS[cell.data] * -(-kept // (64 if kept >= 1_000 else 32))
+    steps = epochs if cell.budget == "epochs" else int(cell.budget)
+    trainer = DynamicTrainer(cell.data, cell.net, data, cell.ratio, steps, 7919 + seed)
+    while trainer.done < steps and trainer.epoch():
+        pass
+    return {
+        **cell._asdict(), "half": half_of_seed(seed), "method": DYNAMIC, "seed": seed,
+        "kept": len(data.y), "accuracy": f"{trainer.accuracy()[0]:.4f}",
+        "fit": f"{trainer.accuracy(trainer.all[:, :500])[0]:.3f}",
+        "damaged": f"{data.damaged.float().mean():.3f}",
+    }  # fmt: skip
 
 
 def half_of_seed(seed: int) -> str:
@@ -178,6 +203,41 @@ def seconds(name: str, damage: str, ratio: float, seed: int = 0) -> list[str]:
     return rows
 
 
+def dynamic_grid(path: Path) -> None:
+    """Run mode "dynamic" beside all the data, random and the default, in as many steps."""
+    key = ("data", "damage", "ratio", "budget", "net", "seed", "method")
+    done = {tuple(str(row[name]) for name in key) for row in rows_of(path)}
+    for ratio, budget, name, damage in itertools.product(
+        (0.5, 0.7), ("400", "1600", "epochs"), ("digits", "fashion"), ("clean", "redrawn")
+    ):
+        cell = Cell(name, damage, ratio, budget, "own")
+        jobs = [(cell, ("random", DEFAULT, DYNAMIC)), (cell._replace(ratio=0.0), ("full",))]
+        for (job, methods), seed in itertools.product(jobs, SEEDS["search"]):
+            left = [m for m in methods if (*map(str, job), str(seed), m) not in done]
+            if left:
+                append(path, run(job, seed, left))
+                done |= {(*map(str, job), str(seed), m) for m in left}
+    of: dict[Cell, dict[str, dict[str, float]]] = {}
+    for row in rows_of(path):
+        cell = Cell(row["data"], row["damage"], float(row["ratio"]), row["budget"], row["net"])
+        by_method = of.setdefault(cell, {}).setdefault(row["method"], {})
+        by_method[row["seed"]] = 100 * float(row["accuracy"])
+    print("| data | ratio | budget | dynamic | - full | - random | - default |\n|" + "---|" * 7)
+    for cell, methods in sorted(of.items()):
+        if cell.ratio:
+            methods["full"] = of[cell._replace(ratio=0.0)]["full"]
+            pairs = [_difference(methods[DYNAMIC], methods[m]) for m in ("full", "random", DEFAULT)]
+            own = np.mean(list(methods[DYNAMIC].values()))
+            place = f"{cell.data}, {cell.damage} | {cell.ratio} | {cell.budget}"
+            print(f"| {place} | {own:.1f} | {' | '.join(pairs)} |")
+
+
+def _difference(a: dict[str, float], b: dict[str, float]) -> str:
+    """Mean paired difference over seeds, and half the width of its 95 % interval."""
+    pair = compare([a[s] for s in sorted(a)], [b[s] for s in sorted(a)])
+    return f"{pair.difference:+.1f} ± {(pair.high - pair.low) / 2:.1f}"
+
+
 def quick() -> None:
     """Digits alone, two seeds, 400 steps at ratio 0.5: what holds by wide margins."""
     names = ("random", "DUAL + Beta, c_D = 4", DEFAULT)
@@ -209,6 +269,7 @@ def main() -> None:
     parser.add_argument("--half", choices=tuple(SEEDS), default="search")
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--quick", action="store_true", help="under a minute, with assertions")
+    parser.add_argument("--dynamic", action="store_true", help="mode dynamic, in a CSV of its own")
     parser.add_argument("--seconds", action="store_true", help="CPU seconds of each part")
     parser.add_argument("--methods", nargs="+", default=tuple(PEERS), choices=tuple(METHODS))
     parser.add_argument("--nets", nargs="+", default=NETS, choices=NETS)
@@ -217,6 +278,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.quick:
         quick()
+        return
+    if args.dynamic:
+        dynamic_grid(DYNAMIC_CSV)
         return
     if args.seconds:
         for name, damage in itertools.product(DATA, ("clean", "redrawn")):

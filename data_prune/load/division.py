@@ -41,17 +41,25 @@ def accelerate_runs() -> bool:
     return bool(state is not None and state.AcceleratorState._shared_state)
 
 
-def check_divided(*, wrapped: bool) -> None:
+def check_divided(*, wrapped: bool, here: bool = False) -> None:
     """Refuse an order that every process would go through whole, before a batch is spent.
 
     Args:
         wrapped: The order is that of a ``ScoredLoader``, which no framework divides.
+        here: The sampler divides it itself.
 
     Raises:
-        RuntimeError: If there are several processes and nothing divides the order among them.
+        RuntimeError: If there are several processes and nothing divides the order among them, or
+            one of them asks for the order of all.
     """
     world = world_size()
-    if world == 1 or (not wrapped and accelerate_runs() and not _inside_lightning()):
+    if world > 1 and accelerate_runs() and _inside_dispatcher():
+        raise RuntimeError(
+            f"dispatch_batches=True lets one of {world} processes ask for the order, and the "
+            "others never learn that an epoch is over: give "
+            "DataLoaderConfiguration(dispatch_batches=False) to the Accelerator"
+        )
+    if world == 1 or here or (not wrapped and accelerate_runs() and not _inside_lightning()):
         return
     if wrapped:
         remedy = "give the loader a torch DistributedSampler before it is wrapped" + (
@@ -72,11 +80,29 @@ def check_divided(*, wrapped: bool) -> None:
 
 def _inside_lightning() -> bool:
     """Say whether the order is being read by Lightning's wrapper of samplers."""
+    return _inside("fabric.utilities.distributed", depth=5)
+
+
+def _inside_dispatcher() -> bool:
+    """Say whether the order is being read by Accelerate for all ranks at once."""
+    return _inside("accelerate.data_loader", "DataLoaderDispatcher")
+
+
+def _inside(module: str, owner: str | None = None, depth: int = 20) -> bool:
+    """Say whether a function of a module, or of one class in it, is waiting for this call.
+
+    Args:
+        module: How the module's name ends.
+        owner: Name of the class of the object whose method it is; None for any function.
+        depth: Number of callers that are looked at.
+    """
     frame = sys._getframe(1)
-    for _ in range(5):
+    for _ in range(depth):
         if frame.f_back is None:
             return False
         frame = frame.f_back
-        if frame.f_globals.get("__name__", "").endswith("fabric.utilities.distributed"):
+        if frame.f_globals.get("__name__", "").endswith(module) and (
+            owner is None or type(frame.f_locals.get("self")).__name__ == owner
+        ):
             return True
     return False

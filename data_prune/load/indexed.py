@@ -16,6 +16,24 @@ class Examples(NamedTuple):
     examples: Any
 
 
+class Positions:
+    """The positions of a batch on their way to ``record``, a tensor only where one is asked for.
+
+    No tensor, which would take a piece of shared memory of its own, and no sequence, whose items
+    pinning would look at one by one.
+    """
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def tensor(self) -> torch.Tensor:
+        """Return them, (B,) int64."""
+        return torch.tensor(self.indices, dtype=torch.int64)
+
+
 class IndexedDataset(Dataset):
     """Give (index, example) instead of the example; batched reads stay batched.
 
@@ -48,7 +66,7 @@ class IndexedDataset(Dataset):
 
 
 class _IndexedCollate:
-    """Collate the examples as before and put the indices where ``place`` says."""
+    """Collate the examples as before and put the indices where ``place`` says; None: in front."""
 
     def __init__(self, collate: Callable[[list[Any]], Any], place: str | None) -> None:
         self.collate, self.place = collate, place
@@ -56,10 +74,10 @@ class _IndexedCollate:
     def __call__(self, pairs: Examples | Sequence[tuple[int, Any]]) -> Any:
         if not isinstance(pairs, Examples):
             pairs = Examples([i for i, _ in pairs], [example for _, example in pairs])
-        index = torch.tensor(pairs.indices, dtype=torch.int64)
         batch = self.collate(pairs.examples)
         if self.place is None:
-            return index, batch
+            return Positions(pairs.indices), batch
+        index = Positions(pairs.indices).tensor()
         if isinstance(batch, dict) or hasattr(batch, "keys"):
             batch[self.place] = index
             return batch

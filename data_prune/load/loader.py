@@ -20,7 +20,7 @@ from torch.utils.data import (
 from ..record.state import check_keys, check_whole
 from ..report.evaluate import Comparison
 from ..score.table import ScoreTable
-from .indexed import check_loader, rebuild
+from .indexed import Positions, check_loader, rebuild
 from .own_order import FilteredBatches
 
 
@@ -55,8 +55,8 @@ class ScoredLoader:
             {"sampler": self.sampler} if own else {"batch_sampler": self._batches}
         )
         self.loader = rebuild(loader, None, **order)
-        self._index: Tensor | None = None  # of the batch that was handed out last
-        self._handed_out: Tensor | None = None  # the same until it is recorded
+        self._positions: Positions | None = None  # of the batch that was handed out last
+        self._done: set[int] = set()  # places in that batch that are recorded
         self._recorded = 0  # batches credited in this pass
         self._pass: object | None = None  # the iteration that is going on
         self._pass_epoch = self._pass_length = self._pass_examples = self._pass_batches = 0
@@ -77,19 +77,22 @@ class ScoredLoader:
         self._pass_epoch, self._pass_length, self._pass = self.sampler.epoch, len(self.loader), mine
         self._pass_batches = self._pass_examples // (self.loader.batch_size or 1)
         for index, batch in self.loader:
-            self._index = self._handed_out = index
+            self._positions, self._done = index, set()
             self._pass_examples += len(index)
             self._pass_batches += 1
             yield batch
             if self._pass is not mine:
-                raise RuntimeError("the loader was iterated anew: this iteration has ended")
+                raise RuntimeError(
+                    "the loader was iterated anew: this iteration has ended. For a look at a batch "
+                    "within a pass iterate a loader of its own"
+                )
         self._settle(complete=True)
 
     def _settle(self, complete: bool = False) -> None:
         """End the pass that is going on; one left early (break, a limit on batches) counts too."""
         if self._pass is None:
             return
-        self._pass = self._index = self._handed_out = None
+        self._pass = self._positions = None
         recorded, self._recorded = self._recorded, 0
         if self._pass_epoch < self.sampler.score_epochs and not recorded:
             self.sampler.rewind(self._pass_epoch)
@@ -106,7 +109,12 @@ class ScoredLoader:
         self.sampler.close_epoch()
 
     def record(
-        self, logits: Tensor | None = None, target: Tensor | None = None, **values: Any
+        self,
+        logits: Tensor | None = None,
+        target: Tensor | None = None,
+        *,
+        part: slice | None = None,
+        **values: Any,
     ) -> None:
         """Credit the batch that was handed out last; see ``DualTracker.update``.
 
@@ -115,6 +123,8 @@ class ScoredLoader:
         Args:
             logits: (B, C) what the model said to the batch.
             target: (B,) the labels used in the loss.
+            part: Which examples of the batch these are, where a batch is recorded in pieces
+                (micro-batches, gradient accumulation); each once.
             **values: Instead of both ``loss=`` (B,), one loss for each example, or ``prob=``
                 (B,), with ``label=`` (B,) where there are labels.
 
@@ -125,26 +135,29 @@ class ScoredLoader:
         tracker = self.sampler.tracker
         if tracker is None or tracker.done:
             return
-        if self._handed_out is None:
+        index = None if self._positions is None else self._positions.tensor()
+        places = range(0 if index is None else len(index))[slice(None) if part is None else part]
+        if index is None or not places or not self._done.isdisjoint(places):
             raise RuntimeError(
                 "record() has no batch to credit: it was recorded before, or none was handed out"
             )
         given = next((v for v in (logits, *values.values()) if v is not None), None)
-        if isinstance(given, Tensor) and given.ndim and len(given) != len(self._handed_out):
+        if isinstance(given, Tensor) and given.ndim and len(given) != len(places):
+            whose = "batch handed out last" if part is None else f"part {part} of the batch"
             raise ValueError(
-                f"record() got {len(given)} examples, the batch handed out last has "
-                f"{len(self._handed_out)}"
+                f"record() got {len(given)} examples, the {whose} has {len(places)}"
+                + ": name the micro-batch by part=slice(...)" * (part is None)
             )
-        tracker.update(self._handed_out, logits, target, **values)
-        self._handed_out = None
+        tracker.update(index[places.start : places.stop : places.step], logits, target, **values)
+        self._done.update(places)
         self._recorded += 1
 
     @property
     def index(self) -> Tensor:
         """Return the positions of the batch that was handed out last and not recorded yet."""
-        if self._handed_out is None:
+        if self._positions is None or len(self._done) == len(self._positions):
             raise RuntimeError("no batch is waiting to be recorded")
-        return self._handed_out
+        return self._positions.tensor()
 
     @property
     def weight(self) -> Tensor:
@@ -153,9 +166,9 @@ class ScoredLoader:
         1 but in mode "dynamic", where the well-learned examples that stay weigh 1 / (1 - r):
         ``(loss * loader.weight.to(loss.device)).mean()`` with one loss for each example.
         """
-        if self._index is None:
+        if self._positions is None:
             raise RuntimeError("weight belongs to a batch, and none has been handed out")
-        return self.sampler.weight(self._index)
+        return self.sampler.weight(self._positions.tensor())
 
     @property
     def progress(self) -> float:
@@ -258,7 +271,7 @@ class ScoredLoader:
             takes.append(tracker._checked(state_dict["tracker"]))
         for take in takes:
             take()
-        self._pass = self._index = self._handed_out = None
+        self._pass = self._positions = None
         self._recorded = recorded
 
     def __getattr__(self, name: str) -> Any:

@@ -143,8 +143,8 @@ class EpochOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         together = dist.is_available() and dist.is_initialized()
-        if together and self.num_replicas is None and not self.alone:
-            check_divided(wrapped=self.wrapped)
+        if together and not self.alone:
+            check_divided(wrapped=self.wrapped, here=self.num_replicas is not None)
         self.begin()
         indices = self.order()
         ranks = None if self.num_replicas is None else divided_by(self.num_replicas, self.rank)

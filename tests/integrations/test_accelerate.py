@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderDispatcher
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import muon_accelerate
+from data_prune import DualScoreSampler, index_batches
+from data_prune.load import division
 from muon_text import DocumentationText, tiny_llama
 from torch_specgd import Muon
 
@@ -76,3 +79,23 @@ def test_saved_state_continues_identically(tmp_path: Path) -> None:
         assert torch.equal(p, q)
     counts = {float(s["step"]) for s in straight[2].state.values() if "step" in s}
     assert counts == {4.0}, "two epochs of four batches, two to a step"
+
+
+@pytest.mark.parametrize("divided", [None, {"num_replicas": 2, "rank": 0}])
+def test_a_dispatcher_of_batches_is_refused(
+    divided: dict[str, int] | None, fresh_accelerator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rank would ask for a pruning sampler's order, merge with all ranks, and wait for ever."""
+    Accelerator(cpu=True)
+    data = TensorDataset(torch.zeros(64, 2))
+    options = {"score_epochs": 2, "window": 2, **(divided or {})}
+    loader = index_batches(DataLoader(data, 8), DualScoreSampler(data, 0.5, **options))
+    theirs = DataLoaderDispatcher(
+        loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn
+    )
+    assert len(list(theirs)) == (4 if divided else 8)  # on one process it does no harm
+    monkeypatch.setattr(division, "world_size", lambda: 2)
+    for name, value in (("is_initialized", True), ("get_world_size", 2), ("get_rank", 0)):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, value=value: value)
+    with pytest.raises(RuntimeError, match=r"DataLoaderConfiguration\(dispatch_batches=False\)"):
+        next(iter(theirs))

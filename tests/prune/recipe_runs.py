@@ -99,15 +99,23 @@ def trainer(folder: Path) -> dict[str, Any]:
 
 
 def lightning(folder: Path) -> dict[str, Any]:
-    """Two processes are started by Lightning itself."""
+    """Resumed after a scoring epoch, when pruning begins and after it.
+
+    Two processes are started by Lightning itself.
+    """
     from prune_lightning import train
 
     devices = int(os.environ.get("DEVICES", "1"))
     strategy = {"devices": devices, **({"strategy": "ddp"} if devices > 1 else {})}
     sampler, model = train(DATA, network(), epochs=7, **strategy)
+    rates: list[float] = []
+    for stop in (2, 5, 6, None):
+        part, run = train(DATA, network(), epochs=7, folder=folder, stop_after=stop, **strategy)
+        rates += run.rates
     return {
-        "same": True, "last": 0.0, "steps": len(model.seen), "kept": len(sampler.kept),
-        "coverage": sampler.tracker.coverage(), "epoch": sampler.epoch,
+        "same": part.table.digest() == sampler.table.digest() and rates == model.rates,
+        "last": model.lr_schedulers().get_last_lr()[0], "steps": len(model.seen),
+        "kept": len(sampler.kept), "coverage": sampler.tracker.coverage(), "epoch": part.epoch,
     }  # fmt: skip
 
 

@@ -42,6 +42,60 @@ def test_record_refuses_what_it_cannot_credit():
         loader.record(logits_of(x, y, 0), y)
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_batch_may_be_recorded_in_pieces(size):
+    """Micro-batches of gradient accumulation give the same scores as whole batches."""
+    inner = DataLoader(Items(), batch_size=5, shuffle=True)
+    whole, pieces = (DualScoreSampler.wrap(inner, 0.5, score_epochs=3, window=2) for _ in range(2))
+    run(whole, 3)
+    for epoch in range(3):
+        for x, y in pieces:
+            logits = logits_of(x, y, epoch)
+            for start in range(0, len(y), size):
+                part = slice(start, start + size)
+                pieces.record(logits[part], y[part], part=part)
+    assert pieces.table.digest() == whole.table.digest()
+    loader = DualScoreSampler.wrap(inner, 0.5, score_epochs=3, window=2)
+    x, y = next(iter(loader))
+    loader.record(logits_of(x, y, 0)[:3], y[:3], part=slice(0, 3))
+    for part in (slice(2, 5), None, slice(5, 9)):
+        with pytest.raises(RuntimeError, match="recorded before"):
+            loader.record(torch.zeros(3, C), y[:3], part=part)
+    with pytest.raises(ValueError, match=r"got 3 examples, the part slice\(3, 5, None\) .* has 2"):
+        loader.record(torch.zeros(3, C), y[:3], part=slice(3, 5))
+    loader.record(logits_of(x, y, 0)[3:], y[3:], part=slice(3, 5))
+    assert loader.sampler.tracker.coverage()["duplicates"] == 0
+
+
+def test_a_look_within_a_pass_ends_it_aloud():
+    """Two iterations of one loader would credit each other's batches."""
+    loader = DualScoreSampler.wrap(
+        DataLoader(Items(), batch_size=5, shuffle=True), 0.5, score_epochs=3, window=2
+    )
+    with pytest.raises(RuntimeError, match=r"iterated anew.* a loader of its own"):  # noqa: PT012
+        for x, y in loader:
+            loader.record(logits_of(x, y, 0), y)
+            next(iter(loader))
+
+
+def test_two_loaders_over_one_data_set_keep_apart():
+    """Two models scored side by side: neither sees what the other has recorded."""
+    data = Items()
+    inner = DataLoader(data, batch_size=5, shuffle=True)
+    loaders = [DualScoreSampler.wrap(inner, 0.5, score_epochs=3, window=2) for _ in range(2)]
+    for epoch in range(3):
+        for pairs in zip(*loaders, strict=True):
+            for sign, loader, (x, y) in zip((1, -1), loaders, pairs, strict=True):
+                loader.record(sign * logits_of(x, y, epoch), y)
+    for sign, loader in zip((1, -1), loaders, strict=True):
+        alone = DualScoreSampler.wrap(inner, 0.5, score_epochs=3, window=2)
+        for epoch in range(3):
+            for x, y in alone:
+                alone.record(sign * logits_of(x, y, epoch), y)
+        assert loader.table.digest() == alone.table.digest()
+    assert loaders[0].table.digest() != loaders[1].table.digest()
+
+
 def test_forgotten_record_is_said_aloud_and_counts_nothing():
     """Without record() the loader would train on everything for ever, silently."""
     loader = DualScoreSampler.wrap(
