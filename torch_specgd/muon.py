@@ -30,6 +30,10 @@ from .step.muon import MAX_BATCH_BYTES, Coefficients, muon
 from .step.rules import LR_SCALES, AdjustLr
 from .triton_kernels.kernels.owned import capturing
 
+_PASSED_ON = (
+    "lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps",
+    "adjust_lr_fn", "maximize",
+)  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -292,16 +296,7 @@ class Muon(SpectralOptimizer):
                 self._light_buffers(matrices, group)
                 if light
                 else [s["momentum_buffer"] for s in states],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                nesterov=group["nesterov"],
-                ns_coefficients=group["ns_coefficients"],
-                eps=group["eps"],
-                ns_steps=group["ns_steps"],
-                adjust_lr_fn=group["adjust_lr_fn"],
                 views=[MatrixView(group["matrix_view"], split)] * len(matrices),
-                maximize=group["maximize"],
                 cautious=group["cautious_weight_decay"],
                 second_moments=[s["neuron_second_moment"] for s in states] if normalized else None,
                 neuron_beta=group["neuron_beta"] or 0.0,
@@ -311,6 +306,7 @@ class Muon(SpectralOptimizer):
                 share_work=bool(group["share_work"]),
                 owner=self,
                 clock=self._clock,
+                **{name: group[name] for name in _PASSED_ON},
             )
         if others:
             self._step_others(others, group, rounding)

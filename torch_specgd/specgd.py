@@ -20,6 +20,11 @@ from .triton_kernels import momentum_step, weight_step
 from .triton_kernels.engine import METHODS
 from .triton_kernels.schedule.named import Coefficients
 
+_PASSED_ON = (
+    "lr", "momentum", "nesterov", "l2", "weight_decay", "method", "smoothing", "ns_coefficients",
+    "adjust_lr_fn", "maximize",
+)  # fmt: skip
+
 
 def specgd(
     params: list[Tensor],
@@ -239,17 +244,8 @@ class SpecGD(SpectralOptimizer):
             params,
             [p.grad for p in params],
             [self.state[p]["momentum_buffer"] for p in params] if group["momentum"] else [],
-            lr=group["lr"],
-            momentum=group["momentum"],
-            nesterov=group["nesterov"],
-            l2=group["l2"],
-            weight_decay=group["weight_decay"],
-            method=group["method"],
-            smoothing=group["smoothing"],
-            ns_coefficients=group["ns_coefficients"],
-            adjust_lr_fn=group["adjust_lr_fn"],
             views=[group["matrix_view"]] * len(params),
-            maximize=group["maximize"],
             share_work=bool(group["share_work"]),
             clock=self._clock,
+            **{name: group[name] for name in _PASSED_ON},
         )

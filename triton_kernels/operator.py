@@ -47,20 +47,10 @@ def _schedule(
 
 
 def _new(
-    x: Tensor,
-    method: str,
-    coefficients: list[float],
-    widths: list[int],
-    safety: float,
-    normalization: str,
-    accuracy: str,
-    eps: float,
-    dtype: torch.dtype | None,
-    smoothing: float,
-    tolerance: float | None,
-    restarts: list[int] | None = None,
-    tiles: str = "",
-) -> Tensor:
+    x: Tensor, method: str, coefficients: list[float], widths: list[int], safety: float,
+    normalization: str, accuracy: str, eps: float, dtype: torch.dtype | None, smoothing: float,
+    tolerance: float | None, restarts: list[int] | None = None, tiles: str = "",
+) -> Tensor:  # fmt: skip
     steps = None
     if widths:
         steps = _schedule(tuple(coefficients), tuple(widths), safety, normalization)

@@ -47,14 +47,26 @@ def _kind(x: Tensor) -> str:
     return "a DTensor" if is_dtensor(x) else "a plain tensor"
 
 
-def rewrapped(x: Tensor, p: Tensor) -> Tensor:
-    """Return the DTensor that lies as p does and has x as this rank's piece; x for a plain p."""
+def rewrapped(x: Tensor, p: Tensor, shape: torch.Size | None = None) -> Tensor:
+    """Return the DTensor that lies as p does and has x as this rank's piece; x for a plain p.
+
+    Args:
+        x: The piece.
+        p: The parameter.
+        shape: Of the whole, default p's.
+    """
     if not is_dtensor(p):
         return x
     from torch.distributed.tensor import DTensor
 
+    stride = p.stride() if shape is None else torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
-        x, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+        x,
+        p.device_mesh,
+        p.placements,
+        run_check=False,
+        shape=p.shape if shape is None else shape,
+        stride=stride,
     )
 
 

@@ -120,7 +120,7 @@ def input_dims(x: Tensor, view: str | MatrixView) -> tuple[int, ...]:
 def batch_dims(ndim: int, view: str | MatrixView) -> int:
     """Return how many leading dimensions count matrices: a slice of them holds whole ones."""
     kind, split = MatrixView.of(view)
-    if kind == "flatten" or (kind == "auto" and ndim != 3):
+    if _is_flat(ndim, kind):
         return 0
     return ndim - 2 if split is None or split[0] % ndim >= ndim - 2 else 0
 

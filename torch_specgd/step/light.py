@@ -1,14 +1,12 @@
 """Momentum in eight or four bits: integers, and a scale for every 64 entries of a row."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from specgd_common.tensors import is_dtensor, local
 
 from ..distributed.exchange import cut
-from ..distributed.layout import Layout
+from ..distributed.layout import Layout, rewrapped
 from ..groups.matrix_view import describe
 
 BITS = {"int8": 8, "int4": 4}
@@ -72,7 +70,7 @@ class LightBuffer:
                 f"dimension 0, got {p.placements} of {describe(p)}"
             )
         whole = dict(zip(made, light_shapes(p.shape, bits), strict=True))
-        return {key: _spread(x, p, whole[key]) for key, x in made.items()}
+        return {key: rewrapped(x, p, whole[key]) for key, x in made.items()}
 
     def read(self) -> Tensor:
         """Return the momentum, of a DTensor this rank's piece."""
@@ -114,13 +112,3 @@ class LightBuffer:
         for d in Layout.of(self.p).divisions():
             whole = whole if d.dim is None else cut(whole, d)[d.index]
         return whole
-
-
-def _spread(x: Tensor, p: Any, shape: torch.Size) -> Tensor:
-    """Return the DTensor of this shape that is divided as p is and has x as this rank's piece."""
-    from torch.distributed.tensor import DTensor
-
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(
-        x, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride
-    )

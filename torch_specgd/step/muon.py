@@ -95,19 +95,16 @@ def muon(
     for some in arrange(params, momentum_buffers, views, arithmetic, max_batch_bytes, threads):
         lists = params, grads, momentum_buffers
         weights, gs, kept = ([xs[i] for i in some.members] for xs in lists)
-        bs = [b.read() if isinstance(b, LightBuffer) else b for b in kept]
-        on_gpu = not (traced or bs[0].is_cpu)
+        device = kept[0].device
+        on_gpu = device.type != "cpu" and not traced
         owned = Owned.by(params[0] if owner is None else owner) if on_gpu else None
-        room = Room.of(some, owned) if whole else Room.scattered(some, bs)
-        momentum_step(
-            gs, bs, room.updates, momentum, nesterov=nesterov, maximize=maximize,
+        room = Room.of(some, owned) if whole else Room.scattered(some, kept)
+        _move_on(
+            gs, kept, room.updates, momentum, nesterov=nesterov, maximize=maximize,
             rounding=rounding, owned=owned,
         )  # fmt: skip
-        for x, b in zip(bs, kept, strict=True):
-            if isinstance(b, LightBuffer):
-                b.write(x)
         if clock is not None and not traced:
-            clock(bs[0].device)
+            clock(device)
         updates = room.factors
         if whole:
             orthogonalize_together(room.stacks, room.results, **options)
@@ -117,7 +114,7 @@ def muon(
                 room.updates, some.views, options, scale, spread, share_work
             )
         if clock is not None and not traced:
-            clock(bs[0].device)
+            clock(device)
         if second_moments is not None:
             moments = [second_moments[i] for i in some.members]
             updates = _normalize_neurons(updates, weights, moments, neuron_beta, some.views)
@@ -125,6 +122,17 @@ def muon(
         scales = [1.0 if shape is None else scale(*shape) for shape in some.logical]
         weight_step(pieces, updates, scales, lr, weight_decay, cautious=cautious, owned=owned)
         room.give_back()
+
+
+def _move_on(
+    grads: Sequence[Tensor], buffers: Sequence[Any], outs: Sequence[Tensor], *args: Any, **how: Any
+) -> None:
+    """Take a `momentum_step`; buffers of few bits are read before it, and written after it."""
+    wide = [b.read() if isinstance(b, LightBuffer) else b for b in buffers]
+    momentum_step(grads, wide, outs, *args, **how)
+    for x, b in zip(wide, buffers, strict=True):
+        if isinstance(b, LightBuffer):
+            b.write(x)
 
 
 def _normalize_neurons(

@@ -111,23 +111,7 @@ def planned(
     wanted: Tiles,
     table: str | None,
 ) -> Plan:
-    """Return the plan for checked and resolved arguments, see `plan`; it is made once.
-
-    Args:
-        n: Short side.
-        m: Long side.
-        batch: Number of matrices.
-        dtype: Of the input.
-        device: Its type.
-        accuracy: One of `ACCURACIES`.
-        schedule: The steps, or None: the accuracy's own.
-        form: One of `FORMS`, or None: the cheaper one.
-        arithmetic: Dtype of the iteration, or None: the rule's.
-        restarts: Of the Gram form, or None: those that it needs.
-        arch: Whose tiles, see `tables_of`.
-        wanted: What to change in them.
-        table: The file that the tiles come from, see `tables_of`.
-    """
+    """Return the plan for checked and resolved arguments of `plan`; it is made once."""
     steps = schedule or schedule_of(accuracy, n)
 
     def in_form(form: str) -> Plan:
