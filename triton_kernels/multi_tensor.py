@@ -13,7 +13,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from .kernels.available import on_device, triton_runs
+from .kernels.available import on_device, triton_runs, trusted
+from .kernels.configuration import architecture, load_table
 from .kernels.owned import Owned
 
 # Elements of a block: three of float32 fit in the second-level cache of a core, and there are
@@ -309,8 +310,12 @@ def _scalar(value: Tensor) -> float | Tensor:
 
 
 def _triton(device: torch.device) -> bool:
-    """Say whether kernels run on a device; on a CPU only tests ask, for the interpreter."""
-    return device.type != "cuda" or triton_runs(device)
+    """Say whether kernels may be launched; on a CPU only tests ask, for the interpreter."""
+    if device.type != "cuda":
+        return True
+    if not triton_runs(device):
+        return False
+    return trusted(device, {"elementwise": load_table(architecture(device))["elementwise"]})
 
 
 def fusible(*lists: Sequence[Tensor]) -> bool:

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from torch_specgd.triton_kernels import momentum_step, plan, weight_step
 from torch_specgd.triton_kernels.iterate.products import TorchProducts
 from torch_specgd.triton_kernels.iterate.run import products_for
-from torch_specgd.triton_kernels.kernels import available, configuration
+from torch_specgd.triton_kernels.kernels import available, configuration, elementwise
 from torch_specgd.triton_kernels.operator import PLANNED, _new
 
 REQUEST = ("auto", *PLANNED, "default", 1e-7, None, 1e-2, None)
@@ -101,6 +101,27 @@ def test_products_of_a_batch_that_is_not_trusted(monkeypatch: pytest.MonkeyPatch
     available._checked.cache_clear()
     monkeypatch.setitem(available.CHECKS, "symmetric", lambda config, device: 0.0)
     assert not isinstance(products_for(x, chosen), TorchProducts)
+
+
+def test_a_step_whose_kernels_do_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.5's assembler knows no B300: the first step would end in its error."""
+    seen: list[str] = []
+
+    def fails(config: dict, device: torch.device) -> float:
+        raise ValueError("ptxas")
+
+    monkeypatch.setattr(configuration, "_of_device", lambda index: "sm_100")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setitem(available.CHECKS, "elementwise", fails)
+    for name in ("momentum", "update"):
+        monkeypatch.setattr(elementwise, name, lambda *_: seen.append("launched"))
+    with FakeTensorMode():
+        g, b, out = ([torch.empty(4, 4, device="cuda:0")] for _ in range(3))
+        with pytest.warns(UserWarning, match="ValueError: ptxas"):
+            momentum_step(g, b, out, 0.9, fused=True)
+        weight_step(g, out, [1.0], 0.1, fused=True)  # and no second warning
+    assert not seen
 
 
 @pytest.mark.parametrize(("major", "minor", "table"), [

@@ -1,7 +1,8 @@
 """What the kernels compute, in Triton's interpreter, against float64.
 
-The interpreter multiplies in float32 and knows neither bfloat16 products nor races; what it
-proves is indexing, masks, strides, epilogues and the order of operations.
+What this proves is indexing, masks, strides, epilogues and the order of operations; that every
+access is to the launch's own tensors, and no element two programs'; and what bfloat16's roundings
+do.
 """
 
 import os
@@ -193,3 +194,63 @@ def test_weight_step(cases: Cases, tensor_rate: bool, tensor: int) -> None:
     truth = 0.97 * case["before"].double() - 0.3 * case["scale"] * case["o"].double()
     for way in ("fused", "plain"):
         assert torch.allclose(case[way].double(), truth, atol=2e-6), way
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_bfloat16_products(cases: Cases, size: tuple[int, int]) -> None:
+    """The dtype that a GPU runs in would round twice, or drop what a wide epilogue keeps."""
+    case = cases[f"bfloat16-{size[0]}x{size[1]}"]
+    for name in ("gram", "sum", "applied"):
+        found, truth = (case[f"{name} {way}"] for way in ("kernel", "rounded"))
+        assert found.dtype == torch.bfloat16
+        # Sums in another order: a last bit where the emulation is near the middle of two numbers.
+        limit = 2.0**-7 * truth.double().abs() + 1e-6 * truth.double().abs().max()
+        assert ((found.double() - truth.double()).abs() <= limit).all(), name
+        assert (found == truth).double().mean() > 0.98, name
+
+
+@pytest.mark.parametrize("label", ["plain", "flat"])
+def test_whole_orthogonalization_in_bfloat16(cases: Cases, label: str) -> None:
+    """The safety that is measured in emulation would be about other arithmetic than this."""
+    case = {k: v.double() for k, v in cases[f"bfloat16-{label}"].items()}
+    # Two runs whose sums differ in order differ by the roundings of a few steps, 2^-8 each.
+    assert (case["kernel"] - case["emulated"]).abs().max() < 2**-5
+    assert torch.linalg.matrix_norm(case["kernel"], 2).max() < 1.1
+    truth = orthogonalize(case["x"], method="newton_schulz", schedule="deep")
+    assert (case["kernel"] - truth).norm() < 0.05 * truth.norm()
+
+
+def test_every_access_is_to_the_launchs_own_elements(cases: Cases) -> None:
+    """A read beyond a matrix is an error on a GPU only now and then, and a write another's data.
+
+    The program would have ended at the first; here it is shown that it looked.
+    """
+    seen = {name: int(count) for name, count in cases["accesses"].items()}
+    assert seen.pop("loads") > 8_000_000
+    assert seen.pop("stores") > 3_000_000
+    names = ("symmetric", "apply", "small", "momentum", "update")
+    assert seen.keys() == {f"{name}_kernel" for name in names}
+    assert all(seen.values())
+
+
+@pytest.mark.parametrize(("fault", "said"), [
+    ("beyond", "load of 1 foreign elements by 0"),
+    ("between", "foreign elements by 0, -4 bytes off"),
+    ("twice", "two programs store to one element"),
+    ("shift", "a program loads what another one stores"),
+])  # fmt: skip
+def test_the_memory_checker_detects(cases: Cases, fault: str, said: str) -> None:
+    """Shows that the test above can fail."""
+    assert said in bytes(cases[f"fault-{fault}"]["said"].tolist()).decode()
+
+
+def test_first_launches_are_judged_by_what_is_right(cases: Cases) -> None:
+    """A check that right kernels fail would send every GPU to the vendor's library."""
+    assert max(cases["checks"].values()) < 2**-7, cases["checks"]
+
+
+def test_batches_of_nothing(cases: Cases) -> None:
+    """A rank that holds no piece of a matrix would end the step of all."""
+    assert [tuple(x.shape) for x in cases["empty"].values()] == [
+        (0, 20, 20), (0, 20, 30), (0, 20, 30)
+    ]  # fmt: skip

@@ -6,9 +6,11 @@ and a process in which they are interpreted cannot compile them.
 
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import InterpreterError
 
 Case = tuple[str, dict[str, Tensor]]
 SIZES = ((1, 17), (17, 1), (33, 130), (130, 33))
@@ -244,12 +246,110 @@ def steps() -> Iterator[Case]:
             yield f"weight_step-{isinstance(lr, Tensor)}-{i}", case
 
 
+def empty() -> Iterator[Case]:
+    """Batches of no matrices, and lists of tensors without elements."""
+    from torch_specgd.triton_kernels import SCHEDULES, momentum_step, weight_step
+    from torch_specgd.triton_kernels.kernels import launch
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
+
+    x = torch.empty(0, 20, 30)
+    gram = launch.symmetric(x, x)
+    found = [gram, launch.apply(gram, x), orthogonalize_small(x, SCHEDULES["deep"])]
+    none = [torch.empty(0, 4), torch.empty(3, 0)]
+    momentum_step(none, none, none, 0.9, fused=True)
+    weight_step(none, none, [1.0, 1.0], 0.1, fused=True)
+    yield "empty", {str(i): x for i, x in enumerate(found)}
+
+
+def bfloat16() -> Iterator[Case]:
+    """Products and whole orthogonalizations in bfloat16, and the same as the tests emulate it."""
+    from reference.bfloat16 import multiplied_bfloat16
+    from reference.rounded import MirroredProducts, RoundedProducts
+    from torch_specgd.triton_kernels import plan
+    from torch_specgd.triton_kernels.iterate.run import run_plan
+    from torch_specgd.triton_kernels.kernels.launch import TritonProducts
+
+    with multiplied_bfloat16():
+        for n, k in SIZES:
+            x, c = (torch.randn(2, n, m).to(torch.bfloat16) for m in (k, n))
+            c = c + c.mT
+            case = {}
+            for name, ops in (("kernel", TritonProducts()), ("rounded", RoundedProducts())):
+                gram = ops.gram(x, 0.5)
+                case[f"gram {name}"] = gram
+                case[f"sum {name}"] = ops.symmetric(gram, gram, c, 0.01, 0.25, 3.0)
+                case[f"applied {name}"] = ops.apply(gram, x)
+            yield f"bfloat16-{n}x{k}", case
+        for label, x in (("plain", torch.randn(2, 33, 130)), ("flat", torch.eye(40, 70)[None])):
+            chosen = plan(x.shape, form="direct", arithmetic=torch.bfloat16)
+            kernel, emulated = torch.empty_like(x), torch.empty_like(x)
+            run_plan(x, chosen, kernel, TritonProducts())
+            run_plan(x, chosen, emulated, MirroredProducts())
+            yield f"bfloat16-{label}", dict(x=x, kernel=kernel, emulated=emulated)
+
+
+def checks() -> Iterator[Case]:
+    """What the first launch of each kernel on a GPU is judged by."""
+    from reference.bfloat16 import multiplied_bfloat16
+    from torch_specgd.triton_kernels import plan
+    from torch_specgd.triton_kernels.kernels.available import CHECKS
+
+    device = torch.device("cpu")
+    configs = {"elementwise": {}}
+    for shape in ((300, 600), (16, 50)):
+        configs |= plan(shape, batch=40, device="cuda", arch="sm_80").configs()
+    with multiplied_bfloat16():
+        found = {kind: torch.tensor(CHECKS[kind](c, device)) for kind, c in configs.items()}
+    assert found.keys() == CHECKS.keys()
+    yield "checks", found
+
+
+def faults() -> Iterator[Case]:
+    """Kernels that touch what is not theirs, and whether the memory checker says so."""
+    from reference.accesses import ForeignAccess, watched
+    from reference.faulty_kernels import beyond_kernel, shift_kernel, twice_kernel
+
+    row, spaced = torch.zeros(9), torch.zeros(9, 2)[:, 0]
+    for name, kernel, x, programs in (
+        ("beyond", beyond_kernel, row, 1),
+        ("between", beyond_kernel, spaced, 1),  # the elements of a view lie further apart
+        ("twice", twice_kernel, row, 2),
+        ("shift", shift_kernel, row, 2),
+    ):
+        own = SimpleNamespace(kernel=kernel)
+        said = ""
+        with watched([(own, "kernel")]):
+            try:
+                own.kernel[(programs,)](x, torch.zeros(9), 9, BLOCK=8 if programs > 1 else 16)
+            except (InterpreterError, ForeignAccess) as error:
+                said = str(error)
+        yield f"fault-{name}", dict(said=torch.tensor(list(said.encode())))
+
+
 def main() -> None:
-    """Run all cases and save them to the file named on the command line."""
+    """Run all cases, look at every access, and save them to the file on the command line."""
+    from reference.accesses import watched
+
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    parts = (products, descriptors, small, whole, tiles, offsets, fused, steps)
-    torch.save({name: case for part in parts for name, case in part()}, sys.argv[1])
+    parts = (
+        products,
+        descriptors,
+        small,
+        whole,
+        tiles,
+        offsets,
+        fused,
+        steps,
+        empty,
+        bfloat16,
+        checks,
+    )
+    with watched() as seen:
+        cases = {name: case for part in parts for name, case in part()}
+    launches = {name: torch.tensor(count) for name, count in seen.launches.items()}
+    touched = dict(loads=torch.tensor(seen.loads), stores=torch.tensor(seen.stores))
+    torch.save({**cases, **dict(faults()), "accesses": launches | touched}, sys.argv[1])
 
 
 if __name__ == "__main__":

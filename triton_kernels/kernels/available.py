@@ -150,8 +150,24 @@ def _small_error(config: dict[str, Any], device: torch.device) -> float:
     return float((found.cpu() - (u * mapped[:, None, :]) @ vh).abs().max())
 
 
+def _elementwise_error(_: dict[str, Any], device: torch.device) -> float:
+    from .elementwise import momentum, update
+
+    shapes = ((16, 48), (5, 7))  # one that fills whole lines, and one that does not
+    g, b, w, out = ([_numbers(device, *s).add(k).float() for s in shapes] for k in range(4))
+    g64, b64, w64 = ([x.double() for x in some] for some in (g, b, w))
+    momentum(g, b, out, 0.75)
+    update(w, g, (0.5, 2.0), 0.25, 0.5)
+    b64 = [torch.lerp(y, x, 0.25) for x, y in zip(g64, b64, strict=True)]
+    ahead = [torch.lerp(x, y, 0.75) for x, y in zip(g64, b64, strict=True)]
+    w64 = [0.875 * x - 0.25 * s * y for x, y, s in zip(w64, g64, (0.5, 2.0), strict=True)]
+    pairs = zip((*b, *out, *w), (*b64, *ahead, *w64), strict=True)
+    return max(float((x.double() - y).abs().max()) for x, y in pairs)
+
+
 CHECKS: dict[str, Callable[[dict[str, Any], torch.device], float]] = {
     "symmetric": partial(_product_error, "symmetric"),
     "apply": partial(_product_error, "apply"),
     "small": _small_error,
+    "elementwise": _elementwise_error,
 }
