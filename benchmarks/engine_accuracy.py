@@ -220,9 +220,22 @@ def cost_table() -> list[str]:
     return lines
 
 
+def targets_table() -> list[str]:
+    """Say what runs on which GPU, and what has been compiled for it, from the report."""
+    report = json.loads(RESOURCES.read_text())
+    compilers = [part for part in sorted(report) if part.startswith("Triton")]
+    lines = ["| GPU | what runs | " + " | ".join(compilers) + " |", "|---|---|" + "---|" * 2]
+    for arch, what in sorted(
+        report["GPUs"].items(), key=lambda item: (item[0][:2], len(item[0]), item)
+    ):
+        counts = [sum(name.split()[0] == arch for name in report[part]) for part in compilers]
+        lines.append(f"| {arch} | {what} | " + " | ".join(str(n or "") for n in counts) + " |")
+    return lines
+
+
 def resource_table() -> list[str]:
-    """Summarize docs/engine_resources.json, one row a kernel and target."""
-    everything = json.loads(RESOURCES.read_text())
+    """Summarize the newest compiler's part of the report, one row a kernel and target."""
+    everything = json.loads(RESOURCES.read_text())["Triton 3.9"]
     groups: dict[tuple[str, str], list[dict]] = {}
     for name, entry in everything.items():
         arch, kernel, *_ = name.split()
@@ -298,9 +311,14 @@ def main() -> None:
             "",
             "## What the compiled kernels take",
             "",
-            "The range over all variants, of `engine_resources.json`: Triton 3.9, written by",
+            "What runs on which GPU, and how many variants are compiled for it by which release;",
+            "other AMD GPUs, and any without Triton 3.5 or later, take the vendor's library.",
+            "",
+            *targets_table(),
+            "",
+            "The range over all variants with Triton 3.9, of `engine_resources.json`, which",
             "`python -m torch_specgd.triton_kernels.workshop.aot --write",
-            "docs/engine_resources.json`, compared by `--check` in CI.",
+            "docs/engine_resources.json` writes and `--check` compares in CI, with either release.",
             "",
             *resource_table(),
             "",

@@ -24,7 +24,9 @@ def program() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("table", ["schedule_table", "resource_table", "cost_table"])
+@pytest.mark.parametrize(
+    "table", ["schedule_table", "targets_table", "resource_table", "cost_table"]
+)
 def test_page_is_current(program: ModuleType, table: str) -> None:
     """A reader would compare schedules, kernels and peers by numbers of an older version."""
     page = (ROOT / "docs" / "engine_tables.md").read_text().splitlines()

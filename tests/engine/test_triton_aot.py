@@ -21,15 +21,18 @@ from torch_specgd.triton_kernels.workshop.cost import CountingProducts, cost_on_
 from torch_specgd.triton_kernels.workshop.disassemble import flops
 
 REPORT = Path(__file__).parents[2] / "docs" / "engine_resources.json"
-REPORTED = "3.9."
-INSTRUCTION = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"} | dict.fromkeys(
-    ("sm_80", "sm_89", "sm_120"), "HMMA"
+COMPILERS = ("Triton 3.5", "Triton 3.9")  # the oldest that runs, and that of CI
+INSTRUCTION = {"sm_90": "HGMMA", "sm_100": "UTCHMMA", "sm_103": "UTCHMMA"} | dict.fromkeys(
+    ("sm_80", "sm_86", "sm_89", "sm_120"), "HMMA"
 )
+# Of the largest tile, with an addend: two registers more than a thread has. Neither other warps nor
+# other stages avoid it, smaller tiles would cost large matrices more.
+SPILLS = {("Triton 3.5", "sm_100 symmetric bf16 128x256x64 8w3s has_c descriptor"): 8}
 
 
 @lru_cache
-def _committed() -> dict[str, dict]:
-    return json.loads(REPORT.read_text())
+def _committed(compiler: str = COMPILERS[1]) -> dict[str, dict]:
+    return json.loads(REPORT.read_text())[compiler]
 
 
 def _smallest(arch: str, kernel: str) -> aot.Variant:
@@ -41,33 +44,43 @@ def _smallest(arch: str, kernel: str) -> aot.Variant:
 @pytest.mark.parametrize("arch", aot.TARGETS)
 def test_compiles_and_matches_the_report(arch: str, kernel: str) -> None:
     """A change of a kernel would break a target, or make the committed report a lie."""
-    triton = pytest.importorskip("triton")
-    if not triton.__version__.startswith(REPORTED):
-        pytest.skip(f"the report is of Triton {REPORTED}, and compilers differ")
+    if aot.compiler() not in COMPILERS or arch in aot.LACKING.get(aot.compiler(), ()):
+        pytest.skip(f"the report is of {COMPILERS}, and compilers differ")
     variant = _smallest(arch, kernel)
     found = aot.resources(variant)
     assert found.spilled == 0
-    committed = _committed()[variant.name]
+    committed = _committed(aot.compiler())[variant.name]
     for field in ("shared", "matrix", "loops", "copies"):
         assert getattr(found, field) == committed[field], field
 
 
+@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("arch", aot.TARGETS)
-def test_report_covers_every_configuration(arch: str) -> None:
+def test_report_covers_every_configuration(arch: str, compiler: str) -> None:
     """A configuration could ship that nobody ever compiled."""
-    names = {v.name for v in aot.variants((arch,))}
-    assert names == {name for name in _committed() if name.startswith(arch + " ")}
+    lacking = arch in aot.LACKING.get(compiler, ())
+    names = set() if lacking else {v.name for v in aot.variants((arch,))}
+    assert names == {name for name in _committed(compiler) if name.startswith(arch + " ")}
 
 
-@pytest.mark.parametrize("arch", aot.TARGETS)
-def test_shipped_configurations_fit(arch: str) -> None:
+def test_report_names_what_runs_on_every_gpu() -> None:
+    """The owner of a T4 or of a B300 would look for it in vain, or read what was true once."""
+    gpus = json.loads(REPORT.read_text())["GPUs"]
+    assert gpus == aot.targets()
+    assert gpus.keys() >= {"sm_75", "sm_86", "sm_103", "sm_121", "gfx90a", *aot.TARGETS}
+    compiled = {arch for arch, what in gpus.items() if what.startswith("kernels")}
+    # These two are made of the parts of others: sm_86's and sm_120's.
+    assert compiled - set(aot.TARGETS) == {"sm_87", "sm_121"}
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_shipped_configurations_fit(compiler: str) -> None:
     """A tile that spills is slow; one beyond the shared memory cannot be launched at all."""
-    limit = aot.table_of(arch)["shared_limit"]
-    for variant in aot.variants((arch,)):
-        entry = _committed()[variant.name]
-        assert entry["spilled"] == 0, variant.name
-        assert entry["shared"] <= limit, variant.name
-        assert entry["occupancy"] >= 1, variant.name
+    for name, entry in _committed(compiler).items():
+        limit = aot.table_of(name.split()[0])["shared_limit"]
+        assert entry["spilled"] == SPILLS.get((compiler, name), 0), name
+        assert entry["shared"] <= limit, name
+        assert entry["occupancy"] >= 1, name
 
 
 PRODUCTS = [v for v in aot.variants() if v.kernel in ("symmetric", "apply")]

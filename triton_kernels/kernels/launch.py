@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,58 +17,120 @@ from .symmetric import symmetric_kernel
 GROUP = 8  # rows of tiles that share columns in L2
 
 
-def _describable(t: Tensor) -> bool:
-    """Say whether a tensor descriptor can read this: unit inner stride, 16-byte rows and base."""
-    outer, row, inner = t.stride()
-    size = t.element_size()
-    return inner == 1 and not (outer * size % 16 or row * size % 16 or t.data_ptr() % 16)
+class _Launch(NamedTuple):
+    """What the shapes, strides and tiles of a product's operands settle.
 
+    Attributes:
+        grid: How many programs.
+        numbers: The kernel's integers: sizes and strides.
+        left: The fields of the first operand's tensor descriptor, but for the tensor; None: its
+            tiles are read by their addresses.
+        right: Of the second's.
+    """
 
-def _refuse_long_strides(t: Tensor) -> None:
-    """Refuse strides whose offsets inside a tile of 256 rows do not fit in 32 bits."""
-    _, row, column = t.stride()
-    if row >= 2**23 or column >= 2**23:
-        raise ValueError(
-            f"row and column strides must be below 2^23 elements, got strides {t.stride()} for "
-            f"shape {tuple(t.shape)}; pass a contiguous copy"
-        )
-
-
-def _settle(kind: str, m: int, first: Tensor, second: Tensor, config: Config | None) -> Config:
-    """Return the configuration of a launch: the given one, where it can read the operands."""
-    _refuse_long_strides(first)
-    if second is not first:
-        _refuse_long_strides(second)
-    if config is not None and not config["DESCRIPTOR"]:
-        return config
-    describable = _describable(first) and (second is first or _describable(second))
-    if config is not None and describable:
-        return config
-    table = load_table(architecture(first.device))
-    batch, n, _ = first.shape
-    return choose(table, kind, first.element_size(), batch, n, m, describable)
-
-
-def _tiles(x: Tensor, rows: int, cols: int, config: Config) -> Tensor | TensorDescriptor:
-    """Return how a kernel reads x in tiles: through a descriptor, or by its address."""
-    if not config["DESCRIPTOR"]:
-        return x
-    shape, strides = x.shape, x.stride()
-    checked = _checked(shape, strides, x.element_size(), rows, cols)
-    described: TensorDescriptor = object.__new__(TensorDescriptor)
-    described.__dict__.update(checked, base=x)
-    return described
+    grid: tuple[int]
+    numbers: tuple[int, ...]
+    left: dict[str, Any] | None
+    right: dict[str, Any] | None
 
 
 @lru_cache(maxsize=1024)
-def _checked(
-    shape: torch.Size, strides: tuple[int, ...], size: int, rows: int, cols: int
+def _launch(
+    kind: str,
+    shapes: tuple[torch.Size, ...],
+    strides: tuple[tuple[int, ...], ...],
+    size: int,
+    tile: tuple[int, int, int],
+    described: bool,
+) -> _Launch:
+    """Look at a kind of launch once: a descriptor's own checks alone take as long as one.
+
+    Raises ValueError for strides that the kernels cannot take.
+
+    Args:
+        kind: "symmetric" or "apply".
+        shapes: (b, rows, columns) of each operand; of one, if they are the same.
+        strides: Of each.
+        size: Bytes of an element.
+        tile: (BLOCK_M, BLOCK_N, BLOCK_K).
+        described: Whether tiles are to be read through descriptors.
+    """
+    shapes, strides = (shapes[0], shapes[-1]), (strides[0], strides[-1])
+    (batch, n, k), m = shapes[0], shapes[1][2]
+    rows, cols, inner = tile
+    if kind == "symmetric":
+        tiles = symmetric_tiles(n, rows, cols)
+        numbers, blocks = (n, k, *strides[0]), ((rows, inner), (cols, inner))
+        if strides[0] != strides[1]:
+            raise ValueError(f"b must have a's strides, {strides[0]}, got {strides[1]}")
+    else:
+        tiles = -(-n // rows) * -(-m // cols)
+        numbers, blocks = (n, m, *strides[0], *strides[1]), ((rows, inner), (inner, cols))
+    for shape, stride in zip(shapes, strides, strict=True):
+        _refuse_long_strides(shape, stride)
+    if not described or not all(_readable(stride, size) for stride in strides):
+        return _Launch((batch * tiles,), numbers, None, None)
+    left, right = (_fields(*one, size) for one in zip(shapes, strides, blocks, strict=True))
+    # Strides are in the descriptors; of what a kernel does not read ones cost a launch least.
+    return _Launch((batch * tiles,), (*numbers[:2], *(1,) * (len(numbers) - 2)), left, right)
+
+
+def _readable(strides: tuple[int, ...], size: int) -> bool:
+    """Say whether a descriptor can read such a tensor: unit inner stride, rows of 16 bytes."""
+    outer, row, inner = strides
+    return inner == 1 and not (outer * size % 16 or row * size % 16)
+
+
+def _fields(
+    shape: torch.Size, strides: tuple[int, ...], block: tuple[int, int], size: int
 ) -> dict[str, Any]:
-    """Return the fields of a tensor descriptor; its own checks take as long as a launch of it."""
-    like = torch.empty_strided(
-        shape, strides, dtype={2: torch.float16, 4: torch.float32}[size], device="meta"
+    dtype = {2: torch.float16, 4: torch.float32}[size]
+    like = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    return vars(TensorDescriptor(like, list(shape), list(strides), [1, *block]))
+
+
+def _refuse_long_strides(shape: torch.Size, strides: tuple[int, ...]) -> None:
+    """Refuse strides whose offsets inside a tile of 256 rows do not fit in 32 bits."""
+    _, row, column = strides
+    if row >= 2**23 or column >= 2**23:
+        raise ValueError(
+            f"row and column strides must be below 2^23 elements, got strides {strides} for "
+            f"shape {tuple(shape)}; pass a contiguous copy"
+        )
+
+
+def _settle(
+    kind: str, first: Tensor, second: Tensor, config: Config | None
+) -> tuple[Config, _Launch, Any, Any]:
+    """Return a configuration that can read the operands, the given one if so, and how it does."""
+    if config is None:
+        config = _from_table(kind, first, second)
+    shapes: tuple[torch.Size, ...] = (first.shape,)
+    strides: tuple[tuple[int, ...], ...] = (first.stride(),)
+    if second is not first:
+        shapes, strides = (*shapes, second.shape), (*strides, second.stride())
+    tile = (config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"])
+    size, described = first.element_size(), config["DESCRIPTOR"]
+    launch = _launch(kind, shapes, strides, size, tile, described)
+    if not described:
+        return config, launch, first, second
+    if launch.left is None or first.data_ptr() % 16 or second.data_ptr() % 16:
+        return _settle(kind, first, second, _from_table(kind, first, second))
+    left: TensorDescriptor = object.__new__(TensorDescriptor)
+    right: TensorDescriptor = object.__new__(TensorDescriptor)
+    left.__dict__.update(launch.left, base=first)
+    right.__dict__.update(launch.right, base=second)
+    return config, launch, left, right
+
+
+def _from_table(kind: str, first: Tensor, second: Tensor) -> Config:
+    """Return the configuration that the architecture's table has for a launch."""
+    size, (batch, n, _) = first.element_size(), first.shape
+    m = n if kind == "symmetric" else second.shape[2]
+    describable = all(
+        _readable(t.stride(), size) and t.data_ptr() % 16 == 0 for t in (first, second)
     )
-    return vars(TensorDescriptor(like, list(shape), list(strides), [1, rows, cols]))
+    return choose(load_table(architecture(first.device)), kind, size, batch, n, m, describable)
 
 
 def symmetric(
@@ -82,21 +144,17 @@ def symmetric(
 
     Args:
         a: (b, n, k), any strides.
-        b: (b, n, k), such that A B^T is symmetric.
+        b: (b, n, k), such that A B^T is symmetric, of A's strides.
         c: (b, n, n), contiguous, or None.
         scalars: alpha, beta, gamma.
         config: Default from the architecture's table.
     """
-    batch, n, k = a.shape
-    config = _settle("symmetric", n, a, b, config)
-    block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
+    config, launch, left, right = _settle("symmetric", a, b, config)
+    batch, n, _ = a.shape
     d = torch.empty(batch, n, n, dtype=a.dtype, device=a.device)
-    tiles = symmetric_tiles(n, block_m, block_n)
-    left = _tiles(a, block_m, block_k, config)
-    right = left if b is a and block_m == block_n else _tiles(b, block_n, block_k, config)
-    symmetric_kernel[(batch * tiles,)](
-        left, right, d if c is None else c, d, *scalars, n, k, tiles, *a.stride(), *b.stride(),
-        HAS_C=c is not None, **config,
+    symmetric_kernel[launch.grid](
+        left, right, d if c is None else c, d, *scalars, *launch.numbers, HAS_C=c is not None,
+        **config,
     )  # fmt: skip
     return d
 
@@ -110,17 +168,12 @@ def apply(q: Tensor, x: Tensor, out: Tensor | None = None, config: Config | None
         out: Where to write, of any dtype and strides, default a new tensor.
         config: Default from the architecture's table.
     """
-    batch, n, m = x.shape
-    config = _settle("apply", m, q, x, config)
-    block_m, block_n, block_k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
+    config, launch, left, right = _settle("apply", q, x, config)
     if out is None:
-        out = torch.empty(batch, n, m, dtype=x.dtype, device=x.device)
-    _refuse_long_strides(out)
-    tiles = -(-n // block_m) * -(-m // block_n)
-    apply_kernel[(batch * tiles,)](
-        _tiles(q, block_m, block_k, config), _tiles(x, block_k, block_n, config), out, n, m,
-        *q.stride(), *x.stride(), *out.stride(), GROUP=GROUP, **config,
-    )  # fmt: skip
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    strides = out.stride()
+    _refuse_long_strides(out.shape, strides)
+    apply_kernel[launch.grid](left, right, out, *launch.numbers, *strides, GROUP=GROUP, **config)
     return out
 
 

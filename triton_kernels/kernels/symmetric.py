@@ -82,7 +82,7 @@ def _halves(acc, ROWS: tl.constexpr, COLS: tl.constexpr):
 @triton.jit
 def symmetric_kernel(
     a,  # (b, n, k): a pointer, or a tensor descriptor where DESCRIPTOR
-    b,  # (b, n, k), likewise
+    b,  # (b, n, k), likewise, of A's strides
     c_ptr,  # (b, n, n), contiguous, read where HAS_C
     d_ptr,  # (b, n, n), contiguous
     alpha,
@@ -90,13 +90,9 @@ def symmetric_kernel(
     gamma,
     n,
     k,
-    tiles,
-    stride_ab,
-    stride_an,
-    stride_ak,
-    stride_bb,
-    stride_bn,
-    stride_bk,
+    stride_xb,  # of A and B
+    stride_xn,
+    stride_xk,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -107,6 +103,8 @@ def symmetric_kernel(
 ):
     """Compute one tile of the lower triangle and mirror it."""
     pid = tl.program_id(0)
+    blocks = tl.cdiv(n, BLOCK_N)
+    tiles = BLOCK_N // BLOCK_M * (blocks * (blocks + 1) // 2)
     batch = (pid // tiles).to(tl.int64)
     i, j = _triangle(pid % tiles, BLOCK_N // BLOCK_M)
     row0 = i * BLOCK_M
@@ -119,14 +117,14 @@ def symmetric_kernel(
                 right = b.load([pid // tiles, col0, k0]).reshape(BLOCK_N, BLOCK_K)
                 acc = tl.dot(left, right.T, acc, input_precision=PRECISION)
         else:
-            a += batch * stride_ab + row0.to(tl.int64) * stride_an
-            b += batch * stride_bb + col0.to(tl.int64) * stride_bn
+            a += batch * stride_xb + row0.to(tl.int64) * stride_xn
+            b += batch * stride_xb + col0.to(tl.int64) * stride_xn
             for k0 in range(0, k, BLOCK_K):
-                left = _load_tile(a, stride_an, stride_ak, n - row0, k - k0, BLOCK_M, BLOCK_K)
-                right = _load_tile(b, stride_bn, stride_bk, n - col0, k - k0, BLOCK_N, BLOCK_K)
+                left = _load_tile(a, stride_xn, stride_xk, n - row0, k - k0, BLOCK_M, BLOCK_K)
+                right = _load_tile(b, stride_xn, stride_xk, n - col0, k - k0, BLOCK_N, BLOCK_K)
                 acc = tl.dot(left, tl.trans(right), acc, input_precision=PRECISION)
-                a += BLOCK_K * stride_ak
-                b += BLOCK_K * stride_bk
+                a += BLOCK_K * stride_xk
+                b += BLOCK_K * stride_xk
         c_base = c_ptr + batch * n * n
         d_base = d_ptr + batch * n * n
         if STRIPS == 2:

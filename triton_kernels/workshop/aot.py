@@ -5,7 +5,8 @@ from the machine code itself (SASS or AMDGCN), so a spill, a missing tensor-core
 a tile that does not fit in shared memory is seen before anybody has the card.
 
 Run ``python -m torch_specgd.triton_kernels.workshop.aot`` to print the report of all shipped
-configurations, ``--check FILE`` to compare it with a committed one.
+configurations, ``--check FILE`` to compare it with a committed one. Compilers differ: a report has
+a part for each release of Triton, and the installed one's is written or compared.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from typing import Any
 
 from specgd_common.optional import needed
 
-from ..kernels.configuration import ARCHITECTURES, SERVED, load_table
+from ..kernels.configuration import ARCHITECTURES, OLD, SERVED, load_table
 from .disassemble import read_amd, read_nvidia
 
 _FLAGS = ("HAS_C", "DESCRIPTOR", "LINES")
 # What is compiled: an architecture for each table, and the others that it serves.
-TARGETS = (*ARCHITECTURES, "sm_120", "gfx90a", "gfx950")
+TARGETS = (*ARCHITECTURES, "sm_86", "sm_103", "sm_120", "gfx90a", "gfx950")
+# What a release's own assembler does not know; the vendor's library runs there.
+LACKING = {"Triton 3.5": ("sm_103",)}
 _SHARED = {"gfx950": 163840}  # bytes, where a target has more than its table's
 _STEPS, _LINKS = 3, 9  # of the default schedule
 # Registers of an SM (or of a SIMD's lane), threads at most, for the occupancy estimate.
@@ -81,7 +84,7 @@ class Resources:
 
 
 _FLOATS = ("alpha", "beta", "gamma", "mu", "lr", "weight_decay")
-_COUNTS = ("tiles", "tensors", "bits")  # integers that no power of two divides
+_COUNTS = ("tensors", "bits")  # integers that no power of two divides
 # The operands that are read in tiles, and the sides of those.
 _TILES = {
     "a": ("BLOCK_M", "BLOCK_K"),
@@ -154,7 +157,7 @@ def compile_variant(variant: Variant) -> Any:
     if variant.kernel.startswith("small"):
         precision = table["float32_precision"]
     constants = _constants(variant.kernel, config, precision)
-    inner = {"symmetric": ("ak", "bk"), "apply": ("qk", "xm", "dm")}
+    inner = {"symmetric": ("xk",), "apply": ("qk", "xm", "dm")}
     constants |= {f"stride_{s}": 1 for s in inner.get(variant.kernel, ("xm", "ym"))
                   if f"stride_{s}" in fn.arg_names}  # fmt: skip
     signature = _signature(variant, fn, constants)
@@ -226,6 +229,22 @@ def resources(variant: Variant) -> Resources:
     )
 
 
+def targets() -> dict[str, str]:
+    """Say of every GPU that is known what runs on it."""
+    library = "the vendor's library, in float16"
+    return {
+        **dict.fromkeys(OLD, library),
+        **{arch: f"kernels, {arch}'s tiles" for arch in ARCHITECTURES},
+        **{arch: f"kernels, {table}'s tiles" for arch, table in SERVED.items()},
+    }
+
+
+def compiler() -> str:
+    """Return the release of Triton, the name of its part of a report."""
+    triton = needed("triton", "triton")
+    return "Triton " + ".".join(triton.__version__.split(".")[:2])
+
+
 def report(archs: tuple[str, ...] = TARGETS, workers: int = 1) -> dict[str, Any]:
     """Return the resources of every shipped configuration, by name.
 
@@ -239,28 +258,43 @@ def report(archs: tuple[str, ...] = TARGETS, workers: int = 1) -> dict[str, Any]
     return {v.name: asdict(r) for v, r in zip(listed, found, strict=True)}
 
 
+def written(parts: dict[str, dict[str, Any]]) -> str:
+    """Return a report as JSON, a line for each entry."""
+    texts = []
+    for name, entries in sorted(parts.items()):
+        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items())
+        texts.append(f" {json.dumps(name)}: {{\n{lines}\n }}")
+    return "{\n" + ",\n".join(texts) + "\n}\n"
+
+
 def main() -> int:
     """Print the report as JSON, write it, or compare it with a committed one."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--arch", nargs="*", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--write", type=Path, help="where to write the report")
+    parser.add_argument("--write", type=Path, help="the report whose part to write")
     parser.add_argument("--check", type=Path, help="a committed report to compare with")
     options = parser.parse_args()
-    found = report(tuple(options.arch), options.workers)
-    text = json.dumps(found, indent=1)
+    archs = tuple(a for a in options.arch if a not in LACKING.get(compiler(), ()))
+    parts = {"GPUs": targets(), compiler(): report(archs, options.workers)}
     if options.write:
-        options.write.write_text(text + "\n")
-    if options.check:
-        everything = json.loads(options.check.read_text())
-        committed = {k: v for k, v in everything.items() if k.split()[0] in options.arch}
-        changed = [k for k in {*found, *committed} if found.get(k) != committed.get(k)]
-        for name in sorted(changed):
-            print(f"{name}: committed {committed.get(name)}, found {found.get(name)}")
-        return int(bool(changed))
-    if not options.write:
-        print(text)
-    return 0
+        others = json.loads(options.write.read_text()) if options.write.exists() else {}
+        options.write.write_text(written(others | parts))
+    if not options.check:
+        if not options.write:
+            print(written(parts))
+        return 0
+    everything = json.loads(options.check.read_text())
+    changed = 0
+    for part, found in parts.items():
+        committed = everything.get(part, {})
+        if part != "GPUs":
+            committed = {k: v for k, v in committed.items() if k.split()[0] in options.arch}
+        for name in sorted({*found, *committed}):
+            if found.get(name) != committed.get(name):
+                changed += 1
+                print(f"{part}, {name}: committed {committed.get(name)}, found {found.get(name)}")
+    return int(changed > 0)
 
 
 if __name__ == "__main__":
