@@ -96,8 +96,9 @@ class Muon(SpectralOptimizer):
         compute_dtype: dtype of the orthogonalization: "float32", "bfloat16", or None: the engine's
             rule, which takes bfloat16 only where it is fast and the short side exceeds 64. Low-rank
             gradients (adapters) want float32: rounding noise has no small singular values.
-        max_batch_bytes: Bound on the bytes of updates that exist at one time; like shapes are
-            orthogonalized together up to it (default 512 MiB). A larger matrix goes by itself.
+        max_batch_bytes: Bound on the bytes of updates that exist at one time, of a rank's pieces of
+            sharded ones; like shapes are orthogonalized together up to it (default 512 MiB). A
+            larger matrix goes by itself.
         foreach: False steps one matrix at a time; None and True batch (default None).
         capturable: Keeps AdamW's step counter on the parameter's device, for CUDA graphs
             (default False).

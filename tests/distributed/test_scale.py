@@ -11,8 +11,10 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from specgd_common.tensors import local
-from torch_specgd.distributed.layout import Layout, check_layout
+from torch_specgd import Muon
+from torch_specgd.distributed.layout import Layout, check_layout, least_divided
 from torch_specgd.distributed.orthogonalize import orthogonalize_distributed
+from torch_specgd.step import muon as muon_step
 
 RANK, WORLD = 37, 64
 
@@ -57,3 +59,39 @@ def test_work_of_one_rank_shrinks_with_the_world(
     )
     assert [x.shape for x in seen] == [shape] * (count // WORLD)
     assert [x.shape for x in done] == [x.shape for x in pieces]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "placements", "pieces"),
+    [
+        ((64,), (Shard(0),), 64),
+        ((8, 8), (Replicate(), Shard(0)), 8),
+        ((8, 8), (Shard(0), Shard(1)), 64),
+        ((64,), (Replicate(),), 1),
+    ],
+)
+def test_a_round_has_a_matrix_for_every_rank(
+    mesh: tuple[int, ...],
+    placements: tuple[Placement, ...],
+    pieces: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bounded by whole matrices, seven of eight GPUs waited in every round of a large model."""
+    device_mesh = init_device_mesh("cpu", mesh)
+    params = []
+    for _ in range(2 * WORLD):
+        p = torch.distributed.tensor.zeros(64, 64, device_mesh=device_mesh, placements=placements)
+        params.append(torch.nn.Parameter(p))
+        params[-1].grad = p
+    assert least_divided(params) == (pieces, WORLD)
+    assert least_divided([*params, torch.zeros(3, 3)]) == (1, 1)
+    rounds: list[int] = []
+
+    def noted(updates: list[Tensor], *_: object) -> list[Tensor]:
+        rounds.append(len(updates))
+        return updates
+
+    monkeypatch.setattr(muon_step, "orthogonalize_all", noted)
+    # As many bytes as two whole matrices and their results have.
+    Muon(params, lr=0.1, max_batch_bytes=2 * 2 * 4 * 64 * 64).step()
+    assert rounds == [2 * pieces] * (WORLD // pieces)

@@ -1,7 +1,8 @@
 """Where the pieces of a parameter lie: read from the tensor, never from ranks or environment."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,6 +69,25 @@ def rewrapped(x: Tensor, p: Tensor, shape: torch.Size | None = None) -> Tensor:
         shape=p.shape if shape is None else shape,
         stride=stride,
     )
+
+
+def least_divided(params: Iterable[Tensor]) -> tuple[int, int]:
+    """Return into how many pieces the least divided tensor is cut, and how many ranks share work.
+
+    Both are the same on every rank. A rank holds one piece of each, so that as many times more of
+    them fit into its memory.
+    """
+    kinds = {(p.device_mesh, tuple(p.placements)) if is_dtensor(p) else None for p in params}
+    cuts, ranks = [], 1
+    for kind in kinds:
+        if kind is None:
+            return 1, 1
+        mesh, placements = kind
+        sizes = [mesh.size(i) for i in range(mesh.ndim)]
+        divided = zip(sizes, placements, strict=True)
+        cuts.append(prod(n for n, place in divided if not place.is_replicate()))
+        ranks = max(ranks, prod(sizes))
+    return min(cuts, default=1), ranks
 
 
 def without_partial_sums(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specgd_common.tensors import is_dtensor, local
 
-from ..distributed.layout import Layout, local_like, rewrapped
+from ..distributed.layout import Layout, least_divided, local_like, rewrapped
 from ..groups.matrix_view import MatrixView, input_dims
 from ..triton_kernels import momentum_step, orthogonalize_together, weight_step
 from ..triton_kernels.kernels.owned import Owned
@@ -69,8 +69,8 @@ def muon(
         second_moments: Each neuron's running mean square (NorMuon), or None: off.
         neuron_beta: Averaging coefficient of ``second_moments``.
         rounding: Source of random bits for buffers that are rounded to bfloat16.
-        max_batch_bytes: Bound on the bytes of updates that exist at one time; on a CPU 64 MiB at
-            most, and the results of small matrices count as well.
+        max_batch_bytes: Bound on the bytes of updates that exist at one time on a rank; on a CPU
+            64 MiB at most, and the results of small matrices count as well.
         compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
         owner: Whom a GPU's memory for updates and tables belongs to; None: the first parameter.
@@ -88,11 +88,15 @@ def muon(
     traced = torch.compiler.is_compiling()
     split = any(not isinstance(v, str) and v.split is not None for v in views)
     whole = not (divided or share_work or traced or split)
-    threads = torch.get_num_threads() if whole else 1
+    together = torch.get_num_threads() if whole else 1
+    if divided:
+        # A rank has a piece of each update, and as many matrices as ranks leave none idle.
+        cuts, together = least_divided(params)
+        max_batch_bytes *= cuts
     options = engine_options(ns_coefficients, ns_steps, eps, compute_dtype)
     arithmetic = options.get("schedule"), compute_dtype
     scale = partial(shape_scale if traced or callable(adjust_lr_fn) else named_scale, adjust_lr_fn)
-    for some in arrange(params, momentum_buffers, views, arithmetic, max_batch_bytes, threads):
+    for some in arrange(params, momentum_buffers, views, arithmetic, max_batch_bytes, together):
         lists = params, grads, momentum_buffers
         weights, gs, kept = ([xs[i] for i in some.members] for xs in lists)
         device = kept[0].device
