@@ -26,13 +26,6 @@ class Positions:
     def __init__(self, indices: Sequence[int]) -> None:
         self.indices = indices
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def tensor(self) -> torch.Tensor:
-        """Return them, (B,) int64."""
-        return torch.tensor(self.indices, dtype=torch.int64)
-
 
 class IndexedDataset(Dataset):
     """Give (index, example) instead of the example; batched reads stay batched.
@@ -77,7 +70,7 @@ class _IndexedCollate:
         batch = self.collate(pairs.examples)
         if self.place is None:
             return Positions(pairs.indices), batch
-        index = Positions(pairs.indices).tensor()
+        index = torch.tensor(pairs.indices, dtype=torch.int64)
         if isinstance(batch, dict) or hasattr(batch, "keys"):
             batch[self.place] = index
             return batch

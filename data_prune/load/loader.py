@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import (
@@ -20,7 +21,7 @@ from torch.utils.data import (
 from ..record.state import check_keys, check_whole
 from ..report.evaluate import Comparison
 from ..score.table import ScoreTable
-from .indexed import Positions, check_loader, rebuild
+from .indexed import check_loader, rebuild
 from .own_order import FilteredBatches
 
 
@@ -55,7 +56,7 @@ class ScoredLoader:
             {"sampler": self.sampler} if own else {"batch_sampler": self._batches}
         )
         self.loader = rebuild(loader, None, **order)
-        self._positions: Positions | None = None  # of the batch that was handed out last
+        self._indices: Sequence[int] | None = None  # of the batch that was handed out last
         self._done: set[int] = set()  # places in that batch that are recorded
         self._recorded = 0  # batches credited in this pass
         self._pass: object | None = None  # the iteration that is going on
@@ -76,9 +77,9 @@ class ScoredLoader:
         self._pass_examples = self.sampler.resume
         self._pass_epoch, self._pass_length, self._pass = self.sampler.epoch, len(self.loader), mine
         self._pass_batches = self._pass_examples // (self.loader.batch_size or 1)
-        for index, batch in self.loader:
-            self._positions, self._done = index, set()
-            self._pass_examples += len(index)
+        for positions, batch in self.loader:
+            self._indices, self._done = positions.indices, set()
+            self._pass_examples += len(positions.indices)
             self._pass_batches += 1
             yield batch
             if self._pass is not mine:
@@ -92,7 +93,7 @@ class ScoredLoader:
         """End the pass that is going on; one left early (break, a limit on batches) counts too."""
         if self._pass is None:
             return
-        self._pass = self._positions = None
+        self._pass = self._indices = None
         recorded, self._recorded = self._recorded, 0
         if self._pass_epoch < self.sampler.score_epochs and not recorded:
             self.sampler.rewind(self._pass_epoch)
@@ -135,9 +136,9 @@ class ScoredLoader:
         tracker = self.sampler.tracker
         if tracker is None or tracker.done:
             return
-        index = None if self._positions is None else self._positions.tensor()
-        places = range(0 if index is None else len(index))[slice(None) if part is None else part]
-        if index is None or not places or not self._done.isdisjoint(places):
+        indices = () if self._indices is None else self._indices
+        places = range(len(indices))[slice(None) if part is None else part]
+        if not places or not self._done.isdisjoint(places):
             raise RuntimeError(
                 "record() has no batch to credit: it was recorded before, or none was handed out"
             )
@@ -148,16 +149,17 @@ class ScoredLoader:
                 f"record() got {len(given)} examples, the {whose} has {len(places)}"
                 + ": name the micro-batch by part=slice(...)" * (part is None)
             )
-        tracker.update(index[places.start : places.stop : places.step], logits, target, **values)
+        index = torch.tensor([indices[i] for i in places], dtype=torch.int64)
+        tracker.update(index, logits, target, **values)
         self._done.update(places)
         self._recorded += 1
 
     @property
     def index(self) -> Tensor:
         """Return the positions of the batch that was handed out last and not recorded yet."""
-        if self._positions is None or len(self._done) == len(self._positions):
+        if self._indices is None or len(self._done) == len(self._indices):
             raise RuntimeError("no batch is waiting to be recorded")
-        return self._positions.tensor()
+        return torch.tensor(self._indices, dtype=torch.int64)
 
     @property
     def weight(self) -> Tensor:
@@ -166,9 +168,9 @@ class ScoredLoader:
         1 but in mode "dynamic", where the well-learned examples that stay weigh 1 / (1 - r):
         ``(loss * loader.weight.to(loss.device)).mean()`` with one loss for each example.
         """
-        if self._positions is None:
+        if self._indices is None:
             raise RuntimeError("weight belongs to a batch, and none has been handed out")
-        return self.sampler.weight(self._positions.tensor())
+        return self.sampler.weight(torch.tensor(self._indices, dtype=torch.int64))
 
     @property
     def progress(self) -> float:
@@ -271,7 +273,7 @@ class ScoredLoader:
             takes.append(tracker._checked(state_dict["tracker"]))
         for take in takes:
             take()
-        self._pass = self._positions = None
+        self._pass = self._indices = None
         self._recorded = recorded
 
     def __getattr__(self, name: str) -> Any:
