@@ -164,3 +164,24 @@ def test_what_cannot_be_warmed_up_is_named() -> None:
         MomentumWarmup(Muon(params, momentum=0.5))
     with pytest.raises(ValueError, match="total_steps must be an integer of at least 1, got 0"):
         MomentumWarmup(Muon(params), total_steps=0)
+
+
+def test_one_step_is_a_warm_up() -> None:
+    """The shortest warm-up there is: the first step at the start, all others at the target."""
+    optimizer = Muon(weights())
+    warmup = MomentumWarmup(optimizer, total_steps=1, start=0.5)
+    seen = [optimizer.param_groups[0]["momentum"]]
+    for k in range(2):
+        train(optimizer.param_groups[0]["params"], optimizer, [warmup], range(k, k + 1))
+        seen.append(optimizer.param_groups[0]["momentum"])
+    assert seen == [0.5, 0.95, 0.95]
+
+
+@pytest.mark.parametrize("changes", [{"start": 1.0}, {"start": -0.1}, {"total_steps": 0}])
+def test_a_state_out_of_range_changes_nothing(changes: dict[str, Any]) -> None:
+    """A momentum of one or more never forgets a gradient: the run would diverge."""
+    warmup = MomentumWarmup(Muon(weights()), total_steps=4)
+    before = warmup.state_dict()
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must be"):
+        warmup.load_state_dict({**before, **changes})
+    assert warmup.state_dict() == before

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from data_prune import DualScoreSampler, DualTracker, ScoreTable
 from data_prune.select.noise import example_ids
+from data_prune.select.survey import BINS, floors, prob_bins
 from prune.tables import METHODS, make_table
 from reference import dual as naive
 
@@ -232,3 +233,12 @@ def test_the_loader_answers_before_the_data_is_thrown_away():
     assert answer.verdict == "yes"
     assert len(loader.kept) == 200
     assert isinstance(loader.table, ScoreTable)
+
+
+def test_the_floor_is_half_the_median_of_the_class() -> None:
+    """Not of the mean, nor of a third: with other floors other labels are set aside."""
+    probabilities = np.array([0.02, 0.1, 0.2, 0.3, 0.8, 0.82, 0.84, 0.86, 0.88])
+    counts = np.bincount(prob_bins(probabilities), minlength=BINS)[None]
+    lowest, believed = floors(counts)
+    assert abs(int(lowest[0]) - int(prob_bins(np.array([0.4]))[0])) <= 1
+    assert believed.tolist() == [5]
