@@ -160,9 +160,11 @@ def mutants_of(name: str, module: ModuleType) -> Iterator[Mutant]:
         after = ast.unparse(node)
         code = compile(ast.fix_missing_locations(changed), str(path), "exec")
         for qualified, function in known.items():
-            first, last = span(function.__code__)
-            new = find(code, function.__code__)
-            if first <= line <= last and new and new.co_freevars == function.__code__.co_freevars:
+            old, new = function.__code__, find(code, function.__code__)
+            # The code of a function is without its defaults: a change there leaves it equal.
+            if new is None or new == old or new.co_freevars != old.co_freevars:
+                continue
+            if span(old)[0] <= line <= span(old)[1]:
                 yield Mutant(name, qualified, line, f"{before}  ->  {after}", new)
 
 
