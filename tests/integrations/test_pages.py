@@ -38,13 +38,15 @@ class Classifier(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def user(block: str) -> dict[str, Any]:
+def user(block: str, session: dict[str, Any]) -> dict[str, Any]:
     """Return what else a block is given: a model of the kind that it is about, and its data."""
     if "import Trainer" in block:
         args = TrainingArguments(output_dir="out", max_steps=2, report_to="none")
         return {"model": tiny_llama(), "dataset": DocumentationText(8), "args": args}
     if "import lightning" in block:
         return {"model": Classifier()}
+    if "wrap(loader" in block and not isinstance(session["loader"], DataLoader):
+        return {"loader": everybody()["loader"]}  # another way to wrap the user's own
     return {"model": with_adapters()} if "lora" in block else {}
 
 
@@ -84,7 +86,7 @@ def test_blocks_run_as_pasted(page: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     session = everybody()
     for number, block in enumerate(PAGES[page]):
-        special = user(block)
+        special = user(block, session)
         code = compile(block, f"{page}, block {number}", "exec")
         exec(code, session | special if special else session)
 
