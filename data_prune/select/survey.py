@@ -3,9 +3,10 @@
 The first pass counts rows by (class, mean probability) and finds the highest scores. The second
 tells labels that their class believes from those that it hardly does: a wrong label stays
 improbable while the rest of its class is learned, in whatever way it came to be wrong, so one is
-set aside when it is less probable than half the median of its class. But labels that are merely
-hard move while they are learned: where the improbable ones move clearly more than the others,
-none is set aside. This rule is ours, not the paper's. Both passes merge over chunks.
+set aside when it is less probable than half the median of its class, or than a gap below that
+which parts a crowd of improbable labels from the rest. But labels that are merely hard move while
+they are learned: where the improbable ones move clearly more than the others, none is set aside.
+This rule is ours, not the paper's. Both passes merge over chunks.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ LOW_IS_HARD = ("aum", "mean_prob")
 # Bins are as wide as the square root of the probability: fine where a hard class is still low.
 BINS = 256
 SHARE = 0.5
+# Steps in which the gap below half the median is sought.
+STEPS = 16
 # How much more than the others the improbable must move to be hard rather than wrong.
 MOVING = 1.25
 # Labels that lie no further apart are looked up, several times faster than searched.
@@ -127,6 +130,34 @@ class Survey:
         return Survey(classes, counts, {name: values[best] for name, values in top.items()})
 
 
+def gap(counts: NDArray[np.int64], median: NDArray[np.int64]) -> float:
+    """Return where the believed begin, as a share of the median, both as square roots.
+
+    Counted over all groups, it is the emptiest place between the fullest one below half the
+    median and half the median itself. Without a crowd of improbable labels the fullest place is
+    the last, and half the median is the answer. Hard examples of a clean class lie between the
+    gap and half the median: they are what a long training needs.
+
+    Args:
+        counts: (groups, BINS) rows by bin of their mean probability.
+        median: (groups,) bin of each group's median.
+
+    Example:
+        >>> clean = np.linspace(0.2, 1, 40)
+        >>> with_wrong = prob_bins(np.append(clean, [0.01] * 9))
+        >>> counts = np.stack([np.bincount(b, minlength=BINS) for b in (prob_bins(clean), with_wrong)])
+        >>> [round(gap(c[None], np.array([190])) ** 2, 2) for c in counts]
+        [0.5, 0.26]
+    """
+    half = np.sqrt(SHARE)
+    place = (np.arange(BINS) + 0.5) / (median[:, None] + 0.5)
+    crowd, edges = np.histogram(place, STEPS, (0.0, half), weights=counts)
+    crowd = np.convolve(np.pad(crowd, 1, mode="edge"), np.ones(3), "valid")
+    fullest = int(crowd.argmax())
+    emptiest = STEPS - 1 - int(crowd[fullest:][::-1].argmin())
+    return float(half if emptiest == STEPS - 1 else edges[emptiest : emptiest + 2].mean())
+
+
 def floors(counts: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     """Return the lowest bin that each group believes, and how many examples it believes.
 
@@ -141,7 +172,7 @@ def floors(counts: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.int
     """
     total = counts.cumsum(axis=1)
     median = (total * 2 >= total[:, -1:]).argmax(axis=1)
-    lowest = np.floor((median + 0.5) * np.sqrt(SHARE)).astype(np.int16)
+    lowest = np.floor((median + 0.5) * gap(counts, median)).astype(np.int16)
     below = np.where(lowest > 0, np.take_along_axis(total, lowest[:, None] - 1, 1)[:, 0], 0)
     return lowest, total[:, -1] - below
 
