@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from prune_grid import CSV, DAMAGE, NETS, RATIOS, Cell, rows_of
+from prune_grid import CSV, DAMAGE, NETS, RATIOS, Cell, half_of, rows_of
 from prune_rules import DEFAULT, METHODS
 
 from data_prune.report.evaluate import compare
@@ -21,7 +21,7 @@ from data_prune.report.evaluate import compare
 PAGE = Path(__file__).parent.parent / "docs" / "pruning_results.md"
 MARKS = ("<!-- tables of the CSV -->", "<!-- end of the tables -->")
 Runs = dict[Cell, dict[str, dict[str, float]]]
-FIRST = "default, first version"
+EARLIER = ("default, first version", "default, second version")
 HALVES = {"search": "search half", "confirm": "confirmation half"}
 KIND = {
     "clean": "clean",
@@ -34,11 +34,11 @@ KIND = {
 def read(path: Path, half: str) -> Runs:
     """Accuracy in percent by cell, method and seed; "full" belongs to every ratio of its cell.
 
-    The seeds of "again" are others than those of "confirm": pairs never mix the two.
+    The seeds of "again" and "third" are others than those of "confirm": pairs never mix them.
     """
     runs: Runs = defaultdict(lambda: defaultdict(dict))
     for row in rows_of(path):
-        if row["half"].replace("again", "confirm") == half:
+        if half_of(row["half"]) == half:
             cell = Cell(row["data"], row["damage"], float(row["ratio"]), row["budget"], row["net"])
             runs[cell][row["method"]][row["seed"]] = 100 * float(row["accuracy"])
     for cell, of in runs.items():
@@ -120,7 +120,7 @@ def losing(runs: Runs, methods: tuple[str, ...]) -> str:
 
 def tables(path: Path) -> str:
     """Everything between the marks of the page."""
-    methods = tuple(m for m in ("full", *METHODS, FIRST) if m != "random")
+    methods = tuple(m for m in ("full", *METHODS, *EARLIER) if m != "random")
     selections = tuple(m for m in methods if m not in ("full", "random, again"))
     text = []
     for half, title in HALVES.items():
