@@ -314,13 +314,13 @@ def _lists(table: ScoreTable, kept: Kept, data: Any) -> list[tuple[str, str, str
         )[:LISTED]
     ]
     text = (
-        f"{len(wrong):,} labels are less probable than half the median of their class; the "
+        f"{len(wrong):,} labels are far less probable than the median of their class; the "
         f"{len(rows)} least probable are listed. data-prune wrong writes them all."
     )
     if wrong.merely_hard:
         text = "Improbable labels still move while they are recorded: hard rather than wrong."
     elif not rows:
-        text = "No label is less probable than half the median of its class."
+        text = "No label is far less probable than the median of its class."
     header = [*header, "mean p", "class median", "kept"]
     return [*found, ("Likely wrong labels", text, _table(header, rows) if rows else "")]
 

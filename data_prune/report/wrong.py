@@ -63,9 +63,8 @@ def wrong_labels(table: ScoreTable, count: int | None = None) -> WrongLabels:
 
     Args:
         table: The scores; examples without a label or a probability are not judged.
-        count: How many to list. None lists those that the default selection sets aside: below
-            half the median, and none where such labels move clearly more than the others while
-            they are recorded.
+        count: How many to list. None lists those that the default selection sets aside: see
+            ``ScoreTable.select``.
 
     Raises:
         ValueError: If ``count`` is negative, or the table has no labels.

@@ -119,8 +119,9 @@ class ScoreTable:
 
         Exactly ``N (1 - r)`` examples, rounded half to even. The default, "plausible", is our
         rule, not the paper's. It sets aside every label that is less probable than half the
-        median of its class (none, where such labels move clearly more than the others while
-        they are recorded: then they are hard, not wrong), and draws among the others class by
+        median of its class, or than a gap below that which parts a crowd of improbable labels
+        from the others (none, where such labels move clearly more than the others while they
+        are recorded: then they are hard, not wrong), and draws among the others class by
         class, without replacement, by the paper's weights at a c_D of its own:
 
         .. math:: w = \mathrm{Beta}(\bar p; \alpha_r, \beta_r) \cdot \mathrm{score}, \qquad

@@ -145,8 +145,8 @@ def gap(counts: NDArray[np.int64], median: NDArray[np.int64]) -> float:
     Example:
         >>> clean = np.linspace(0.2, 1, 40)
         >>> with_wrong = prob_bins(np.append(clean, [0.01] * 9))
-        >>> counts = np.stack([np.bincount(b, minlength=BINS) for b in (prob_bins(clean), with_wrong)])
-        >>> [round(gap(c[None], np.array([190])) ** 2, 2) for c in counts]
+        >>> both = [np.bincount(b, minlength=BINS) for b in (prob_bins(clean), with_wrong)]
+        >>> [round(gap(counts[None], np.array([190])) ** 2, 2) for counts in both]
         [0.5, 0.26]
     """
     half = np.sqrt(SHARE)

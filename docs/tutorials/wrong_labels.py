@@ -88,8 +88,9 @@ for share in (0.05, 0.1, 0.15, 0.2):
 # ## Let the selection set them aside
 #
 # Nobody tells you the share of wrong labels. The default of `table.select` sets
-# aside each label that is less probable than half the median of its class, unless
-# such labels still move while they are recorded: then they are hard, not wrong.
+# aside each label that is less probable than half the median of its class (or than
+# a gap below that, under which wrong labels crowd), unless such labels still move
+# while they are recorded: then they are hard, not wrong.
 # The paper's rule (`preset="paper"`) asks for examples that are hard *and*
 # undecided, and some wrong labels are both.
 

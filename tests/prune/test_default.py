@@ -43,6 +43,40 @@ def test_what_its_class_hardly_believes_is_left_out():
     assert (settings["method"], settings["per_class"]) == ("plausible", True)
 
 
+def crowded_table(n=4000, wrong=0.2, seed=0):
+    """Wrong labels crowd far below; hard right ones reach down to a fifth of the median."""
+    rng = np.random.default_rng(seed)
+    label, bad, hard = rng.integers(3, size=n), rng.random(n) < wrong, rng.random(n) < 0.15
+    height = np.array([0.95, 0.6, 0.4])[label]
+    right = np.where(hard, rng.uniform(0.2, 0.9, n), rng.uniform(0.9, 1.05, n))
+    prob = height * np.where(bad, 0.06 * rng.random(n), right)
+    score = (1 - prob) * np.where(bad, 0.02, 0.1)
+    return make_table(n, label=label, mean_prob=prob, score=score), bad
+
+
+@pytest.mark.parametrize("wrong", [0.1, 0.2, 0.4])
+def test_hard_examples_above_the_gap_stay_eligible(wrong):
+    """A long training on much data needs them: without them a random half was better."""
+    table, bad = crowded_table(wrong=wrong)
+    share = naive.gap(table.mean_prob, table.label)
+    assert 0.07 < share < 0.25
+    aside = naive.set_aside(table.mean_prob, table.label, share)
+    halved = naive.set_aside(table.mean_prob, table.label)
+    assert bad[aside].mean() > 0.98 > bad[halved].mean() + 0.01
+    assert aside[bad].all()
+    # A bin of probabilities that straddles the gap may fall to either side.
+    assert table.plan(0.3).settings["set_aside"] == pytest.approx(aside.sum(), abs=0.01 * len(bad))
+
+
+def test_without_a_crowd_half_the_median_is_the_floor():
+    table, _ = crowded_table(wrong=0.0)
+    assert naive.gap(table.mean_prob, table.label) == 0.5
+    aside = naive.set_aside(table.mean_prob, table.label)
+    assert table.plan(0.3).settings["set_aside"] == pytest.approx(
+        aside.sum(), abs=0.01 * len(aside)
+    )
+
+
 @pytest.mark.parametrize(("faster", "aside"), [(1.0, True), (1.2, True), (1.4, False)])
 def test_hard_labels_that_move_are_not_taken_for_wrong_ones(faster, aside):
     """Clean data have improbable labels too: those that are learned last, and they move most."""

@@ -95,13 +95,31 @@ def inclusion_probabilities(weights, k):
     return [sum(q for drawn, q in chance.items() if i in drawn) for i in range(len(weights))]
 
 
+def lower_medians(prob, label):
+    """Class -> the middle probability, the lower of two."""
+    of = {}
+    for p, own in zip(prob, label, strict=True):
+        of.setdefault(own, []).append(p)
+    return {own: sorted(p)[(len(p) - 1) // 2] for own, p in of.items()}
+
+
 def set_aside(prob, label, share=0.5):
     """Mark what is less probable than a share of its class's median."""
-    out = []
-    for p, own in zip(prob, label, strict=True):
-        of_class = sorted(q for q, other in zip(prob, label, strict=True) if other == own)
-        out.append(p < share * of_class[(len(of_class) - 1) // 2])
-    return np.array(out)
+    median = lower_medians(prob, label)
+    return np.array([p < share * median[own] for p, own in zip(prob, label, strict=True)])
+
+
+def gap(prob, label, share=0.5, steps=16):
+    """Share of the median at the emptiest place between a crowd far below and half of it."""
+    median = lower_medians(prob, label)
+    roots = [(p / median[own]) ** 0.5 for p, own in zip(prob, label, strict=True)]
+    width = share**0.5 / steps
+    crowd = [sum(i * width <= r < (i + 1) * width for r in roots) for i in range(steps)]
+    # Three steps together; the ends have themselves as a neighbour.
+    crowd = [sum(crowd[min(max(j, 0), steps - 1)] for j in (i - 1, i, i + 1)) for i in range(steps)]
+    fullest = crowd.index(max(crowd))
+    emptiest = max(range(fullest, steps), key=lambda i: (-crowd[i], i))
+    return share if emptiest == steps - 1 else ((emptiest + 0.5) * width) ** 2
 
 
 def wrong_labels(label, mean_prob):
