@@ -4,6 +4,7 @@
 """
 
 from .direction.gradient_direction import GradientDirection
+from .files.head import head_state_dict
 from .files.state_dicts import (
     fire_state_dict,
     perturb_state_dict,
@@ -41,6 +42,7 @@ __all__ = [
     "fire_reinit",
     "fire_state_dict",
     "head_reset",
+    "head_state_dict",
     "l2_init_penalty",
     "perturb_state_dict",
     "recycle_units",

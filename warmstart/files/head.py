@@ -38,9 +38,20 @@ def head_state_dict(
         seed: Of the draw.
         **selection: As in ``state_targets``.
 
+    Returns:
+        The new state dict and the report.
+
     Raises:
         ValueError: If no module is called so, and for heads that are tied to an embedding and
             were not named.
+
+    Example:
+        >>> import torch
+        >>> from warmstart import head_state_dict
+        >>> state = {"body.weight": torch.ones(2, 2), "classifier.weight": torch.ones(3, 2)}
+        >>> new, report = head_state_dict(state)
+        >>> [row.name for row in report.rows], new["body.weight"] is state["body.weight"]
+        (['classifier.weight'], True)
     """
     targets, skipped = state_targets(state_dict, **{**selection, "include": "*"})
     owners = {o for t in targets for o in t.owners}
