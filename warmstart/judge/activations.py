@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from ..methods.hidden_units import ACTIVATIONS
+from ..methods.hidden_units import ACTIVATIONS, Calls
 
 # torch's own classes and transformers' (GELUActivation, NewGELUActivation, SiLUActivation, ...).
 _CLASS = re.compile(r"(re|ge|si|e|se|ce)lu|mish|swish|tanh|sigmoid|softplus|activation", re.I)
@@ -43,7 +42,7 @@ class ActivationWatch:
         self._handles: list[Any] = []
         self._inside: list[tuple[str, nn.Module]] = []
         self._calls: dict[str, int] = {}
-        self._mode: _Calls | None = None
+        self._mode: Calls | None = None
 
     def start(self) -> None:
         """Put hooks on every module."""
@@ -67,7 +66,7 @@ class ActivationWatch:
             if not self._inside:
                 self.passes += 1
                 self._calls = {}
-                self._mode = _Calls(self)
+                self._mode = Calls(self._see)
                 self._mode.__enter__()
             self._inside.append((name, module))
 
@@ -85,9 +84,9 @@ class ActivationWatch:
 
         return hook
 
-    def called(self, function: str, output: Any) -> None:
-        """Note a functional call, unless an activation module makes it."""
-        if not self._inside or is_activation(self._inside[-1][1]):
+    def _see(self, function: str, args: Any, kwargs: Any, output: Any) -> None:
+        """Note a functional activation, unless an activation module calls it."""
+        if function not in ACTIVATIONS or not self._inside or is_activation(self._inside[-1][1]):
             return
         name = f"{self._inside[-1][0]}.{function.rstrip('_')}".lstrip(".")
         self._calls[name] = count = self._calls.get(name, 0) + 1
@@ -98,23 +97,3 @@ class ActivationWatch:
         readable = isinstance(x, Tensor) and x.ndim >= 2 and x.numel()
         if readable and (self.wanted is None or self.wanted(name)):
             self.take(name, x.detach())
-
-
-class _Calls(TorchFunctionMode):
-    """torch's own dispatch: every call of a function, before it is carried out."""
-
-    def __init__(self, watch: ActivationWatch) -> None:
-        super().__init__()
-        self.watch = watch
-
-    def __torch_function__(
-        self,
-        function: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        output = function(*args, **(kwargs or {}))
-        if getattr(function, "__name__", "") in ACTIVATIONS:
-            self.watch.called(function.__name__, output)
-        return output

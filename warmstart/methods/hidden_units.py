@@ -76,14 +76,32 @@ class Units:
         return weight if name in self.in_out else weight.movedim(1, 0)
 
 
-class Follow(TorchFunctionMode):
+class Calls(TorchFunctionMode):
+    """Hand every call of a torch function to ``see(name, args, kwargs, output)`` afterwards."""
+
+    def __init__(self, see: Callable[[str, Any, Any, Any], None]) -> None:
+        super().__init__()
+        self.see = see
+
+    def __torch_function__(
+        self,
+        function: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        self.see(getattr(function, "__name__", ""), args, kwargs or {}, output)
+        return output
+
+
+class Follow:
     """Follow hidden units from the layer that makes them to the layers that read them.
 
     Anything that mixes units or reads them in another way, a residual sum say, marks them.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
         self.found: list[Units] = []
         names = list(model.named_parameters(remove_duplicate=False))
         self._names = {id(p): n for n, p in reversed(names)}
@@ -94,19 +112,11 @@ class Follow(TorchFunctionMode):
         self._tracked: dict[int, tuple[Tensor, Units, int]] = {}
         self._used: set[str] = set()
 
-    def __torch_function__(
-        self,
-        function: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        output = function(*args, **kwargs)
+    def see(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
+        """Take note of a call of a torch function."""
         if not isinstance(output, Tensor):
             self._leak(output, args, kwargs)
-            return output
-        name = getattr(function, "__name__", "")
+            return
         given = self._tracked.get(id(args[0])) if args else None
         if name in _LAYERS:
             self._layer(name, args, kwargs, output)
@@ -116,7 +126,6 @@ class Follow(TorchFunctionMode):
             self._tracked[id(output)] = (output, given[1], given[2] * grown)
         elif not self._formula(name.strip("_"), args, kwargs, output):
             self._leak(output, args, kwargs)
-        return output
 
     def _layer(self, name: str, args: Any, kwargs: Any, output: Tensor) -> None:
         # addmm(bias, x, weight), with a weight that is stored (in, out)
@@ -230,6 +239,6 @@ def follow_units(model: nn.Module, run: Callable[[], Any]) -> tuple[list[Units],
         run: Runs the forward pass.
     """
     follow = Follow(model)
-    with follow:
+    with Calls(follow.see):
         result = run()
     return follow.found, result
