@@ -62,7 +62,7 @@ def run(*arguments: object) -> str:
 
 def fixed(old: dict[str, Tensor], new: dict[str, Tensor]) -> None:
     """Assert that nothing became NaN and that statistics and integers stayed."""
-    assert list(old) == list(new)
+    assert set(old) == set(new)
     for name, x in old.items():
         assert new[name].dtype == x.dtype, name
         assert bool(new[name].isfinite().all()) or not x.isfinite().all(), name
@@ -137,7 +137,8 @@ def main() -> None:
                 if status:
                     assert status == 2, err
                     assert err.count("\n") == 1, err
-                    print(f"| {label} | refused: {err.strip().partition(': ')[2]} |", flush=True)
+                    why = err.strip().partition(f"{path}: ")[2]
+                    print(f"| {label} | refused: {why} |" + " |" * 4, flush=True)
                     continue
                 with tempfile.TemporaryDirectory() as outputs:
                     cells = try_file(path, Path(outputs))

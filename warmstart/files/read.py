@@ -81,11 +81,12 @@ def read_pickled(path: Path) -> dict[str, Any]:
         FileError: For anything else.
     """
     _check_is_file(path)
-    if path.suffix not in PICKLED:
-        known = ", ".join((SAFETENSORS, f"{SAFETENSORS}.index.json", *PICKLED))
-        raise FileError(path, f"must end in one of {known}")
     head = _head(path)
     wrong = what_the_archive_is(path) if head.startswith(b"PK") else what_it_is(head)
+    if path.suffix not in PICKLED:  # a program of TorchScript is told as such, whatever its suffix
+        known = ", ".join((SAFETENSORS, f"{SAFETENSORS}.index.json", *PICKLED))
+        named = wrong if wrong is not None and head.startswith(b"PK") else None
+        raise FileError(path, named or f"must end in one of {known}")
     if wrong is None and _is_safetensors(head):
         wrong = "is a safetensors file; give it the suffix .safetensors"
     if wrong is not None:
