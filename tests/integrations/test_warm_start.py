@@ -1,7 +1,6 @@
 """WarmStart under Lightning and the Hugging Face Trainer: data grows, runs are killed, resumed."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists and is not empty.*"),
     pytest.mark.usefixtures("fresh_accelerator"),
 ]
-PAGE = (Path(__file__).parents[2] / "docs" / "warmstart.md").read_text()
 
 
 class Count(nn.Module):
@@ -254,26 +252,3 @@ def test_trainer_joins_a_run_that_was_without(tmp_path: Path) -> None:
     run.train(resume_from_checkpoint=True)
     assert warm.report is not None
     assert list(tmp_path.glob("checkpoint-*/trainer_state.json"))
-
-
-def test_page_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three loops of the page, each in a user's file that has a model and data."""
-    body = PAGE.partition("## Inside a run")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
-    assert len(blocks) == 3
-    monkeypatch.chdir(tmp_path)
-    loader = digits(64)
-    for block in blocks:
-        text = "transformers" in block
-        model = tiny_llama() if text else Net() if "lightning" in block else Net().net
-        user = {
-            "model": model, "loader": loader, "epochs": 1,
-            "dataset": DocumentationText(16) if text else loader.dataset,
-            "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-2),
-            "args": TrainingArguments(
-                output_dir="out", max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True,
-                dataloader_pin_memory=False,
-            ),
-        }  # fmt: skip
-        exec(compile(block, "warmstart.md", "exec"), user)
-        assert user["warm"].seen == {"examples": len(user["dataset"])}
