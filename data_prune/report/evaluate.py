@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..score.keys import rows_of, unique_keys
 from ..score.table import ScoreTable
+from ..score.wished import values_of
 from ..select.noise import uniform
 from ..select.planner import keep_count
 from ..select.wishes import group_ids
@@ -209,7 +210,7 @@ def beats_random(
         raise ValueError(f"repeats must be at least 2, got {repeats}")
     together = None
     if options.get("groups") is not None:
-        together = group_ids(table.values_of("groups", options["groups"]))
+        together = group_ids(values_of(table, "groups", options["groups"]))
     pool, held_out = split_holdout(table, holdout, together)
     part, options = table.take(pool), options_of(table, pool, options)
     keep_count(len(part), prune_ratio)

@@ -20,6 +20,7 @@ from .figures import (
     say_classes,
     say_map,
 )
+from .markup import Html, table_of, whole_page
 from .thumbnails import thumbnail
 from .wrong import wrong_labels
 
@@ -96,53 +97,6 @@ def _mean(x: NDArray) -> float:
     return float(np.nanmean(x)) if np.isfinite(x).any() else float("nan")
 
 
-_STYLE = """
-*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:76rem;
-margin:1.5rem auto;padding:0 clamp(.7rem,3vw,1.5rem);overflow-wrap:break-word}
-h1{font-size:1.7rem;line-height:1.25;margin:0 0 .2rem}
-h2{font-size:1.15rem;line-height:1.3;margin:0 0 .3rem}
-.lead{color:#444;margin:0 0 1.2rem}
-.cards{columns:28rem;column-gap:1.2rem}
-section{border:1px solid #ddd;border-radius:8px;padding:1rem clamp(.7rem,3vw,1.2rem);
-margin:0 0 1.2rem;break-inside:avoid;overflow-x:auto}
-section p{color:#444;margin:.2rem 0 .6rem;font-size:.92rem}
-section>img{width:100%;height:auto}
-table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
-td,th{text-align:left;padding:.22rem .4rem;border-bottom:1px solid #eee;vertical-align:middle}
-td:first-child,.settings td{overflow-wrap:anywhere;min-width:3rem}
-td.n,th.n{text-align:right}
-td img{display:block;width:3.4rem;height:auto;image-rendering:pixelated}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(9.5rem,100%),1fr));gap:.8rem;
-margin-bottom:1.4rem}
-.tile{border:1px solid #ddd;border-radius:8px;padding:.6rem .9rem;min-width:0}
-.tile b{display:block;font-size:1.35rem;line-height:1.3}.tile span{color:#555;font-size:.9rem}
-.warn{border-left:5px solid #D55E00;background:#fdf1ea;padding:.6rem 1rem;margin:0 0 1.2rem}
-@media(max-width:30rem){.tiles{grid-template-columns:1fr 1fr}.tile b{font-size:1.15rem}
-td,th{padding:.2rem .22rem;font-size:.8rem}td img{width:2.4rem}}
-"""
-
-
-class _Html(str):
-    """Text that is HTML already."""
-
-
-def _table(header: list[str], rows: list[list[Any]], kind: str = "") -> str:
-    """Return rows of text, numbers and HTML as a table; what is not text stands to the right."""
-
-    def cell(value: Any, tag: str, right: bool) -> str:
-        shown = value if isinstance(value, _Html) else html.escape(str(value))
-        return f"<{tag}{' class=n' if right else ''}>{shown}</{tag}>"
-
-    right = [i > 0 and not isinstance(v, _Html) for i, v in enumerate(rows[0] if rows else header)]
-    head = "".join(cell(v, "th", r) for v, r in zip(header, right, strict=True))
-    body = "".join(
-        "<tr>" + "".join(cell(v, "td", r) for v, r in zip(row, right, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def _notices(about: dict[str, Any], table: ScoreTable, settings: dict[str, Any]) -> str:
     notes = []
     if about["empty"]:
@@ -207,28 +161,7 @@ def build_report(
     ]
     lead = f"{len(kept):,} of {len(table):,} examples are kept by method “{settings['method']}”."
     notices, tiles = _notices(about, table, settings), _tiles(table, kept, settings, about)
-    return _whole_page(title, lead, notices, tiles, sections)
-
-
-def _whole_page(
-    title: str,
-    lead: str,
-    notices: str,
-    tiles: list[tuple[str, str]],
-    sections: list[tuple[str, str, str]],
-) -> str:
-    """Return the page; notices and the content of sections are HTML already."""
-    heading = html.escape(title)
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width,initial-scale=1">'
-        f"<title>{heading}</title><style>{_STYLE}</style></head><body><h1>{heading}</h1>"
-        f"<p class=lead>{html.escape(lead)}</p>{notices}<div class=tiles>"
-        + "".join(f"<div class=tile><b>{b}</b><span>{s}</span></div>" for b, s in tiles)
-        + "</div><div class=cards>"
-        + "".join(f"<section><h2>{h}</h2><p>{p}</p>{c}</section>" for h, p, c in sections)
-        + "</div></body></html>\n"
-    )
+    return whole_page(title, lead, notices, tiles, sections)
 
 
 Kept = NDArray[np.int64]
@@ -280,9 +213,9 @@ def _lists(table: ScoreTable, kept: Kept, data: Any) -> list[tuple[str, str, str
         shown = _label(int(table.label[row]), names)
         key = table.key[row : row + 1].tolist()[0]
         image = None if data is None else thumbnail(data[row])
-        cells = [] if data is None else [_Html("")]
+        cells = [] if data is None else [Html("")]
         if image is not None:
-            cells = [_Html(image_tag(image, f"example {key}, label {shown}"))]
+            cells = [Html(image_tag(image, f"example {key}, label {shown}"))]
         return [key, *cells, shown]
 
     header = ["key", *([] if data is None else ["image"]), "label"]
@@ -301,7 +234,7 @@ def _lists(table: ScoreTable, kept: Kept, data: Any) -> list[tuple[str, str, str
         (
             "Highest scores",
             "Hard and undecided: what the score alone would keep first.",
-            _table([*header, "score", "mean p", "kept"], highest),
+            table_of([*header, "score", "mean p", "kept"], highest),
         )
     ]
     if (table.label < 0).all():
@@ -322,7 +255,7 @@ def _lists(table: ScoreTable, kept: Kept, data: Any) -> list[tuple[str, str, str
     elif not rows:
         text = "No label is far less probable than the median of its class."
     header = [*header, "mean p", "class median", "kept"]
-    return [*found, ("Likely wrong labels", text, _table(header, rows) if rows else "")]
+    return [*found, ("Likely wrong labels", text, table_of(header, rows) if rows else "")]
 
 
 def _tables(
@@ -337,20 +270,20 @@ def _tables(
     balance = (
         "Classes that keep least",
         "Shares far from each other change the balance the model learns.",
-        _table(["class", "examples", "kept", "share"], least),
+        table_of(["class", "examples", "kept", "share"], least),
     )
     no_classes = ("Classes", "The table has no labels: nothing is known of classes.", "")
     return [
         (
             "Overlap with other selections of the same size",
             f"By chance a share of {len(kept) / len(table):.1%} would be common.",
-            _table(["selection", "share in common"], overlap),
+            table_of(["selection", "share in common"], overlap),
         ),
         balance if least else no_classes,
         (
             "Settings",
             "The same settings and scores select the same examples anywhere.",
-            _table(
+            table_of(
                 ["setting", "value"],
                 [[k, _short(v)] for k, v in _all_settings(settings, table)],
                 " class=settings",

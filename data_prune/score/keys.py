@@ -17,6 +17,8 @@ from specgd_common.files import replacing
 from ..select.noise import example_ids
 
 SUFFIXES = (".txt", ".csv", ".npy")
+# Keys compared at once: their copies stay in the caches, also where there are 10**8 of them.
+ROWS = 1 << 18
 # Lines joined at once, so that the text of a long list is never in memory whole.
 LINES = 1 << 16
 
@@ -60,7 +62,11 @@ def unique_keys(keys: Any) -> NDArray:
 
 def are_positions(keys: NDArray) -> bool:
     """Say whether keys are just the numbers of the rows."""
-    return keys.dtype.kind == "i" and bool((keys == np.arange(len(keys))).all())
+    if keys.dtype.kind != "i":
+        return False
+    starts = range(0, len(keys), ROWS)
+    parts = ((keys[start : start + ROWS], start) for start in starts)
+    return all(bool((part == np.arange(start, start + len(part))).all()) for part, start in parts)
 
 
 def rows_of(keys: NDArray, wanted: Any, what: str = "keys") -> NDArray[np.int64]:
@@ -82,16 +88,18 @@ def rows_of(keys: NDArray, wanted: Any, what: str = "keys") -> NDArray[np.int64]
     found = keys_like(wanted, keys.dtype.kind in "iu", what)
     if len(found) == 0:
         return np.empty(0, dtype=np.int64)
-    ids, mine = example_ids(found), example_ids(keys)
+    ids = example_ids(found)
     order = np.argsort(ids, kind="stable")
     ordered = ids[order]
     twice = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(twice):
         raise ValueError(f"{what} must differ, got {_shown(found[order[twice[0]]])} again")
-    place = np.minimum(np.searchsorted(ordered, mine), len(ordered) - 1)
-    hits = np.flatnonzero(ordered[place] == mine)
     rows = np.full(len(found), -1, dtype=np.int64)
-    rows[order[place[hits]]] = hits
+    for start in range(0, len(keys), ROWS):
+        mine = example_ids(keys[start : start + ROWS])
+        place = np.minimum(np.searchsorted(ordered, mine), len(ordered) - 1)
+        hits = np.flatnonzero(ordered[place] == mine)
+        rows[order[place[hits]]] = hits + start
     lost = np.flatnonzero(rows < 0)
     if len(lost):
         raise ValueError(

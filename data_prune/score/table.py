@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from ..select.noise import example_ids
 from ..select.plan import Plan, parts
-from ..select.planner import Options, keep_count
+from ..select.planner import Options
 from ..select.survey import Columns
 from ..select.together import make_plan
-from ..select.wishes import beside, check_weights, forced_rows, group_ids, split_wishes
+from ..select.wishes import beside, split_wishes
 from .arrow import as_arrow, from_arrow, to_frame
 from .columns import COLUMNS, Digest, check_columns, check_unique, code_labels
 from .join import averaged, joined
-from .keys import plain_keys, rows_of, unique_keys
+from .keys import plain_keys, rows_of
 from .parquet import read_columns, write_columns
+from .wished import wished_columns
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ class ScoreTable:
     ) -> tuple[Plan, Callable[[slice], Columns]]:
         """Return the plan of a selection, and what it reads of a range of rows."""
         wishes, options = split_wishes(options)
-        more, names = self._wished(wishes, prune_ratio)
+        more, names = wished_columns(self, wishes, prune_ratio)
         if "classes" in wishes:
             if options.get("per_class") is False:
                 raise ValueError("classes need per_class=True or None, got False")
@@ -284,67 +285,6 @@ class ScoreTable:
             lambda f, merge: reduce(merge, map(f, map(columns, parts(len(self))))), prune_ratio, how
         )
         return plan, columns
-
-    def _wished(
-        self, wishes: dict[str, Any], prune_ratio: float
-    ) -> tuple[Columns, list[str] | None]:
-        """Return the columns that say what a user wants, and the names of their classes."""
-        more: Columns = {}
-        names = None
-        if wishes.keys() & {"keep", "drop", "within"}:
-            keep, drop = (
-                rows_of(self.key, unique_keys(wishes.get(name, ())), name)
-                for name in ("keep", "drop")
-            )
-            within = self._positions(wishes.get("within"), prune_ratio)
-            more["forced"] = forced_rows(
-                len(self), keep, drop, within, lambda i: repr(self.key[i : i + 1].tolist()[0])
-            )
-        if "groups" in wishes:
-            more["group"] = group_ids(self.values_of("groups", wishes["groups"]))
-        if "classes" in wishes:
-            label, names = code_labels(self.values_of("classes", wishes["classes"]))
-            if label.dtype.kind not in "iu":
-                raise TypeError(f"classes must be integers or names, got dtype {label.dtype}")
-            if isinstance(wishes["classes"], str) and wishes["classes"] == "label":
-                names = self.meta.get("label_names")
-            more["label"] = label
-        if "weights" in wishes:
-            more["weight"] = check_weights(self.values_of("weights", wishes["weights"]))
-        return more, names
-
-    def values_of(self, name: str, given: Any) -> NDArray:
-        """Return one value for each example, given as such or by the name of a column."""
-        if isinstance(given, str):
-            held = {**self.arrays(), **self.peers}
-            if given not in held:
-                raise ValueError(
-                    f"{name} must be in the table, which has {list(held)}, got {given!r}"
-                )
-            return held[given]
-        values = plain_keys(given)
-        if values.shape != (len(self),):
-            raise ValueError(
-                f"{name} must have one value for each of {len(self)} examples, got shape "
-                f"{values.shape}"
-            )
-        return values
-
-    def _positions(
-        self, within: NDArray | Sequence[int] | None, prune_ratio: float
-    ) -> NDArray[np.int64] | None:
-        """Return the positions to choose among, checked."""
-        if within is None:
-            return None
-        rows, kept = (
-            np.unique(np.asarray(within, dtype=np.int64)),
-            keep_count(len(self), prune_ratio),
-        )
-        if len(rows) < kept or rows[0] < 0 or rows[-1] >= len(self):
-            raise ValueError(
-                f"within must hold at least {kept} positions in [0, {len(self)}), got {len(rows)}"
-            )
-        return rows
 
     def digest(self) -> str:
         """Return a hash of all columns: two tables with the same digest prune alike.

@@ -16,6 +16,9 @@ from .planner import Options, check_forced, class_quotas, keep_count, plan_rows
 from .survey import Columns
 from .topk import Fold
 
+# Pairs of group and label that may lie unsorted: 12 MB.
+ENOUGH = 1 << 19
+
 
 def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
     """Plan a selection of rows, or of whole groups where the columns have a "group".
@@ -30,7 +33,7 @@ def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
     if options.method == "ccs":
         raise ValueError("groups do not combine with method 'ccs', whose groups are strata")
     names = [name for name in ("score", "mean_prob", options.by, "weight") if name]
-    rows = fold(lambda c: Members.of(c, names), lambda a, b: a.merge(b))
+    rows = fold(lambda c: Members.of(c, names), lambda a, b: a.merge(b)).added_up()
     columns, size, forced = rows.columns(names), rows.sums["size"].astype(np.int64), rows.forced()
     total = int(size.sum())
     kept = keep_count(total, prune_ratio)
@@ -56,17 +59,19 @@ def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Members:
-    """Sums over the rows of each group.
+    """Sums over the rows of each group; a group may stand in several rows until ``added_up``.
 
     Attributes:
-        ids: (groups,) identities, ascending.
-        sums: name -> (groups,): size, sums and counts of the columns, rows to keep and to drop.
-        label: (pairs, 3) group, label and number of rows, for the label that most of them have.
+        ids: (rows,) identities.
+        sums: name -> (rows,): size, sums and counts of the columns, rows to keep and to drop.
+        pairs: (3, pairs) group, label and number of rows, for the label that most of them have.
+        done: Number of pairs when they were added up last.
     """
 
     ids: NDArray[np.uint64]
     sums: dict[str, NDArray]
-    label: NDArray[np.uint64]
+    pairs: NDArray[np.uint64]
+    done: int = 0
 
     @classmethod
     def of(cls, columns: Columns, names: list[str]) -> Members:
@@ -83,28 +88,31 @@ class Members:
             for name, sign in (("keep", 1), ("drop", -1)):
                 sums[name] = np.bincount(group[columns["forced"] == sign], minlength=len(ids)) * 1.0
         label = columns["label"].astype(np.int64).view(np.uint64)
-        pairs = np.stack([columns["group"], label], axis=1)
-        pairs, count = np.unique(pairs, axis=0, return_counts=True)
-        return cls(ids, sums, np.column_stack([pairs, count.astype(np.uint64)]))
+        once = np.ones(len(label), dtype=np.uint64)
+        return cls(ids, sums, add_up(np.stack([columns["group"], label, once])))
 
     def merge(self, other: Members) -> Members:
-        """Return the sums of both."""
-        ids = np.union1d(self.ids, other.ids)
-        sums = {name: np.zeros(len(ids)) for name in self.sums}
-        for part in (self, other):
-            at = np.searchsorted(ids, part.ids)
-            for name, values in part.sums.items():
-                sums[name][at] += values
-        both = np.concatenate([self.label, other.label])
-        pairs, where = np.unique(both[:, :2], axis=0, return_inverse=True)
-        count = np.bincount(where.ravel(), both[:, 2].astype(np.float64)).astype(np.uint64)
-        return Members(ids, sums, np.column_stack([pairs, count]))
+        """Return both, added up whenever they have doubled: the work stays near linear."""
+        both = Members(
+            np.concatenate([self.ids, other.ids]),
+            {name: np.concatenate([self.sums[name], other.sums[name]]) for name in self.sums},
+            np.concatenate([self.pairs, other.pairs], axis=1),
+            self.done,
+        )
+        return both.added_up() if both.pairs.shape[1] > 2 * max(self.done, ENOUGH) else both
+
+    def added_up(self) -> Members:
+        """Return the same with one row for each group, ascending."""
+        ids, group = np.unique(self.ids, return_inverse=True)
+        sums = {name: np.bincount(group, values, len(ids)) for name, values in self.sums.items()}
+        pairs = add_up(self.pairs)
+        return Members(ids, sums, pairs, pairs.shape[1])
 
     def columns(self, names: list[str]) -> Columns:
         """Return one row for each group: means, and the label that most members have."""
         with np.errstate(invalid="ignore"):
             means = {n: self.sums[n] / self.sums[f"{n}:count"] for n in names if n in self.sums}
-        group, label, count = self.label.T
+        group, label, count = self.pairs
         order = np.lexsort((label, -count.astype(np.int64), group))
         first = order[np.unique(group[order], return_index=True)[1]]
         return {"id": self.ids, "label": label[first].view(np.int64), **means}
@@ -124,6 +132,20 @@ class Members:
                 "stays or goes as a whole"
             )
         return keep.astype(np.int8) - drop.astype(np.int8)
+
+
+def add_up(pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return each pair once, with the sum of its counts.
+
+    Example:
+        >>> add_up(np.array([[1, 0, 1], [7, 7, 7], [1, 2, 3]], dtype=np.uint64)).tolist()
+        [[0, 1], [7, 7], [2, 4]]
+    """
+    pairs = pairs[:, np.lexsort((pairs[1], pairs[0]))]
+    new = np.ones(pairs.shape[1], dtype=bool)
+    new[1:] = (pairs[:2, 1:] != pairs[:2, :-1]).any(axis=0)
+    first = np.flatnonzero(new)
+    return np.concatenate([pairs[:2, first], np.add.reduceat(pairs[2], first)[None]])
 
 
 def fill(
