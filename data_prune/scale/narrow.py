@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..score.keys import keys_like, unique_keys
 from ..score.parquet import label_names, open_parquet, whole_column, with_ids
 from ..select.noise import example_ids
 from ..select.survey import Columns, inside
+from ..select.topk import Fold
 from ..select.wishes import check_weights, group_ids
 
 NOTHING = np.empty(0, dtype=np.uint64)
@@ -33,6 +35,7 @@ class Narrow:
         weights: Column that weighs the draw; None for none.
         keep: Identities of examples that stay, ascending.
         drop: Identities of examples that go, ascending.
+        lists: "keep" and "drop" -> the keys that were given.
     """
 
     names: list[str]
@@ -43,6 +46,7 @@ class Narrow:
     weights: str | None = None
     keep: NDArray[np.uint64] = field(default_factory=lambda: NOTHING)
     drop: NDArray[np.uint64] = field(default_factory=lambda: NOTHING)
+    lists: dict[str, NDArray] = field(default_factory=dict)
 
     @classmethod
     def of_files(cls, files: list[Path], names: list[str], wishes: dict[str, Any]) -> Narrow:
@@ -59,15 +63,17 @@ class Narrow:
                 kind = type(wishes[name]).__name__
                 raise TypeError(f"{name} must be the name of a column of the files, got {kind}")
         with open_parquet(files[0]) as reader:
-            field = reader.schema_arrow.field("key")
-            keys = {
-                name: _ids(wishes[name], not is_text(field.type), name)
-                for name in ("keep", "drop")
-                if name in wishes
-            }
-        both = np.intersect1d(keys.get("keep", NOTHING), keys.get("drop", NOTHING))
+            text = is_text(reader.schema_arrow.field("key").type)
+        lists = {
+            name: keys_like(unique_keys(wishes[name]), not text, name)
+            for name in ("keep", "drop")
+            if len(wishes.get(name, ()))
+        }
+        ids = {name: np.unique(example_ids(keys)) for name, keys in lists.items()}
+        both = np.intersect1d(ids.get("keep", NOTHING), ids.get("drop", NOTHING))
         if len(both):
-            raise ValueError(f"keep and drop must have no example in common, got {len(both)}")
+            twice = first_of(lists["keep"][inside(example_ids(lists["keep"]), both)])
+            raise ValueError(f"keep names {twice}, which drop leaves out")
         classes = wishes.get("classes")
         return cls(
             names,
@@ -76,7 +82,8 @@ class Narrow:
             classes,
             None if classes is None else label_names(files, classes),
             wishes.get("weights"),
-            **keys,
+            **ids,
+            lists=lists,
         )
 
     @property
@@ -120,15 +127,22 @@ class Narrow:
         return whole_column(batch.column(name), name, where)
 
 
-def _ids(keys: Any, integers: bool, what: str) -> NDArray[np.uint64]:
-    """Return the identities of keys in ascending order."""
-    found = keys_like(unique_keys(keys), integers, what)
-    return np.unique(example_ids(found)) if len(found) else NOTHING
+def first_of(keys: NDArray) -> str:
+    """Return the first of some keys as a message shows it, and how many more there are."""
+    return repr(keys[:1].tolist()[0]) + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
 
 
-def check_found(found: int, ids: NDArray[np.uint64], what: str, source: Path) -> None:
-    """Refuse a list with keys that no file has."""
-    if found != len(ids):
-        raise ValueError(
-            f"{what} must name examples of {source}, got {len(ids) - found} keys that it lacks"
-        )
+def check_lists(fold: Fold, narrow: Narrow, source: Path) -> None:
+    """Refuse lists of keys of which some are in no file."""
+    for name, sign in (("keep", 1), ("drop", -1)):
+        keys = narrow.lists.get(name)
+        if keys is None:
+            continue
+
+        def of_list(columns: Columns, sign: int = sign) -> list[NDArray[np.uint64]]:
+            return [columns["id"][columns["forced"] == sign]]
+
+        found = np.sort(np.concatenate(fold(of_list, operator.add)))
+        lost = keys[~inside(example_ids(keys), found)]
+        if len(lost):
+            raise ValueError(f"{name} must be in {source}, got {first_of(lost)}")

@@ -43,7 +43,7 @@ from ..select.survey import Columns
 from ..select.together import make_plan
 from ..select.topk import Fold, find_threshold
 from ..select.wishes import split_wishes
-from .narrow import Narrow, check_found
+from .narrow import Narrow, check_lists
 from .writing import BATCH, write_kept, write_lists
 
 NEEDED = ("key", "label", "score", "mean_prob")
@@ -157,15 +157,6 @@ def select_parquet(
             # Before the destination: what a killed run leaves must not stop the next one.
             write_text(record, json.dumps(settings, indent=2))
     return settings
-
-
-def check_lists(fold: Fold, narrow: Narrow, source: Path) -> None:
-    """Refuse lists of keys of which some are in no file."""
-    kept, dropped = fold(
-        lambda c: np.array([(c["forced"] > 0).sum(), (c["forced"] < 0).sum()]), operator.add
-    )
-    check_found(int(kept), narrow.keep, "keep", source)
-    check_found(int(dropped), narrow.drop, "drop", source)
 
 
 @contextmanager
