@@ -122,7 +122,7 @@ def _advice(about: dict[str, Any], settings: dict[str, Any]) -> str:
         return "per_class=True (--per-class) gives every class its share."
     if kept < classes:
         return (
-            f"{kept:,} examples cannot be of {classes:,} classes: A lower prune ratio keeps more."
+            f"{kept:,} examples cannot be of {classes:,} classes. A lower prune ratio keeps more."
         )
     return "A lower prune ratio, or min_per_class=1, leaves some of each."
 

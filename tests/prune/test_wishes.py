@@ -5,7 +5,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prune import ScoreTable, beats_random, read_keys, select_parquet, write_keys
+from data_prune import (
+    DualScoreSampler,
+    ScoreTable,
+    beats_random,
+    read_keys,
+    select_parquet,
+    write_keys,
+)
 from data_prune.__main__ import main
 from data_prune.report.evaluate import split_holdout
 from prune.tables import METHODS, make_table
@@ -222,6 +229,22 @@ def test_the_held_out_part_is_of_other_patients():
     plain = split_holdout(table, 0.2)
     assert pool.tolist() == plain[0].tolist()
     assert held_out.tolist() == plain[1].tolist()
+
+
+def test_a_sampler_passes_wishes_on():
+    """The loader of a training run keeps patients together, and so does its comparison."""
+    table, patient = grouped()
+    options = {"groups": patient, "drop": [0]}
+    sampler = DualScoreSampler(range(len(table)), 0.5, table=table, select_options=options)
+    kept = set(sampler)
+    assert kept == set(table.select(0.5, groups=patient, drop=[0]).tolist())
+    assert patient[0] not in patient[sorted(kept)]
+
+    def run(kept, held_out, seed):
+        assert not set(patient[kept]) & set(patient[held_out])
+        return float(seed % 2)
+
+    assert sampler.beats_random(run, repeats=2).difference == 0.0
 
 
 def test_arrays_follow_their_rows_into_a_comparison():
