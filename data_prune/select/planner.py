@@ -18,6 +18,7 @@ from .plan import METHODS, Plan
 from .strata import find_strata
 from .survey import Columns, Survey, floors, merely_hard, movement
 from .topk import Fold
+from .wishes import split_wishes
 
 ANCHOR_STATISTICS = ("mean", "median")
 
@@ -90,9 +91,15 @@ def check_options(options: dict[str, Any], peers: Iterable[str]) -> None:
         options: By name.
         peers: Names of the scores that the table will have besides its own.
     """
-    apart = ("within", "ignore_nonfinite")
-    how = {name: value for name, value in options.items() if name not in apart}
-    Options(**how, columns=("score", "mean_prob", *peers))
+    wishes, how = split_wishes(options)
+    how.pop("ignore_nonfinite", None)
+    Options(
+        **how,
+        forced=not wishes.keys().isdisjoint(("keep", "drop", "within")),
+        weighed="weights" in wishes,
+        grouped="groups" in wishes,
+        columns=("score", "mean_prob", *peers),
+    )
 
 
 def resolve_method(
