@@ -7,7 +7,7 @@ from specgd_common.cuts import Interleaved
 from .groups.lora import LoraPair, find_lora_pairs, lora_param_groups
 from .groups.param_groups import ParamGroups, param_groups
 from .muon import Muon
-from .qk_clip import qk_clip_
+from .qk_clip import QKClip, qk_clip_
 from .schedules.momentum_warmup import MomentumWarmup
 from .schedules.step_sizes import (
     ConstantThenGeometric,
@@ -31,6 +31,7 @@ __all__ = [
     "MomentumWarmup",
     "Muon",
     "ParamGroups",
+    "QKClip",
     "SpecGD",
     "SpectrumTracker",
     "TravelBudgetWarning",

@@ -44,6 +44,7 @@ from rank_training import (
     check_gradient_missing_on_one_rank,
     check_hsdp_training,
     check_mixed_precision,
+    check_qk_clip,
     check_statistics,
     check_unused_parameter,
 )
@@ -58,6 +59,7 @@ TWO = [
     check_compiled_step, check_fresh_state_dict, check_checkpoint, check_bfloat16_checkpoint,
     check_mixed_precision, check_two_optimizers, check_gradient_missing_on_one_rank,
     check_light_state, check_statistics, check_cpu_offload,
+    check_qk_clip,
 ]  # fmt: skip
 FOUR = [
     check_hsdp, check_hsdp_owners, check_hsdp_training, check_rows_and_columns,

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
-from torch_specgd import Muon, SpecGD
+from torch_specgd import Muon, QKClip, SpecGD
 
 
 def check_unused_parameter(mesh: DeviceMesh, folder: Path) -> Any:
@@ -162,3 +162,40 @@ def check_statistics(mesh: DeviceMesh, folder: Path) -> Any:
         train(model, optimizer, range(3))
         assert found[-1].pop("orthogonalize_ms") > 0
     return [dict(numbers) for numbers in found]
+
+
+class Attention(nn.Module):
+    """What QK-clip knows of a model of transformers: names of layers, and one function."""
+
+    is_causal = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.q_proj, self.k_proj = nn.Linear(6, 12), nn.Linear(6, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", None)
+        q, k = (f(x).unflatten(-1, (4, 3)).transpose(-2, -3) for f in (self.q_proj, self.k_proj))
+        return attend(self, q, k, k, None)[0]
+
+
+def check_qk_clip(mesh: DeviceMesh, folder: Path) -> Any:
+    """The largest logit is that of all ranks' shares, and shards are scaled as the whole."""
+    x = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(6))
+    ends, gammas = [], []
+    for share, spread in ((slice(None), False), (my_share(), True)):
+        model = nn.Sequential(Attention())
+        if spread:
+            fully_shard(model, mesh=mesh)
+        with QKClip(model, tau=0.5) as clip:
+            model(x[share]).square().mean().backward()
+            gammas.append(clip.clip_()["0"])
+        ends.append(list(model.parameters()))
+    return {
+        "weights": largest_difference(ends[1], ends[0]),
+        "gamma": float((gammas[1] - gammas[0]).abs().max()),
+        "clipped": int((gammas[0] < 1).sum()),
+    }

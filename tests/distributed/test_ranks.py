@@ -196,6 +196,13 @@ def test_cpu_offload_takes_the_same_steps(results: Read) -> None:
         assert found["devices"] == {"cpu"}
 
 
+def test_qk_clip_joins_the_ranks_maxima(results: Read) -> None:
+    """Each rank sees a share of the batch; replicas and shards must take one factor."""
+    for found in results("qk_clip"):
+        assert found["clipped"] > 0
+        assert max(found["weights"], found["gamma"]) <= TOLERANCE
+
+
 def test_statistics_are_of_the_whole_weights(results: Read) -> None:
     """Sums over one rank's pieces would be other numbers on every rank, and on every layout."""
     for plain, sharded in results("statistics"):
