@@ -249,11 +249,12 @@ def check_form(loaded: Any, groups: Sequence[Mapping[str, Any]], owner: str) -> 
     if len(counts[0]) != len(counts[1]):
         raise ValueError(
             f"the state dict has a different number of parameter groups: {len(counts[1])}, where "
-            f"{owner} has {len(counts[0])}"
+            f"{owner} has {len(counts[0])}; build it with the groups of that run before loading"
         )
     if counts[0] != counts[1]:
         raise ValueError(
-            f"the state dict's groups have {counts[1]} parameters, where {owner}'s have {counts[0]}"
+            f"the state dict's groups have {counts[1]} parameters, where {owner}'s have "
+            f"{counts[0]}; build it with the groups of that run before loading"
         )
     ids = [i for g in saved for i in g["params"]]
     if not all(isinstance(i, (int, str)) for i in ids) or len(set(ids)) != len(ids):

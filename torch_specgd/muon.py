@@ -14,6 +14,7 @@ from specgd_common.tensors import is_dtensor, local
 from .checks import Check, check_schedule, flag, integer, number, one_of, pair, sharing
 from .distributed.layout import local_like, without_partial_sums
 from .groups.foreign import in_own_words
+from .groups.foreign_state import check_routes, in_own_layout
 from .groups.from_adamw import carried_over
 from .groups.given import given_groups
 from .groups.matrix_view import (
@@ -257,6 +258,11 @@ class Muon(SpectralOptimizer):
 
     def _own_words(self, group: Any) -> Any:
         return in_own_words(group, self.defaults["lr"]) if isinstance(group, Mapping) else group
+
+    def _checked(self, loaded: Mapping[str, Any]) -> dict[str, Any]:
+        checked = super()._checked(in_own_layout(loaded))
+        check_routes(checked, self.param_groups)
+        return checked
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         super()._check_group(group)

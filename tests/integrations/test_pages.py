@@ -43,6 +43,8 @@ def user(block: str, session: dict[str, Any]) -> dict[str, Any]:
     if "import Trainer" in block:
         args = TrainingArguments(output_dir="out", max_steps=2, report_to="none")
         return {"model": tiny_llama(), "dataset": DocumentationText(8), "args": args}
+    if "QKClip" in block:
+        return {"model": tiny_llama(), "loader": DataLoader(DocumentationText(8), batch_size=4)}
     if "import lightning" in block:
         return {"model": Classifier()}
     if "wrap(loader" in block and not isinstance(session["loader"], DataLoader):
