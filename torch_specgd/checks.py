@@ -33,6 +33,29 @@ def check_settings(group: Mapping[str, Any], checks: Mapping[str, Check]) -> Non
         check(name, group[name])
 
 
+def in_plain_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the list types of config libraries (Hydra's) as tuples.
+
+    Checkpoints hold the settings: whoever loads one may not have that library.
+
+    Args:
+        settings: A parameter group, whose parameters are left as they are, or defaults.
+
+    Example:
+        >>> from collections import UserList
+        >>> in_plain_tuples({"lr": 0.1, "adamw_betas": UserList([0.9, 0.95])})
+        {'lr': 0.1, 'adamw_betas': (0.9, 0.95)}
+    """
+    ours = ("params", "param_names")
+    return {k: v if k in ours else _in_plain_tuples(v) for k, v in settings.items()}
+
+
+def _in_plain_tuples(value: Any) -> Any:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, list, tuple)):
+        return value
+    return tuple(map(_in_plain_tuples, value))
+
+
 def number(low: float = 0.0, below: float = math.inf, *, none: bool = False) -> Check:
     """Check for a finite number in [low, below); tensors have one element.
 

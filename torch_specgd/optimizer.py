@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .checks import Check, by_name, check_form, check_settings, check_state, integer, state_fault
+from .checks import (
+    Check,
+    by_name,
+    check_form,
+    check_settings,
+    check_state,
+    in_plain_tuples,
+    integer,
+    state_fault,
+)
 from .distributed.agreement import partly_missing
 from .distributed.layout import check_layout
 from .groups.matrix_view import describe, names_of
@@ -29,6 +38,7 @@ class SpectralOptimizer(Optimizer):
     _statistics: StepStatistics | None = None
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        defaults = in_plain_tuples(defaults)
         self._check_group(defaults)
         super().__init__(params, defaults)
 
@@ -63,7 +73,7 @@ class SpectralOptimizer(Optimizer):
             TypeError: Likewise.
         """
         # torch completes the dict that it gets: a list of groups may be used for another optimizer.
-        param_group = dict(param_group)
+        param_group = in_plain_tuples(dict(param_group))
         self._check_group({**self.defaults, **param_group})
         self._warn_of_typing_errors(param_group)
         super().add_param_group(param_group)

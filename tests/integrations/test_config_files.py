@@ -1,6 +1,8 @@
 """Config files of Hydra and torchtune: a dotted path, and settings as YAML has them."""
 
+import io
 import pkgutil
+from collections import UserList
 from typing import Any
 
 import pytest
@@ -50,3 +52,21 @@ def test_by_dotted_path(key: str) -> None:
     twin.step()
     for p, new in zip(model.parameters(), moved, strict=True):
         assert torch.equal(p, new)
+
+
+def test_lists_of_a_config_library_stay_out_of_groups_and_checkpoints() -> None:
+    """Hydra passes lists of a class of its own, which no checkpoint should need to be read."""
+    betas, triple = UserList([0.9, 0.95]), UserList([3.4445, -4.7750, 2.0315])
+    steps = UserList([UserList([1.5, -0.5]), UserList([1.5, -0.5])])
+    p = nn.Parameter(torch.randn(4, 4))
+    group = {"params": [p], "ns_coefficients": steps}
+    optimizer = Muon([group], adamw_betas=betas, ns_coefficients=triple)
+    assert optimizer.defaults["ns_coefficients"] == (3.4445, -4.7750, 2.0315)
+    assert optimizer.param_groups[0]["ns_coefficients"] == ((1.5, -0.5), (1.5, -0.5))
+    assert optimizer.param_groups[0]["adamw_betas"] == (0.9, 0.95)
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
