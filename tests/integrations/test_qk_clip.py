@@ -200,6 +200,25 @@ def test_maxima_are_of_training_passes_since_the_last_clip() -> None:
             clip.clip_()
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # its new name
+@pytest.mark.parametrize("way", ["compiled", "checkpointed"])
+def test_maxima_are_the_same(way: str) -> None:
+    """Compiled, or run twice: once without gradients, and again in the backward pass."""
+    model = built("Llama", use_cache=False)
+    with QKClip(model) as clip:
+        model(**tokens())
+        plain, clip.max_logits = clip.max_logits, {}
+        if way == "compiled":
+            run = torch.compile(model, backend="eager")
+        else:
+            model.train().gradient_checkpointing_enable()
+            run = model
+        run(**tokens()).logits.square().mean().backward()
+        assert clip.max_logits.keys() == plain.keys()
+        for name, found in clip.max_logits.items():
+            torch.testing.assert_close(found, plain[name])
+
+
 def test_encoders_see_all_pairs_and_names_choose() -> None:
     """BERT's queries attend to later keys as well; only one of its layers is watched."""
     torch.manual_seed(0)
