@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from .groups.from_adamw import in_muons_terms
 from .groups.param_groups import param_groups
 from .muon import Muon
 
@@ -22,10 +23,15 @@ class TrainerMuon:
         overrides: Mapping[Any, Any] | None = None,
         splits: Mapping[str, Any] | None = None,
         per_head: bool = False,
+        of_adamw: bool = False,
         **settings: Any,
     ) -> Muon:
-        """Return Muon on the trained parameters, vectors without weight decay as Trainer has it."""
+        """Return Muon on the trained parameters, vectors without weight decay as Trainer has it.
+
+        Rate and decay are AdamW's if ``of_adamw``, else Muon's own.
+        """
         groups = []
+        lr, decay = settings["lr"], settings["weight_decay"]
         for group in param_groups(model, overrides, splits=splits, per_head=per_head):
             for decayed in (True, False):
                 params = [
@@ -34,7 +40,9 @@ class TrainerMuon:
                     if p.requires_grad and (p.ndim > 1) == decayed
                 ]
                 if params:
-                    own = {} if decayed else {"weight_decay": 0.0}
+                    own = {"lr": lr, "weight_decay": decay if decayed else 0.0}
+                    if of_adamw:
+                        own = in_muons_terms(**own, use_muon=bool(group["use_muon"]))
                     groups.append({**own, **group, "params": params})
         return Muon(groups, **settings)
 
@@ -49,9 +57,9 @@ def muon_for_trainer(
 ) -> tuple[type[TrainerMuon], dict[str, Any]]:
     """Return the ``optimizer_cls_and_kwargs`` of a ``transformers.Trainer`` or of TRL's trainers.
 
-    Learning rate, weight decay, betas and epsilon are those of ``args``. They mean what they mean
-    for AdamW: steps of matrices are scaled to AdamW's size ("match_rms_adamw"), vectors are not
-    decayed, and the Trainer's scheduler moves all of it.
+    Learning rate, weight decay, betas and epsilon are those of ``args``, and mean what they mean
+    for AdamW: Muon takes what ``Muon.from_adamw`` makes of them. Vectors are not decayed, and the
+    Trainer's scheduler moves all of it.
 
     Args:
         model: The model; None where the Trainer makes it by ``model_init``. Patterns are checked
@@ -59,7 +67,8 @@ def muon_for_trainer(
         args: ``TrainingArguments``.
         overrides: As in ``param_groups``.
         splits: As in ``param_groups``.
-        **settings: Arguments of ``Muon``, which win over those of ``args``.
+        **settings: Arguments of ``Muon``, which win over those of ``args``. An ``lr`` is Muon's own
+            for every parameter, and ``weight_decay`` per unit of it.
 
     Raises:
         ValueError: If a pattern matches nothing, or a split does not fit.
@@ -85,5 +94,6 @@ def muon_for_trainer(
         "adjust_lr_fn": "match_rms_adamw",
         "overrides": overrides,
         "splits": splits,
+        "of_adamw": "lr" not in settings,
         **settings,
     }

@@ -25,11 +25,11 @@ def test_one_argument_is_enough(trained: muon_trainer.Trainer) -> None:
     """Routes by what each parameter is, with the rate and decay of TrainingArguments."""
     optimizer = trained.optimizer.optimizer
     assert type(optimizer) is Muon
-    assert {g["initial_lr"] for g in optimizer.param_groups} == {1e-2}
     named = dict(trained.model.named_parameters())
     for group in optimizer.param_groups:
         for name in group["param_names"]:
-            assert group["weight_decay"] == (0.1 if named[name].ndim > 1 else 0.0), name
+            decay = group["initial_lr"] * group["weight_decay"]
+            assert decay == pytest.approx(LR * 0.1 if named[name].ndim > 1 else 0.0), name
             table = name in ("model.embed_tokens.weight", "lm_head.weight")
             assert group["use_muon"] == (named[name].ndim > 1 and not table), name
     losses = muon_trainer.losses(trained)

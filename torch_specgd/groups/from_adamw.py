@@ -10,7 +10,7 @@ from .param_groups import param_groups
 
 # Muon's best rate over AdamW's, where both updates have the root mean square that
 # "match_rms_adamw" gives: tuned on the transformer of docs/muon_results.md.
-RATE = 3.0
+RATE = 3.8
 _KNOWN = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 
 
@@ -26,6 +26,17 @@ class CarriedOver(NamedTuple):
     groups: list[dict[str, Any]]
     state: dict[Tensor, dict[str, Any]]
     report: str
+
+
+def in_muons_terms(lr: Any, weight_decay: float, use_muon: bool) -> dict[str, Any]:
+    """Translate a rate and a decay of AdamW; a step decays as much as before.
+
+    Example:
+        >>> in_muons_terms(1e-3, 0.1, use_muon=False)
+        {'lr': 0.001, 'weight_decay': 0.1}
+    """
+    rate = RATE if use_muon else 1.0
+    return {"lr": lr * rate, "weight_decay": weight_decay / rate}
 
 
 def carried_over(source: Optimizer | Mapping[str, Any], model: nn.Module) -> CarriedOver:
@@ -81,21 +92,19 @@ def _check(group: Mapping[str, Any]) -> None:
 
 def _group(route: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that one route and one of AdamW's groups have in common."""
-    rate = RATE if route["use_muon"] else 1.0
+    by_muon = bool(route["use_muon"])
     kept = {k: v for k, v in route.items() if k not in ("params", "param_names")}
     made = {
         **kept,
         "params": [],
-        "lr": own["lr"] * rate,
-        # The decay of a step is lr times this, and stays what it was.
-        "weight_decay": own["weight_decay"] / rate,
+        **in_muons_terms(own["lr"], own["weight_decay"], by_muon),
         "adjust_lr_fn": "match_rms_adamw",
         "adamw_betas": tuple(own["betas"]),
         "adamw_eps": own["eps"],
         "maximize": bool(own.get("maximize", False)),
     }
     if "initial_lr" in own:
-        made["initial_lr"] = own["initial_lr"] * rate
+        made["initial_lr"] = in_muons_terms(own["initial_lr"], 0.0, by_muon)["lr"]
     return made
 
 
