@@ -223,8 +223,13 @@ class Muon(SpectralOptimizer):
     ) -> "Muon":
         """Make the Muon that goes on where an AdamW run stands; ``print`` says what became of it.
 
-        Matrices take three times AdamW's rate, at equal root mean square of the update, and the
-        same decay a step; AdamW's first moment is their momentum. Everything else is stepped as
+        With AdamW's rate a and decay d, an m x n matrix takes the rate 3.8 a, the decay d / 3.8
+        and "match_rms_adamw"::
+
+            W <- (1 - a d) W - 3.8 a 0.2 sqrt(max(m, n)) polar(U)
+
+        so that a step decays it as before and has a root mean square of 3.8 times 0.2 a, which is
+        typical of AdamW. AdamW's first moment is its momentum. Everything else is stepped as
         before, its moments included.
 
         Args:
@@ -239,9 +244,10 @@ class Muon(SpectralOptimizer):
         Example:
             >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
             >>> print(Muon.from_adamw({"lr": 1e-3}, model).carried)
-            from AdamW:
-              1 parameters: Muon, lr 0.003 (3 times AdamW's), decay 0.00333333; no state
-              3 parameters: AdamW, lr 0.001, betas (0.9, 0.999), decay 0.01; no state
+            from AdamW, parameters:
+              1 to Muon: lr 0.0038 (3.8 times AdamW's), decay 0.00263 (the same a step),
+                momentum in place of betas and eps; no state
+              3 to AdamW: lr 0.001, decay 0.01, betas (0.9, 0.999), eps 1e-08; no state
         """
         made = carried_over(source, model)
         optimizer = cls(made.groups, **options)

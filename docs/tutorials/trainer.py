@@ -94,8 +94,8 @@ print(param_groups(model))
 # ## One argument more
 #
 # `muon_for_trainer` reads learning rate, weight decay, betas and epsilon from the
-# arguments. They mean what they mean for AdamW, because the steps of matrices are
-# scaled to AdamW's size.
+# arguments. They mean what they mean for AdamW: matrices take the rate that
+# `Muon.from_adamw` computes from it, everything else takes it as it is.
 
 # %%
 muon = held_out_loss(

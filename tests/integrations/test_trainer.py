@@ -25,16 +25,34 @@ def test_one_argument_is_enough(trained: muon_trainer.Trainer) -> None:
     """Routes by what each parameter is, with the rate and decay of TrainingArguments."""
     optimizer = trained.optimizer.optimizer
     assert type(optimizer) is Muon
-    named = dict(trained.model.named_parameters())
+    named, rate = dict(trained.model.named_parameters()), trained.args.learning_rate
     for group in optimizer.param_groups:
         for name in group["param_names"]:
             decay = group["initial_lr"] * group["weight_decay"]
-            assert decay == pytest.approx(LR * 0.1 if named[name].ndim > 1 else 0.0), name
+            assert decay == pytest.approx(rate * 0.1 if named[name].ndim > 1 else 0.0), name
             table = name in ("model.embed_tokens.weight", "lm_head.weight")
             assert group["use_muon"] == (named[name].ndim > 1 and not table), name
     losses = muon_trainer.losses(trained)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_matrices_take_the_rate_that_from_adamw_gives() -> None:
+    """One rule for both ways from AdamW; Muon's own rate stays as it is."""
+    model, arguments = (
+        tiny_llama(),
+        muon_trainer.TrainingArguments(learning_rate=2e-3, use_cpu=True),
+    )
+    make, settings = muon_for_trainer(model, arguments)
+    other = Muon.from_adamw({"lr": 2e-3, "weight_decay": arguments.weight_decay}, model)
+    rates = [
+        {p: (g["lr"], g["adjust_lr_fn"]) for g in made.param_groups for p in g["params"]}
+        for made in (make()(model, **settings), other)
+    ]
+    assert rates[0] == rates[1]
+    assert len(set(rates[0].values())) == 2
+    make, settings = muon_for_trainer(model, arguments, lr=0.02)
+    assert {g["lr"] for g in make()(model, **settings).param_groups} == {0.02}
 
 
 def test_a_class_and_settings_still_work(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from reference.optimizers import ReferenceMuon, polar_exact
 from torch_specgd import Muon
 from torch_specgd.groups.foreign import in_own_words
 from torch_specgd.groups.from_adamw import RATE
@@ -142,8 +143,38 @@ def test_from_adamw_carries_rates_decay_and_state() -> None:
     assert torch.equal(net[0].weight, other[0].weight)
     assert torch.equal(net[3].bias, other[3].bias)
     assert not torch.equal(net[1].weight, other[1].weight)
-    assert "first moments as momentum of 1" in repr(optimizer)
-    assert "all moments of" in repr(optimizer)
+    printed = repr(optimizer)
+    assert "lr 0.0038 (3.8 times AdamW's), decay 0.0789 (the same a step)" in printed
+    assert "betas and eps; first moments as momentum of 1, second moments left behind" in printed
+    assert "AdamW: lr 0.002, decay 0, betas (0.8, 0.9), eps 1e-08; all moments of 3" in printed
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (48, 12), (12, 48)])
+def test_from_adamw_takes_the_step_that_it_says(shape: tuple[int, int]) -> None:
+    """In float64: the decay of AdamW's step, and RATE times its root mean square on pure noise."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(301)]
+    net = nn.Sequential(nn.Linear(3, shape[1]), nn.Linear(*shape[::-1], bias=False)).double()
+    net.append(nn.Linear(shape[0], 3).double())
+    w, lr, decay = net[1].weight, 0.001, 0.3
+    adamw = torch.optim.AdamW([w], lr=lr, betas=(0.9, 0.95), weight_decay=decay)
+    for w.grad in noise[:-1]:
+        before = (1 - lr * decay) * w.detach()
+        adamw.step()
+    size = (w.detach() - before).square().mean().sqrt()
+    assert size == pytest.approx(0.2 * lr, rel=0.2)  # what "match_rms_adamw" takes for typical
+    reference = ReferenceMuon(
+        w.detach(), polar_exact, lr=RATE * lr, weight_decay=decay / RATE, momentum=0.95,
+        nesterov=True, match_rms=True,
+    )  # fmt: skip
+    reference.b = adamw.state[w]["exp_avg"].clone()
+    before, w.grad = (1 - lr * decay) * w.detach(), noise[-1]
+    Muon.from_adamw(adamw, net, compute_dtype="float32").step()
+    reference.step(noise[-1])
+    step, wanted = w.detach() - before, reference.w - before
+    assert wanted.square().mean().sqrt() == pytest.approx(RATE * 0.2 * lr, rel=1e-6)
+    # "auto" brings singular values to 1 within 5 %.
+    assert (step - wanted).norm() < 0.05 * wanted.norm()
 
 
 @pytest.mark.parametrize(

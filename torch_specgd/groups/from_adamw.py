@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from .param_groups import param_groups
 
 # Muon's best rate over AdamW's, where both updates have the root mean square that
-# "match_rms_adamw" gives: tuned on the transformer of docs/muon_results.md.
+# "match_rms_adamw" gives: tuned on the transformer of docs/muon_results.md, in eight settings.
 RATE = 3.8
 _KNOWN = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 
@@ -117,15 +117,19 @@ def _state(state: Mapping[str, Any], is_matrix: bool) -> dict[str, Any]:
 
 
 def _report(groups: list[dict[str, Any]], carried: Mapping[Tensor, Any]) -> str:
-    lines = ["from AdamW:"]
+    lines = ["from AdamW, parameters:"]
     for group in groups:
-        count = len(group["params"])
-        if group["use_muon"]:
-            became = f"Muon, lr {float(group['lr']):g} ({RATE:g} times AdamW's)"
-        else:
-            became = f"AdamW, lr {float(group['lr']):g}, betas {group['adamw_betas']}"
+        lr, decay, count = float(group["lr"]), group["weight_decay"], len(group["params"])
         with_state = sum(p in carried for _, p in group["params"])
-        moved = "first moments as momentum" if group["use_muon"] else "all moments"
-        moved = f"{moved} of {with_state}" if with_state else "no state"
-        lines.append(f"  {count} parameters: {became}, decay {group['weight_decay']:g}; {moved}")
+        if group["use_muon"]:
+            became = (
+                f"Muon: lr {lr:g} ({RATE:g} times AdamW's), decay {decay:.3g} (the same a step)"
+            )
+            became += ",\n    momentum in place of betas and eps"
+            moved = f"first moments as momentum of {with_state}, second moments left behind"
+        else:
+            became = f"AdamW: lr {lr:g}, decay {decay:g}, "
+            became += f"betas {group['adamw_betas']}, eps {group['adamw_eps']:g}"
+            moved = f"all moments of {with_state}"
+        lines.append(f"  {count} to {became}; {moved if with_state else 'no state'}")
     return "\n".join(lines)
