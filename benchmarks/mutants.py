@@ -158,7 +158,7 @@ def mutants_of(name: str, module: ModuleType) -> Iterator[Mutant]:
         before = ast.unparse(node)
         change()
         after = ast.unparse(node)
-        code = compile(ast.fix_missing_locations(changed), str(path), "exec")
+        code = compile(changed, str(path), "exec", dont_inherit=True)
         for qualified, function in known.items():
             old, new = function.__code__, find(code, function.__code__)
             # The code of a function is without its defaults: a change there leaves it equal.
