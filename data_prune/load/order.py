@@ -51,11 +51,12 @@ class EpochOrder(Sampler[int]):
         self.num_examples, self.seed, self.shuffle = num_examples, int(seed), shuffle
         self.num_replicas, self.rank, self.drop_last = num_replicas, rank, drop_last
         self.alone = alone
-        self.wrapped = False  # in a ScoredLoader, which no framework divides
+        # True inside a ScoredLoader, which no framework divides among the ranks.
+        self.wrapped = False
         self.epoch = 0
         self.resume = 0  # indices of this epoch that an earlier run has already handed out
         self._loaded: int | None = None  # epoch of a state, until the next set_epoch
-        self._ahead = 0  # of the numbers that set_epoch is given
+        self._ahead = 0  # epochs by which this one is ahead of the number given to set_epoch
         self._handout: Handout | None = None
 
     def members(self) -> NDArray[np.int64] | None:

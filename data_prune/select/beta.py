@@ -15,7 +15,7 @@ PROB_EPS = 1e-6
 MAX_ANCHOR = 0.99
 # Bins of the table of counts from which a c_D is found.
 P_BINS, S_BINS = 200, 120
-# Scores span ten decades: examples that float32 calls learned reach 1e-8.
+# Decades of the score: with probabilities that float32 rounds to 1 it comes down to 1e-8.
 LOG_SCORE = (-10.0, 0.0)
 C_D_RANGE = (0.25, 32.0)
 

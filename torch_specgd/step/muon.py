@@ -70,7 +70,7 @@ def muon(
         neuron_beta: Averaging coefficient of ``second_moments``.
         rounding: Source of random bits for buffers that are rounded to bfloat16.
         max_batch_bytes: Bound on the bytes of updates that exist at one time on a rank; on a CPU
-            64 MiB at most, and the results of small matrices count as well.
+            64 MiB at most (``step.batches``), with the results of small matrices included.
         compute_dtype: dtype of the iteration; None: the engine's rule.
         share_work: See :class:`Muon`.
         owner: Whom a GPU's memory for updates and tables belongs to; None: the first parameter.
@@ -84,13 +84,15 @@ def muon(
         grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
         momentum_buffers = [local(b) for b in momentum_buffers]
     views = views or ["auto"] * len(params)
-    # Nearly always: whole matrices that stay where they are. The engine gives each thread one.
+    # In most runs every matrix is whole and stays on its rank. Then the engine runs as many
+    # matrices at a time as there are threads.
     traced = torch.compiler.is_compiling()
     split = any(not isinstance(v, str) and v.split is not None for v in views)
     whole = not (divided or share_work or traced or split)
     together = torch.get_num_threads() if whole else 1
     if divided:
-        # A rank has a piece of each update, and as many matrices as ranks leave none idle.
+        # A rank holds a piece of each update. With as many matrices at a time as there are ranks,
+        # each rank has a whole one to orthogonalize.
         cuts, together = least_divided(params)
         max_batch_bytes *= cuts
     options = engine_options(ns_coefficients, ns_steps, eps, compute_dtype)

@@ -1,7 +1,8 @@
 """Which tiles a kernel runs with: one JSON table per architecture, chosen by waves.
 
-The rule of thumb behind the tables: the largest tile that still fills the processor once. A
-product of 36 tiles of 128 x 128 leaves three quarters of an H100 idle, whatever its size.
+The rule of thumb behind the tables: the largest tile of which there are enough for every
+processor of the GPU. A 768 x 768 product has 36 tiles of 128 x 128; on an H100, which has 132
+processors, they leave three quarters idle.
 Another table comes from the environment variable TORCH_SPECGD_TRITON_CONFIG (a file); the
 file that `tune()` writes is such a table.
 """

@@ -34,8 +34,9 @@ FORMS = ("direct", "gram")
 # Short sides up to here run in float32 (LoRA factors keep their accuracy, 16 bits gain nothing)
 # and, on a GPU, in the one-launch kernel.
 SMALL = 64
-# Columns up to which one program takes a matrix from end to end, however few matrices there are:
-# few programs would stream longer ones beside idle processors.
+# One program of the one-launch kernel takes a whole matrix: up to 8,192 columns always, longer
+# ones from 64 matrices on. With fewer, most processors of a GPU would idle while one of them reads
+# a long matrix. Both numbers are estimates; none was timed.
 STREAMED, MANY = 8192, 64
 # Steps up to which their coefficients are arguments of one kernel.
 UNROLLED = 16

@@ -21,10 +21,12 @@ STATE_RULES = ("keep", "reset", "scale")
 
 # Squares of gradients or of updates: they carry the factor twice.
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta")
-# Copies of the weight itself, by the names that mixed-precision optimizers give them.
+# Copies of the weight itself: float32 masters of mixed-precision optimizers, and "ax", the average
+# of torch.optim.ASGD.
 _MASTERS = ("master_param", "master_params", "master_weight", "master_weights", "fp32_param", "ax")
 
-# Counters, which have the shape of a scalar parameter by accident.
+# Numbers of the step (mu_product is NAdam's; eta and mu are ASGD's). A scalar parameter has their
+# shape, so that shape alone would take them for moments.
 _COUNTERS = ("step", "mu_product", "eta", "mu")
 
 Along = nn.Module | Mapping[str, Tensor]
