@@ -10,7 +10,7 @@ wheel = sys.argv[1]
 packages = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
 packages = {name for name in packages if not name.endswith(".dist-info")}
 assert packages == {"torch_specgd", "data_prune", "warmstart", "specgd_common"}, packages
-assert os.path.getsize(wheel) < 500_000, f"{os.path.getsize(wheel)} bytes"
+assert os.path.getsize(wheel) < 600_000, f"{os.path.getsize(wheel)} bytes"
 # vLLM, SGLang and Unsloth probe for this name and would take ours for another library.
 assert importlib.util.find_spec("triton_kernels") is None
 
