@@ -12,20 +12,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def check_division(num_replicas: int | str | None, rank: int | None) -> None:
-    """Refuse ranks that are incomplete or outside their range."""
-    if num_replicas == "auto":
-        num_replicas = None
-    if (num_replicas is None) != (rank is None):
-        raise ValueError(f"give both or neither: num_replicas {num_replicas}, rank {rank}")
-    if num_replicas is None or rank is None:
-        return
-    if isinstance(num_replicas, str):
-        raise ValueError(f"num_replicas must be a number, 'auto' or None, got {num_replicas!r}")
-    if not 0 <= rank < num_replicas:
-        raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
-
-
 def divided_by(num_replicas: int | str | None, rank: int | None) -> tuple[int, int] | None:
     """Return the number of ranks and this one's, or None where the order is not divided here."""
     if num_replicas == "auto":

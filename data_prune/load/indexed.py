@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    default_collate,
+)
 
 
 class Examples(NamedTuple):
@@ -16,6 +27,7 @@ class Examples(NamedTuple):
     examples: Any
 
 
+@dataclass(eq=False)
 class Positions:
     """The positions of a batch on their way to ``record``, a tensor only where one is asked for.
 
@@ -23,8 +35,7 @@ class Positions:
     pinning would look at one by one.
     """
 
-    def __init__(self, indices: Sequence[int]) -> None:
-        self.indices = indices
+    indices: Sequence[int]
 
 
 class IndexedDataset(Dataset):
@@ -58,11 +69,12 @@ class IndexedDataset(Dataset):
         return getattr(self.dataset, name)
 
 
+@dataclass(eq=False)
 class _IndexedCollate:
     """Collate the examples as before and put the indices where ``place`` says; None: in front."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any], place: str | None) -> None:
-        self.collate, self.place = collate, place
+    collate: Callable[[list[Any]], Any]
+    place: str | None
 
     def __call__(self, pairs: Examples | Sequence[tuple[int, Any]]) -> Any:
         if not isinstance(pairs, Examples):
@@ -174,3 +186,24 @@ def check_loader(loader: Any) -> None:
             f"the loader is empty: {len(loader.dataset)} examples, batch size "  # type: ignore[arg-type]
             f"{loader.batch_size}, drop_last={loader.drop_last}"
         )
+
+
+def known_order(loader: DataLoader, options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Say whether DualScoreSampler can take the loader's order over, and with which settings."""
+    sampler = loader.sampler
+    if loader.batch_size is None or type(loader.batch_sampler).__name__ != BatchSampler.__name__:
+        return False, options
+    if type(sampler) is DistributedSampler:  # a subclass has an order of its own
+        ranks = {
+            "num_replicas": sampler.num_replicas,
+            "rank": sampler.rank,
+            "drop_last": sampler.drop_last,
+            "shuffle": sampler.shuffle,
+        }
+        return True, {**ranks, **options}
+    if type(sampler).__name__ == SequentialSampler.__name__:
+        return True, {"shuffle": False, **options}
+    if type(sampler).__name__ == RandomSampler.__name__:
+        plain = not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[attr-defined,arg-type]
+        return plain, options
+    return False, options

@@ -10,18 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    RandomSampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader
 
 from ..record.state import check_keys, check_whole
 from ..report.evaluate import Comparison
 from ..score.table import ScoreTable
-from .indexed import check_loader, rebuild
+from .indexed import check_loader, known_order, rebuild
 from .own_order import FilteredBatches
 
 
@@ -48,7 +42,7 @@ class ScoredLoader:
         **options: Any,
     ) -> None:
         check_loader(loader)
-        own, options = _known_order(loader, options)
+        own, options = known_order(loader, options)
         self.sampler = make_sampler(loader.dataset, **options)
         self.sampler.wrapped = True
         self._batches = None if own else FilteredBatches(loader.batch_sampler, self.sampler)
@@ -282,24 +276,3 @@ class ScoredLoader:
             raise AttributeError(name)
         holder: Any = self.loader.dataset if name == "dataset" else self.loader
         return getattr(holder, name)
-
-
-def _known_order(loader: DataLoader, options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """Say whether DualScoreSampler can take the loader's order over, and with which settings."""
-    sampler = loader.sampler
-    if loader.batch_size is None or type(loader.batch_sampler).__name__ != BatchSampler.__name__:
-        return False, options
-    if type(sampler) is DistributedSampler:  # a subclass has an order of its own
-        ranks = {
-            "num_replicas": sampler.num_replicas,
-            "rank": sampler.rank,
-            "drop_last": sampler.drop_last,
-            "shuffle": sampler.shuffle,
-        }
-        return True, {**ranks, **options}
-    if type(sampler).__name__ == SequentialSampler.__name__:
-        return True, {"shuffle": False, **options}
-    if type(sampler).__name__ == RandomSampler.__name__:
-        plain = not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[attr-defined,arg-type]
-        return plain, options
-    return False, options

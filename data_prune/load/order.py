@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 from operator import length_hint
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from ..select.noise import shuffled
-from .division import check_divided, check_division, divided_by
+from .division import check_divided, divided_by
 
 # Indices turned into Python integers at once: a list of all of them takes 32 bytes each.
 _CHUNK = 1 << 16
@@ -100,13 +101,6 @@ class EpochOrder(Sampler[int]):
             return self._handout.yielded
         return self.resume
 
-    def order(self) -> NDArray[np.int64]:
-        """Return the present epoch's indices in order, before they are divided among ranks."""
-        members = self.members()
-        if members is None:
-            members = np.arange(self.num_examples, dtype=np.int64)
-        return shuffled(members, self.seed, self.epoch) if self.shuffle else members
-
     def length(self, epoch: int) -> int:
         """Return how many indices this rank yields in ``epoch``, known before the scores are."""
         total = self.count(epoch)
@@ -139,20 +133,37 @@ class EpochOrder(Sampler[int]):
     def __len__(self) -> int:
         return self.length(self.epoch)
 
-    def begin(self) -> None:
-        """Get ready for the present epoch, whose indices are asked for now."""
+    def begin(self) -> NDArray[np.int64] | None:
+        """Get ready for the present epoch, whose indices are asked for now: its ``members``."""
+        return self.members()
 
     def __iter__(self) -> Iterator[int]:
         together = dist.is_available() and dist.is_initialized()
         if together and not self.alone:
             check_divided(wrapped=self.wrapped, here=self.num_replicas is not None)
-        self.begin()
-        indices = self.order()
+        members = self.begin()
+        indices = np.arange(self.num_examples, dtype=np.int64) if members is None else members
+        if self.shuffle:
+            indices = shuffled(indices, self.seed, self.epoch)
         ranks = None if self.num_replicas is None else divided_by(self.num_replicas, self.rank)
         if ranks is not None:
             indices = share(indices, *ranks, self.drop_last)
-        self._handout = Handout(self, indices)
+        self._handout = Handout(self, indices, self.epoch)
         return chain.from_iterable(self._handout.chunks())
+
+
+def check_division(num_replicas: int | str | None, rank: int | None) -> None:
+    """Refuse ranks that are incomplete or outside their range."""
+    if num_replicas == "auto":
+        num_replicas = None
+    if (num_replicas is None) != (rank is None):
+        raise ValueError(f"give both or neither: num_replicas {num_replicas}, rank {rank}")
+    if num_replicas is None or rank is None:
+        return
+    if isinstance(num_replicas, str):
+        raise ValueError(f"num_replicas must be a number, 'auto' or None, got {num_replicas!r}")
+    if not 0 <= rank < num_replicas:
+        raise ValueError(f"rank must be in [0, {num_replicas}), got {rank}")
 
 
 def share_length(total: int, num_replicas: int, drop_last: bool) -> int:
@@ -174,6 +185,7 @@ def share(
     return np.resize(indices, count)[rank::num_replicas]
 
 
+@dataclass(eq=False)
 class Handout:
     """One epoch's indices on their way out, and how many are out.
 
@@ -182,12 +194,14 @@ class Handout:
     Args:
         order: Whose ``epoch`` advances when its latest handout has come to the end.
         indices: (n,) of the epoch, in order.
+        epoch: Its number.
     """
 
-    def __init__(self, order: EpochOrder, indices: NDArray[np.int64]) -> None:
-        self.order, self.indices, self.epoch = order, indices, order.epoch
-        self._end: int | None = None  # of the chunk that is being handed out; None before any
-        self._chunk: Iterator[int] = iter(())
+    order: EpochOrder
+    indices: NDArray[np.int64]
+    epoch: int
+    _end: int | None = None  # of the chunk that is being handed out; None before any
+    _chunk: Iterator[int] = field(default_factory=lambda: iter(()))
 
     @property
     def yielded(self) -> int:

@@ -42,8 +42,7 @@ class FilteredBatches:
         return len(self.batches) if whole else len(self._kept_batches())
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.sampler.begin()
-        if self.sampler.members() is None:
+        if self.sampler.begin() is None:
             for batch in self.batches:
                 yield list(batch)
         else:

@@ -267,14 +267,15 @@ class DualScoreSampler(EpochOrder):
         """
         return torch.ones(len(index)) if self._draws is None else self._draws.weights(index)
 
-    def begin(self) -> None:
-        """Close what is recorded of the epoch before, and fix who takes part in this one."""
+    def begin(self) -> NDArray[np.int64] | None:
+        """Close what is recorded of the epoch before, and return who takes part in this one."""
         if self.tracker is not None and self.epoch > self.tracker.epoch:
             # All batches of the last epoch are in: loaders ask for an epoch's indices only when
             # it begins, however far ahead they read within it.
             self.close_epoch()
         if self._draws is not None:
             self._draws.begin(self.epoch)
+        return self.members()
 
     # -- resuming ---------------------------------------------------------------------------
 

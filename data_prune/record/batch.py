@@ -1,7 +1,7 @@
 """What a user hands over for one batch -> values that can be credited, or an error.
 
-Logits and targets are checked by the rules of their task; losses and probabilities come as they
-are. Nothing is stored here.
+Logits and targets are checked by the rules of their task, and give one probability (and the
+peers' values) for each example; losses and probabilities come as they are. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .observe import SCALED, observe, unknown
+from .observe import (
+    CHUNK_ELEMENTS,
+    SCALED,
+    UNLABELLED,
+    check_multilabel,
+    error_norm,
+    is_correct,
+    margin,
+    multilabel_prob,
+    position_log_prob,
+    segmentation_prob,
+    squared_error,
+    two_classes,
+)
 
 
 class Reading(NamedTuple):
@@ -57,6 +70,86 @@ def read_logits(
             safe = safe.clamp(0, num_classes - 1)  # the check waits for the copy
     values = observe(logits, safe, task=task, peers=peers, ignore_index=ignore_index, shift=shift)
     return Reading(values, label, num_classes)
+
+
+def observe(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    task: str = "classification",
+    peers: tuple[str, ...] = (),
+    ignore_index: int = -100,
+    shift: bool = False,
+) -> dict[str, Tensor]:
+    """Return one float32 value per example for each quantity that is recorded in an epoch.
+
+    Args:
+        logits: The model's output for the batch; shape by task, see ``DualTracker.update``.
+        target: The target used in the loss, classes already inside [0, C).
+        task: One of ``TASKS``.
+        peers: The peers whose values are wanted as well (classification only).
+        ignore_index: The label that does not count (tasks "tokens" and "segmentation").
+        shift: Compare the logits at t with the token at t + 1 (task "tokens").
+
+    Returns:
+        ``{"prob": (B,), ...}``; for regression "prob" holds the loss, which becomes a
+        probability at the end of the epoch, when its scale is known. For "tdds" the value is
+        the (B, C) log-softmax.
+
+    Example:
+        >>> values = observe(torch.zeros(1, 4), torch.tensor([2]), peers=("aum",))
+        >>> {name: value.tolist() for name, value in values.items()}
+        {'prob': [0.25], 'aum': [0.0]}
+    """
+    if task == "tokens":
+        if shift:
+            logits, target = logits[:, :-1], target[:, 1:]
+        prob = position_log_prob(logits, target, ignore_index).exp()
+        return {"prob": prob.masked_fill((target == ignore_index).all(-1), UNLABELLED)}
+    if task == "segmentation":
+        return {"prob": segmentation_prob(logits, target, ignore_index)}
+    if task == "multilabel":
+        return {"prob": multilabel_prob(logits, target)}
+    if task == "regression":
+        return {"prob": squared_error(logits, target)}
+    log_prob = target_log_prob(logits, target)
+    # A target whose own logit is -inf gives exactly 0, as does NaN arithmetic on some devices:
+    # the label itself was masked out, so the observation is marked as not finite.
+    prob = log_prob.exp().masked_fill(log_prob.isneginf(), float("nan"))
+    values = {"prob": prob}
+    if "el2n" in peers:
+        values["el2n"] = error_norm(logits, target)
+    if "aum" in peers:
+        values["aum"] = margin(logits, target)
+    if "forgetting" in peers:
+        values["forgetting"] = is_correct(logits, target)
+    if "tdds" in peers:
+        values["tdds"] = logits.detach().float().log_softmax(-1)
+    return values
+
+
+def target_log_prob(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Return the log-probability of the target class, in float32, without a full softmax.
+
+    .. math:: \log P(y) = z_y - \log \sum_c e^{z_c}
+
+    Args:
+        logits: (B, C), any floating dtype.
+        target: (B,), integer classes in [0, C).
+
+    Returns:
+        (B,) float32, on the logits' device, detached.
+
+    Example:
+        >>> target_log_prob(torch.zeros(2, 4), torch.tensor([0, 3])).exp().tolist()
+        [0.25, 0.25]
+    """
+    rows = max(1, CHUNK_ELEMENTS // max(1, logits.shape[-1]))
+    parts = []
+    for z, y in zip(logits.detach().split(rows), target.split(rows), strict=True):
+        z = z.float()
+        parts.append(z.gather(-1, y[:, None]).squeeze(-1) - z.logsumexp(-1))
+    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
 
 
 def read_losses(index: Tensor, loss: Any, label: Any, task: str) -> Reading:
@@ -121,34 +214,6 @@ def check_tensors(index: Tensor, **values: Any) -> None:
             )
 
 
-def two_classes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a single logit for class 1 as logits of two classes, softmax (0, z) = sigmoid(z).
-
-    Args:
-        logits: (B,) or (B, 1).
-        target: (B,) or (B, 1) zeros and ones of any type.
-
-    Example:
-        >>> z, y = two_classes(torch.tensor([[0.5]]), torch.tensor([[1.0]]))
-        >>> z.tolist(), y.tolist()
-        ([[0.0, 0.5]], [1])
-    """
-    if target.shape not in (logits.shape[:1], (*logits.shape[:1], 1)):
-        raise ValueError(
-            f"binary logits of shape {tuple(logits.shape)} take a target (B,) or (B, 1), got "
-            f"{tuple(target.shape)}"
-        )
-    y = target.reshape(-1)
-    if y.dtype.is_floating_point or y.dtype == torch.bool:
-        classes = torch.where(y == 0, 0, torch.where(y == 1, 1, 2))
-        wrong = y[classes == 2] if y.device.type == "cpu" else y[:0]
-        if len(wrong):
-            raise ValueError(f"binary targets must be 0 or 1, got {wrong[0].item():.6g}")
-        y = classes
-    z = logits.reshape(-1)
-    return torch.stack([torch.zeros_like(z), z], dim=-1), y
-
-
 def check_task(logits: Tensor, target: Tensor, task: str, ignore_index: int) -> None:
     """Refuse tensors of other shapes or kinds than the task takes."""
     if task == "regression":
@@ -162,38 +227,18 @@ def check_task(logits: Tensor, target: Tensor, task: str, ignore_index: int) -> 
     if logits.ndim > 1 and logits.shape[-1] < 1:
         raise ValueError("logits have no classes")
     if task == "multilabel":
-        _check_multilabel(logits, target)
-    elif task == "classification":
-        _check_classes(logits, target)
-    else:
+        check_multilabel(logits, target)
+    elif task != "classification":
         _check_positions(logits, target, task, ignore_index)
-
-
-def _check_multilabel(logits: Tensor, target: Tensor) -> None:
-    if logits.ndim < 2 or target.shape != logits.shape:
-        raise ValueError(
-            f"multilabel takes (B, C) twice, or (B, ...) twice, got logits {tuple(logits.shape)}, "
-            f"target {tuple(target.shape)}"
-        )
-    if target.device.type == "cpu":  # elsewhere the look would wait for the device
-        wrong = target[~((target == 0) | unknown(target) | (target == 1))]
-        if len(wrong):
-            raise ValueError(
-                "multilabel targets must be 0 or 1, and -1 or NaN where unknown, got "
-                f"{wrong[0].item()}"
-            )
-
-
-def _check_classes(logits: Tensor, target: Tensor) -> None:
-    if target.dtype.is_floating_point and target.ndim == 2:
+    elif target.dtype.is_floating_point and target.ndim == 2:
         raise ValueError(
             f"target has shape {tuple(target.shape)} and dtype {target.dtype}: for soft labels "
             "(mixup, CutMix, distillation) the probability of the label is not defined; pass the "
             "hard label"
         )
-    if target.dtype.is_floating_point or target.dtype == torch.bool:
+    elif target.dtype.is_floating_point or target.dtype == torch.bool:
         raise TypeError(f"target must hold integer classes, got {target.dtype}")
-    if logits.ndim != 2 or target.ndim != 1:
+    elif logits.ndim != 2 or target.ndim != 1:
         raise ValueError(
             f"expected logits (B, C) and target (B,), got {tuple(logits.shape)} and "
             f"{tuple(target.shape)}"

@@ -1,4 +1,4 @@
-"""The settings of a recording -> the arrays that it keeps for each example."""
+"""The settings of a recording -> checked, and the arrays that it keeps for each example."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .ring import NOT_SEEN
+from .observe import PEERS, SCALED, TASKS
+from .sums import NOT_SEEN
 
 
 class Recording(Protocol):
@@ -25,6 +26,45 @@ class Field(NamedTuple):
     lead: tuple[int, ...]
     dtype: str
     fill: float
+
+
+def check_settings(
+    num_examples: int,
+    epochs: int,
+    window: int,
+    task: str,
+    peers: tuple[str, ...],
+    storage: str | os.PathLike | None,
+    shift: bool = False,
+    loss_scale: float | None = None,
+) -> None:
+    """Refuse numbers outside their ranges, unknown names and impossible combinations."""
+    for name, value in (("num_examples", num_examples), ("epochs", epochs), ("window", window)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+    if num_examples < 1:
+        raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+    if not 2 <= window <= epochs:
+        raise ValueError(f"window must be between 2 and epochs = {epochs}, got {window}")
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    unknown = set(peers) - set(PEERS)
+    if unknown:
+        raise ValueError(f"peers must be of {PEERS}, got {sorted(unknown)}")
+    if peers and task != "classification":
+        raise ValueError(f"peers are defined for classification only, task is {task!r}")
+    if "tdds" in peers and window < 3:
+        raise ValueError(f"tdds needs a window of at least 3 epochs, got {window}")
+    if "tdds" in peers and storage is not None:
+        raise ValueError("tdds cannot be kept in storage: a killed epoch could not be undone")
+    if shift and task != "tokens":
+        raise ValueError(f"shift is for task 'tokens', got shift={shift!r} and task {task!r}")
+    if loss_scale is None:
+        return
+    if task not in SCALED:
+        raise ValueError(f"loss_scale is for tasks {SCALED}, got {loss_scale!r} and task {task!r}")
+    if isinstance(loss_scale, bool) or not 0.0 < loss_scale < float("inf"):
+        raise ValueError(f"loss_scale must be positive and finite, got {loss_scale!r}")
 
 
 def layout(store: Recording, num_classes: int | None) -> dict[str, Field]:
@@ -68,14 +108,11 @@ def layout(store: Recording, num_classes: int | None) -> dict[str, Field]:
     if "tdds" in peers:
         fields["row.tdds"] = Field((window - 1,), "f4", np.nan)
     if files or num_classes is not None:
-        fields["label"] = Field((), "i4" if files else _label_dtype(num_classes), -1)
+        label = "i4"
+        if not files and num_classes is not None and 0 <= num_classes <= 32767:
+            # The smallest signed type that holds every class and -1, which means unknown.
+            label = np.min_scalar_type(-1 - num_classes).str
+        fields["label"] = Field((), label, -1)
     if "tdds" in peers and num_classes is not None:
         fields["previous"] = Field((num_classes,), "f4", np.nan)
     return fields
-
-
-def _label_dtype(num_classes: int | None) -> str:
-    """Return the smallest signed type that holds every class and -1, which means unknown."""
-    if num_classes is None or not 0 <= num_classes <= 32767:
-        return "i4"
-    return "i1" if num_classes <= 127 else "i2"

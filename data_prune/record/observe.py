@@ -1,6 +1,6 @@
-"""Logits and targets of one batch -> one probability (and the peers' values) per example.
+"""Logits and targets of one batch -> what a task or a peer takes of each example.
 
-Everything here is a pure function on the logits' device, of a batch that ``batch`` has checked.
+Everything here is a pure function on the logits' device, called by ``batch``.
 """
 
 from __future__ import annotations
@@ -18,36 +18,56 @@ UNLABELLED = -1.0
 
 # Rows of logits that are widened to float32 at once: 2**22 floats are 16 MB, so that a
 # language model's (batch, length, 128k) logits are never copied whole.
-_CHUNK_ELEMENTS = 1 << 22
-
-
-def target_log_prob(logits: Tensor, target: Tensor) -> Tensor:
-    r"""Return the log-probability of the target class, in float32, without a full softmax.
-
-    .. math:: \log P(y) = z_y - \log \sum_c e^{z_c}
-
-    Args:
-        logits: (B, C), any floating dtype.
-        target: (B,), integer classes in [0, C).
-
-    Returns:
-        (B,) float32, on the logits' device, detached.
-
-    Example:
-        >>> target_log_prob(torch.zeros(2, 4), torch.tensor([0, 3])).exp().tolist()
-        [0.25, 0.25]
-    """
-    rows = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[-1]))
-    parts = []
-    for z, y in zip(logits.detach().split(rows), target.split(rows), strict=True):
-        z = z.float()
-        parts.append(z.gather(-1, y[:, None]).squeeze(-1) - z.logsumexp(-1))
-    return torch.cat(parts) if parts else logits.new_zeros(0, dtype=torch.float32)
+CHUNK_ELEMENTS = 1 << 22
 
 
 def unknown(target: Tensor) -> Tensor:
     """Mark the entries of a multi-label target that say nothing."""
     return (target == -1) | (target != target)
+
+
+def two_classes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a single logit for class 1 as logits of two classes, softmax (0, z) = sigmoid(z).
+
+    Args:
+        logits: (B,) or (B, 1).
+        target: (B,) or (B, 1) zeros and ones of any type.
+
+    Example:
+        >>> z, y = two_classes(torch.tensor([[0.5]]), torch.tensor([[1.0]]))
+        >>> z.tolist(), y.tolist()
+        ([[0.0, 0.5]], [1])
+    """
+    if target.shape not in (logits.shape[:1], (*logits.shape[:1], 1)):
+        raise ValueError(
+            f"binary logits of shape {tuple(logits.shape)} take a target (B,) or (B, 1), got "
+            f"{tuple(target.shape)}"
+        )
+    y = target.reshape(-1)
+    if y.dtype.is_floating_point or y.dtype == torch.bool:
+        classes = torch.where(y == 0, 0, torch.where(y == 1, 1, 2))
+        wrong = y[classes == 2] if y.device.type == "cpu" else y[:0]
+        if len(wrong):
+            raise ValueError(f"binary targets must be 0 or 1, got {wrong[0].item():.6g}")
+        y = classes
+    z = logits.reshape(-1)
+    return torch.stack([torch.zeros_like(z), z], dim=-1), y
+
+
+def check_multilabel(logits: Tensor, target: Tensor) -> None:
+    """Refuse a target of another shape than the logits, or with other values than 0, 1, unknown."""
+    if logits.ndim < 2 or target.shape != logits.shape:
+        raise ValueError(
+            f"multilabel takes (B, C) twice, or (B, ...) twice, got logits {tuple(logits.shape)}, "
+            f"target {tuple(target.shape)}"
+        )
+    if target.device.type == "cpu":  # elsewhere the look would wait for the device
+        wrong = target[~((target == 0) | unknown(target) | (target == 1))]
+        if len(wrong):
+            raise ValueError(
+                "multilabel targets must be 0 or 1, and -1 or NaN where unknown, got "
+                f"{wrong[0].item()}"
+            )
 
 
 def position_log_prob(
@@ -74,7 +94,7 @@ def position_log_prob(
     if classes == 1:
         z, target, axis = z.flatten(2), target.flatten(1), 2
     over = 3 - axis  # where the classes are
-    width = max(1, _CHUNK_ELEMENTS // max(1, len(z) * z.shape[over]))
+    width = max(1, CHUNK_ELEMENTS // max(1, len(z) * z.shape[over]))
     total = torch.zeros(len(z), dtype=torch.float32, device=z.device)
     for part, y in zip(z.split(width, axis), target.split(width, 1), strict=True):
         used, part = y != ignore_index, part.float()
@@ -152,59 +172,3 @@ def error_norm(logits: Tensor, target: Tensor) -> Tensor:
 def is_correct(logits: Tensor, target: Tensor) -> Tensor:
     """Return 1.0 where the largest logit is the target's, else 0.0 (Toneva et al. 2019)."""
     return (logits.detach().argmax(-1) == target).float()
-
-
-def observe(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    task: str = "classification",
-    peers: tuple[str, ...] = (),
-    ignore_index: int = -100,
-    shift: bool = False,
-) -> dict[str, Tensor]:
-    """Return one float32 value per example for each quantity that is recorded in an epoch.
-
-    Args:
-        logits: The model's output for the batch; shape by task, see the functions above.
-        target: The target used in the loss, classes already inside [0, C).
-        task: One of ``TASKS``.
-        peers: The peers whose values are wanted as well (classification only).
-        ignore_index: The label that does not count (tasks "tokens" and "segmentation").
-        shift: Compare the logits at t with the token at t + 1 (task "tokens").
-
-    Returns:
-        ``{"prob": (B,), ...}``; for regression "prob" holds the loss, which becomes a
-        probability at the end of the epoch, when its scale is known. For "tdds" the value is
-        the (B, C) log-softmax.
-
-    Example:
-        >>> values = observe(torch.zeros(1, 4), torch.tensor([2]), peers=("aum",))
-        >>> {name: value.tolist() for name, value in values.items()}
-        {'prob': [0.25], 'aum': [0.0]}
-    """
-    if task == "tokens":
-        if shift:
-            logits, target = logits[:, :-1], target[:, 1:]
-        prob = position_log_prob(logits, target, ignore_index).exp()
-        return {"prob": prob.masked_fill((target == ignore_index).all(-1), UNLABELLED)}
-    if task == "segmentation":
-        return {"prob": segmentation_prob(logits, target, ignore_index)}
-    if task == "multilabel":
-        return {"prob": multilabel_prob(logits, target)}
-    if task == "regression":
-        return {"prob": squared_error(logits, target)}
-    log_prob = target_log_prob(logits, target)
-    # A target whose own logit is -inf gives exactly 0, as does NaN arithmetic on some devices:
-    # the label itself was masked out, so the observation is marked as not finite.
-    prob = log_prob.exp().masked_fill(log_prob.isneginf(), float("nan"))
-    values = {"prob": prob}
-    if "el2n" in peers:
-        values["el2n"] = error_norm(logits, target)
-    if "aum" in peers:
-        values["aum"] = margin(logits, target)
-    if "forgetting" in peers:
-        values["forgetting"] = is_correct(logits, target)
-    if "tdds" in peers:
-        values["tdds"] = logits.detach().float().log_softmax(-1)
-    return values

@@ -18,9 +18,8 @@ from ..select.plan import parts
 from .duplicates import hold_back
 from .layout import layout
 from .observe import SCALED, UNLABELLED
-from .ring import decode
 from .storage import Storage
-from .sums import fold_rows
+from .sums import decode, fold_rows
 
 # Examples treated at once: float64 temporaries of a window stay inside the processor's caches.
 EXAMPLES = 1 << 16

@@ -1,6 +1,6 @@
 """The user's forward passes -> one table of scores.
 
-Checks a batch and takes its values (``observe``), credits them (``store``), closes epochs over
+Checks a batch and takes its values (``batch``), credits them (``store``), closes epochs over
 all ranks (``ranks``) and hands out what was recorded (``summary``).
 """
 
@@ -27,8 +27,8 @@ from .batch import (
     read_losses,
     read_probabilities,
 )
-from .checks import check_settings
 from .duplicates import merge_duplicates, sightings
+from .layout import check_settings
 from .observe import PEERS, SCALED
 from .state import (
     MERGED,

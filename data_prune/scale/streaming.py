@@ -38,11 +38,10 @@ from ..score.parquet import (
     stored_in,
 )
 from ..score.table import diverged
-from ..select.planner import Options
+from ..select.planner import Options, split_wishes
 from ..select.survey import Columns
 from ..select.together import make_plan
 from ..select.topk import Fold, find_threshold
-from ..select.wishes import split_wishes
 from .narrow import Narrow, check_lists
 from .writing import BATCH, write_kept, write_lists
 

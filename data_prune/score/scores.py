@@ -4,8 +4,9 @@ Histories are (T, N): one row for each recorded epoch, NaN where an example was 
 window that contains a NaN is skipped for that example; an example without one complete window
 scores NaN. The tracker calls the same window functions on its ring, one epoch at a time.
 
-A new score has its formula here; what it needs of a batch is taken in `record/observe.py`, kept in
-`record/store.py` and `record/sums.py`, and turned into a column in `record/summary.py`.
+A new score has its formula here; what it needs of a batch is taken in `record/batch.py` by a
+function of `record/observe.py`, kept in `record/store.py` and `record/sums.py`, and turned into a
+column in `record/summary.py`.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from ..select.noise import example_ids
 from ..select.plan import Plan, parts
-from ..select.planner import Options
+from ..select.planner import Options, split_wishes
 from ..select.survey import Columns
 from ..select.together import make_plan
-from ..select.wishes import beside, split_wishes
+from ..select.wishes import beside
 from .arrow import as_arrow, from_arrow, to_frame
 from .columns import COLUMNS, Digest, check_columns, check_unique, code_labels
 from .join import averaged, joined

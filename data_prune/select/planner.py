@@ -18,9 +18,10 @@ from .plan import METHODS, Plan
 from .strata import find_strata
 from .survey import Columns, Survey, floors, merely_hard, movement
 from .topk import Fold
-from .wishes import split_wishes
 
 ANCHOR_STATISTICS = ("mean", "median")
+# Options that become columns beside the table's; see ``wishes``.
+WISHES = ("keep", "drop", "within", "groups", "classes", "weights")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,17 @@ class Options:
             names = sorted(set(columns) - {"id", "key", "label", "observed"})
             raise ValueError(f"the table has no column {by!r}; it has {names}. Record it: peers=")
         object.__setattr__(self, "by", by)
+
+
+def split_wishes(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the wishes among the options of a selection, and the other options.
+
+    Example:
+        >>> split_wishes({"seed": 3, "keep": [7], "drop": None})
+        ({'keep': [7]}, {'seed': 3})
+    """
+    wishes = {name: options[name] for name in WISHES if options.get(name) is not None}
+    return wishes, {name: value for name, value in options.items() if name not in WISHES}
 
 
 def check_options(options: dict[str, Any], peers: Iterable[str]) -> None:

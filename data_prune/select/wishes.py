@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .noise import example_ids
 from .survey import Columns
-
-NAMES = ("keep", "drop", "within", "groups", "classes", "weights")
-
-
-def split_wishes(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the wishes among the options of a selection, and the other options.
-
-    Example:
-        >>> split_wishes({"seed": 3, "keep": [7], "drop": None})
-        ({'keep': [7]}, {'seed': 3})
-    """
-    wishes = {name: options[name] for name in NAMES if options.get(name) is not None}
-    return wishes, {name: value for name, value in options.items() if name not in NAMES}
 
 
 def forced_rows(

@@ -36,12 +36,12 @@ def test_sequence_without_a_counting_token_is_not_seen():
 
 def test_large_vocabulary_is_read_in_pieces_with_the_same_result(monkeypatch):
     """A (batch, length, 128k) tensor is never widened whole."""
-    from data_prune.record import observe
+    from data_prune.record import batch
 
     z, y = torch.randn(50, 11), torch.randint(11, (50,))
-    whole = observe.target_log_prob(z, y)
-    monkeypatch.setattr(observe, "_CHUNK_ELEMENTS", 33)
-    assert torch.equal(observe.target_log_prob(z, y), whole)
+    whole = batch.target_log_prob(z, y)
+    monkeypatch.setattr(batch, "CHUNK_ELEMENTS", 33)
+    assert torch.equal(batch.target_log_prob(z, y), whole)
 
 
 def test_multilabel_records_the_geometric_mean_over_classes():
@@ -141,7 +141,7 @@ def test_segmentation_takes_what_cross_entropy_takes(layout, monkeypatch):
     y[0, :2], y[2] = 255, 255
     expected = mean_pixel_probability(z, y, 255)
     for chunk in (1 << 22, 40):
-        monkeypatch.setattr("data_prune.record.observe._CHUNK_ELEMENTS", chunk)
+        monkeypatch.setattr("data_prune.record.observe.CHUNK_ELEMENTS", chunk)
         tracker = DualTracker(3, epochs=2, window=2, task="segmentation", ignore_index=255)
         np.testing.assert_allclose(recorded(tracker, [0, 1, 2], z, y), expected, rtol=1e-5)
     assert tracker.coverage()["unlabelled"] == 1
