@@ -38,9 +38,9 @@ from ..score.parquet import (
     stored_in,
 )
 from ..score.table import diverged
-from ..select.planner import Options, split_wishes
+from ..select.planner import Options, plan_rows, split_wishes
 from ..select.survey import Columns
-from ..select.together import make_plan
+from ..select.together import plan_groups
 from ..select.topk import Fold, find_threshold
 from .narrow import Narrow, check_lists
 from .writing import BATCH, write_kept, write_lists
@@ -128,7 +128,7 @@ def select_parquet(
     how, narrow = _check_files(files, ignore_nonfinite, options, wishes)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with _engine(engine, files, source, destination, narrow) as (here, aside):
-        plan = make_plan(here.fold, prune_ratio, how)
+        plan = (plan_groups if how.grouped else plan_rows)(here.fold, prune_ratio, how)
         check_unique_ids(here.fold, plan.total, source)
         if narrow.forced:
             check_lists(here.fold, narrow, source)

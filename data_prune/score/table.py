@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from ..select.noise import example_ids
 from ..select.plan import Plan, parts
-from ..select.planner import Options, split_wishes
+from ..select.planner import Options, plan_rows, split_wishes
 from ..select.survey import Columns
-from ..select.together import make_plan
-from ..select.wishes import beside
+from ..select.together import plan_groups
 from .arrow import as_arrow, from_arrow, to_frame
 from .columns import COLUMNS, Digest, check_columns, check_unique, code_labels
 from .join import averaged, joined
@@ -189,8 +188,18 @@ class ScoreTable:
         Source:
             Cho et al., ICML 2025, Beta sampling; Gumbel top-k for the draw.
         """
+        wishes = {
+            "within": within,
+            "keep": keep,
+            "drop": drop,
+            "groups": groups,
+            "classes": classes,
+            "weights": weights,
+        }
+        wishes = {name: wish for name, wish in wishes.items() if wish is not None}
         plan, columns = self._planned(
             prune_ratio,
+            wishes,
             method=method,
             by=by,
             c_d=c_d,
@@ -204,12 +213,6 @@ class ScoreTable:
             preset=preset,
             cutoff=cutoff,
             strata=strata,
-            within=within,
-            keep=keep,
-            drop=drop,
-            groups=groups,
-            classes=classes,
-            weights=weights,
         )
         if self.meta.get("nonfinite", 0) and not ignore_nonfinite:
             raise diverged(self.meta)
@@ -220,7 +223,7 @@ class ScoreTable:
                 "after all others (see coverage())",
                 stacklevel=2,
             )
-        return plan.draw(columns, self.ids)
+        return plan.draw(columns)
 
     def take(self, rows: NDArray | Sequence[int]) -> ScoreTable:
         """Return the table of some of the examples, with their own keys.
@@ -257,22 +260,18 @@ class ScoreTable:
 
         Takes the options of ``select``.
         """
-        return self._planned(prune_ratio, **options)[0]
+        wishes, options = split_wishes(options)
+        return self._planned(prune_ratio, wishes, **options)[0]
 
     def _planned(
-        self, prune_ratio: float, **options: Any
-    ) -> tuple[Plan, Callable[[slice], Columns]]:
-        """Return the plan of a selection, and what it reads of a range of rows."""
-        wishes, options = split_wishes(options)
-        more, names = wished_columns(self, wishes, prune_ratio)
+        self, prune_ratio: float, wishes: dict[str, Any], **options: Any
+    ) -> tuple[Plan, Columns]:
+        """Return the plan of a selection, and the columns that it reads."""
+        more, names = wished_columns(self, wishes, prune_ratio) if wishes else ({}, None)
         if "classes" in wishes:
             if options.get("per_class") is False:
                 raise ValueError("classes need per_class=True or None, got False")
             options["per_class"] = True
-
-        def columns(part: slice) -> Columns:
-            return beside(self.columns(part), more, part)
-
         how = Options(
             **options,
             forced="forced" in more,
@@ -281,8 +280,13 @@ class ScoreTable:
             class_names=names,
             columns=[*COLUMNS, *self.peers],
         )
-        plan = make_plan(
-            lambda f, merge: reduce(merge, map(f, map(columns, parts(len(self))))), prune_ratio, how
+        columns = {**self.columns(), **more}
+        chunks = [
+            {name: values[part] for name, values in columns.items()}
+            for part in parts(len(self.score))
+        ]
+        plan = (plan_groups if how.grouped else plan_rows)(
+            lambda f, merge: reduce(merge, map(f, chunks)), prune_ratio, how
         )
         return plan, columns
 

@@ -85,22 +85,6 @@ def log_beta_density(mean_prob: NDArray, alpha: float, beta: float) -> NDArray[n
     return (alpha - 1.0) * np.log(p) + (beta - 1.0) * np.log1p(-p)
 
 
-def joint_counts(mean_prob: NDArray, score: NDArray) -> NDArray[np.int64]:
-    """Return counts of the examples with a positive score over (mean probability, log score).
-
-    Example:
-        >>> int(joint_counts(np.array([0.5, 0.9, 0.2]), np.array([0.1, 0.0, np.nan])).sum())
-        1
-    """
-    known = (score > 0) & ~np.isnan(mean_prob)
-    p, s = mean_prob[known].astype(np.float64), np.log10(score[known].astype(np.float64))
-    low, high = LOG_SCORE
-    i = np.clip((p * P_BINS).astype(np.int64), 0, P_BINS - 1)
-    j = np.clip(((s - low) / (high - low) * S_BINS).astype(np.int64), 0, S_BINS - 1)
-    cells = np.bincount(i * S_BINS + j, minlength=P_BINS * S_BINS)
-    return cells.reshape(P_BINS, S_BINS)
-
-
 def expected_mean_prob(
     counts: NDArray[np.float64], p: NDArray[np.float64], log_weight: NDArray[np.float64], kept: int
 ) -> float:
@@ -148,7 +132,7 @@ def auto_c_d(
     counts is enough, and nothing is trained.
 
     Args:
-        counts: What ``joint_counts`` gives, summed over all chunks.
+        counts: (P_BINS, S_BINS) rows by mean probability and log score, summed over all chunks.
         prune_ratio: r, in [0, 1).
         mu_d: Anchor of the Beta distribution.
         kept: Number of examples to keep.

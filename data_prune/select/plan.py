@@ -6,7 +6,7 @@ memory, a folder of Parquet files and a cluster rank the same examples the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -78,6 +78,7 @@ class Plan:
         """Return priority, id and group of each row."""
         if self.together is not None:
             return inside(columns["group"], self.together).astype(np.uint64), columns["id"], None
+        group, believed = self.place(columns)
         ids, value = columns["id"], importance(columns, self.by)
         noise, tier = gumbel(self.seed, ids), (~np.isnan(value)).astype(np.uint64)
         weighed = None
@@ -98,7 +99,6 @@ class Plan:
                 weight = np.where(np.isnan(density), 0.0, density) + weight
             priority = weight + noise
         tier = tier if weighed is None else np.where(weighed, tier, np.uint64(0))
-        group, believed = self.place(columns)
         if self.floors is not None:
             p = columns["mean_prob"]
             # Rows never seen come last, in any order.
@@ -121,33 +121,32 @@ class Plan:
         floor = self.floors[0] if group is None else self.floors[group]
         return group, prob_bins(columns["mean_prob"]) >= floor
 
-    def draw(
-        self, columns: Callable[[slice], Columns], ids: NDArray[np.uint64]
-    ) -> NDArray[np.int64]:
+    def draw(self, columns: Columns) -> NDArray[np.int64]:
         """Carry the plan out on rows in memory, with 8 to 12 bytes a row besides the result.
 
         Args:
-            columns: A range of rows -> what the plan reads of them.
-            ids: (total,) of all rows.
+            columns: (total,) each.
 
         Returns:
             (k,) positions, ascending.
         """
+        ids = columns["id"]
+        ranges, counted_ranges = [*parts(len(ids))], [*parts(len(ids), COUNTED_ROWS)]
         priority, group = np.empty(len(ids), dtype=np.uint64), None
-        for part in parts(len(ids)):
-            priority[part], _, of_part = self.chunk(columns(part))
+        for part in ranges:
+            priority[part], _, of_part = self.chunk({n: v[part] for n, v in columns.items()})
             if of_part is not None:
                 group = np.empty(len(ids), dtype=of_part.dtype) if group is None else group
                 group[part] = of_part
         counted: list[Chunk] = [
             (priority[part], ids[part], None if group is None else group[part])
-            for part in parts(len(ids), COUNTED_ROWS)
+            for part in counted_ranges
         ]
         found = find_threshold(
             lambda f, merge: reduce(merge, map(f, counted)), self.quotas, self.total
         )
         kept, filled = np.empty(int(self.quotas.sum()), dtype=np.int64), 0
-        for part in parts(len(ids)):
+        for part in ranges:
             of_part = None if group is None else group[part]
             rows = np.flatnonzero(found.keep((priority[part], ids[part], of_part)))
             np.add(rows, part.start, out=kept[filled : filled + len(rows)])

@@ -307,7 +307,7 @@ def _beta(
 
     Args:
         top: Mean probabilities of the highest scores.
-        joint: ``joint_counts`` of the rows from which c_D is found; None where it is given.
+        joint: Counts of the rows from which c_D is found, see ``movement``; None where it is given.
         options: How to select.
         settings: Of the plan.
     """
@@ -317,7 +317,7 @@ def _beta(
         warnings.warn(
             f"the {options.anchor} highest scores belong to examples with mean probability "
             f"{mu_d:.4g}: nothing is difficult any more, mu_D = {MAX_ANCHOR} is taken instead",
-            stacklevel=7,
+            stacklevel=6,
         )
         mu_d = MAX_ANCHOR
     ratio, c_d = settings["prune_ratio"], 4.0 if options.c_d is None else options.c_d

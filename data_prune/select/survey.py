@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .beta import joint_counts
+from .beta import LOG_SCORE, P_BINS, S_BINS
 
 # id, label, score, mean_prob and the peers, each (n,). Where a user asks for it also "forced" (1 to
 # keep, -1 to drop, else 0), "weight" of the draw, and "group" that stays together.
@@ -130,36 +130,14 @@ class Survey:
         return Survey(classes, counts, {name: values[best] for name, values in top.items()})
 
 
-def gap(counts: NDArray[np.int64], median: NDArray[np.int64]) -> float:
-    """Return where the believed begin, as a share of the median, both as square roots.
-
-    Counted over all groups, it is the emptiest place between the fullest one below half the
-    median and half the median itself. Without a crowd of improbable labels the fullest place is
-    the last, and half the median is the answer. Hard examples of a clean class lie between the
-    gap and half the median: they are what a long training needs.
-
-    Args:
-        counts: (groups, BINS) rows by bin of their mean probability.
-        median: (groups,) bin of each group's median.
-
-    Example:
-        >>> clean = np.linspace(0.2, 1, 40)
-        >>> with_wrong = prob_bins(np.append(clean, [0.01] * 9))
-        >>> both = [np.bincount(b, minlength=BINS) for b in (prob_bins(clean), with_wrong)]
-        >>> [round(gap(counts[None], np.array([190])) ** 2, 2) for counts in both]
-        [0.5, 0.26]
-    """
-    half = np.sqrt(SHARE)
-    place = (np.arange(BINS) + 0.5) / (median[:, None] + 0.5)
-    crowd, edges = np.histogram(place, STEPS, (0.0, half), weights=counts)
-    crowd = np.convolve(np.pad(crowd, 1, mode="edge"), np.ones(3), "valid")
-    fullest = int(crowd.argmax())
-    emptiest = STEPS - 1 - int(crowd[fullest:][::-1].argmin())
-    return float(half if emptiest == STEPS - 1 else edges[emptiest : emptiest + 2].mean())
-
-
 def floors(counts: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     """Return the lowest bin that each group believes, and how many examples it believes.
+
+    Where the believed begin is a share of the median, both as square roots. Counted over all
+    groups, it is the emptiest place between the fullest one below half the median and half the
+    median itself. Without a crowd of improbable labels the fullest place is the last, and half
+    the median is the answer. Hard examples of a clean class lie between the gap and half the
+    median: they are what a long training needs.
 
     Args:
         counts: (groups, BINS) rows by bin of their mean probability.
@@ -169,10 +147,21 @@ def floors(counts: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.int
         ...     minlength=BINS)[None])
         >>> low.tolist(), believed.tolist()
         ([151], [3])
+        >>> wrong = prob_bins(np.append(np.linspace(0.2, 1, 40), [0.01] * 9))
+        >>> low, believed = floors(np.bincount(wrong, minlength=BINS)[None])
+        >>> low.tolist(), believed.tolist()
+        ([100], [40])
     """
     total = counts.cumsum(axis=1)
     median = (total * 2 >= total[:, -1:]).argmax(axis=1)
-    lowest = np.floor((median + 0.5) * gap(counts, median)).astype(np.int16)
+    half = np.sqrt(SHARE)
+    place = (np.arange(BINS) + 0.5) / (median[:, None] + 0.5)
+    crowd, edges = np.histogram(place, STEPS, (0.0, half), weights=counts)
+    crowd = np.convolve(np.pad(crowd, 1, mode="edge"), np.ones(3), "valid")
+    fullest = int(crowd.argmax())
+    emptiest = STEPS - 1 - int(crowd[fullest:][::-1].argmin())
+    gap = float(half if emptiest == STEPS - 1 else edges[emptiest : emptiest + 2].mean())
+    lowest = np.floor((median + 0.5) * gap).astype(np.int16)
     below = np.where(lowest > 0, np.take_along_axis(total, lowest[:, None] - 1, 1)[:, 0], 0)
     return lowest, total[:, -1] - below
 
@@ -187,15 +176,29 @@ def movement(columns: Columns, believed: NDArray[np.bool_]) -> tuple[NDArray, ND
         believed: (n,) whether its class believes the label.
 
     Returns:
-        (2, 2) sums of the movement and numbers of rows, believed and not, and ``joint_counts`` of
-        the two; both add up over chunks.
+        (2, 2) sums of the movement and numbers of rows, believed and not, and (2, P_BINS, S_BINS)
+        counts of the rows of each with a positive score, by mean probability and log score; both
+        add up over chunks.
+
+    Example:
+        >>> p, score = np.array([0.5, 0.9, 0.2]), np.array([0.1, 0.0, np.nan])
+        >>> sums, joint = movement({"mean_prob": p, "score": score}, np.array([True, False, True]))
+        >>> sums.tolist(), joint.sum(axis=(1, 2)).tolist()
+        ([[0.2, 1.0], [0.0, 1.0]], [1, 0])
     """
-    p, score = columns["mean_prob"], columns["score"]
+    p, score = columns["mean_prob"].astype(np.float64), columns["score"].astype(np.float64)
     known = ~np.isnan(p) & ~np.isnan(score)
-    moved = score.astype(np.float64) / np.maximum(1.0 - p.astype(np.float64), 1e-6)
-    halves = (believed, ~believed)
-    sums = [[moved[known & half].sum(), (known & half).sum()] for half in halves]
-    return np.array(sums), np.stack([joint_counts(p[half], score[half]) for half in halves])
+    moved = score / np.maximum(1.0 - p, 1e-6)
+    halves = (known & believed, known & ~believed)
+    sums = np.array([[moved[half].sum(), half.sum()] for half in halves])
+    some = known & (score > 0)
+    low, high = LOG_SCORE
+    i = np.clip((p[some] * P_BINS).astype(np.int64), 0, P_BINS - 1)
+    steps = (np.log10(score[some]) - low) / (high - low) * S_BINS
+    j = np.clip(steps.astype(np.int64), 0, S_BINS - 1)
+    cells = ((~believed[some]).astype(np.int64) * P_BINS + i) * S_BINS + j
+    counts = np.bincount(cells, minlength=2 * P_BINS * S_BINS)
+    return sums, counts.reshape(2, P_BINS, S_BINS)
 
 
 def merely_hard(moved: NDArray) -> bool:

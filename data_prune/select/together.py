@@ -20,16 +20,14 @@ from .topk import Fold
 ENOUGH = 1 << 19
 
 
-def make_plan(fold: Fold, prune_ratio: float, options: Options) -> Plan:
-    """Plan a selection of rows, or of whole groups where the columns have a "group".
+def plan_groups(fold: Fold, prune_ratio: float, options: Options) -> Plan:
+    """Plan a selection of whole groups, by the "group" of the columns; see ``plan_rows``.
 
     Args:
         fold: Applies a function to every chunk of columns and merges the results.
         prune_ratio: The fraction removed, in [0, 1).
         options: How to select.
     """
-    if not options.grouped:
-        return plan_rows(fold, prune_ratio, options)
     if options.method == "ccs":
         raise ValueError("groups do not combine with method 'ccs', whose groups are strata")
     names = [name for name in ("score", "mean_prob", options.by, "weight") if name]

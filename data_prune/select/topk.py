@@ -106,15 +106,14 @@ class Search:
         self.depth += self.width
         return int(counts[rows, digit][self.left > 0].sum())
 
-    def collect(self, chunk: Chunk) -> list[NDArray[np.uint64]]:
-        """Return (3, n) group, priority and ~id of the candidates: the last, mergeable half."""
-        high, low, g = self.inside(chunk)
-        return [np.stack([g.astype(np.uint64), high, low])]
-
-    def finish(self, candidates: NDArray[np.uint64]) -> None:
-        """Fix the threshold exactly: the last candidate that is still taken, by group."""
-        order = np.lexsort((candidates[2], candidates[1], candidates[0]))
-        g, high, low = candidates[:, order]
+    def finish(self, fold: Fold) -> None:
+        """Collect the candidates and fix the threshold: the last that is taken, by group."""
+        found = fold(
+            lambda chunk: [np.stack([word.astype(np.uint64) for word in self.inside(chunk)])],
+            operator.iadd,
+        )
+        candidates = np.concatenate(found, axis=1)
+        high, low, g = candidates[:, np.lexsort((candidates[1], candidates[0], candidates[2]))]
         open_groups = np.flatnonzero(self.left > 0)
         start, end = (np.searchsorted(g, open_groups, side=side) for side in ("left", "right"))
         last = np.maximum(end - self.left[open_groups], start)
@@ -165,5 +164,5 @@ def find_threshold(fold: Fold, quotas: NDArray[np.int64], total: int) -> Search:
     while candidates > COLLECT and search.depth < 128:
         candidates = search.descend(fold(search.count, operator.iadd))
     if search.depth < 128:
-        search.finish(np.concatenate(fold(search.collect, operator.iadd), axis=1))
+        search.finish(fold)
     return search

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .noise import example_ids
-from .survey import Columns
 
 
 def forced_rows(
@@ -67,8 +66,3 @@ def check_weights(values: NDArray) -> NDArray[np.float64]:
         wrong = weights[~(np.isfinite(weights) & (weights >= 0))][0]
         raise ValueError(f"weights must be finite and at least 0, got {wrong:g}")
     return weights
-
-
-def beside(columns: Columns, more: Columns, part: slice) -> Columns:
-    """Return columns with a range of further ones."""
-    return {**columns, **{name: values[part] for name, values in more.items()}}

@@ -9,7 +9,6 @@ from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
 from data_prune import DualScoreSampler, DualTracker, ScoreTable
-from data_prune.select.noise import example_ids
 from data_prune.select.survey import BINS, floors, prob_bins
 from prune.tables import METHODS, make_table
 from reference import dual as naive
@@ -111,13 +110,13 @@ def test_the_draw_follows_beta_times_score_among_the_believed():
     prob = np.array([0.02, 0.4, 0.6, 0.8, 0.95, 0.7])
     score = np.array([0.5, 0.08, 0.10, 0.05, 0.03, 0.04])
     table, rounds = make_table(6, classes=1, score=score, mean_prob=prob), 2000
-    plan, ids = table.plan(0.5), example_ids(table.key)
+    plan = table.plan(0.5)
     weights = stats.beta.pdf(prob[1:], plan.alpha, plan.beta) * score[1:]
     exact = np.array([0.0, *naive.inclusion_probabilities(weights, 3)])
     drawn = np.zeros(6)
     for seed in range(rounds):
-        drawn[dataclasses.replace(plan, seed=seed).draw(table.columns, ids)] += 1
-    np.testing.assert_array_equal(plan.draw(table.columns, ids), table.select(0.5))
+        drawn[dataclasses.replace(plan, seed=seed).draw(table.columns())] += 1
+    np.testing.assert_array_equal(plan.draw(table.columns()), table.select(0.5))
     spread = np.sqrt(exact * (1 - exact) / rounds)
     assert (np.abs(drawn / rounds - exact) <= 5 * spread + 1 / rounds).all()
 
