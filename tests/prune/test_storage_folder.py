@@ -50,8 +50,9 @@ def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path, names):
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path):
     (tmp_path / "s").write_text("mine")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ValueError, match="storage must be a folder, got the file"):
         opened(tmp_path / "s")
+    assert (tmp_path / "s").read_text() == "mine"
 
 
 def test_two_processes_cannot_have_one_storage(tmp_path):
