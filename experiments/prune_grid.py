@@ -10,7 +10,6 @@ take different seeds, so that they share neither samples nor recordings nor runs
     python experiments/prune_grid.py --half confirm     # the other half
     python experiments/prune_grid.py --dynamic          # mode "dynamic" in 24 cells, own net
     python experiments/prune_grid.py --half third       # cells that ran anew, on other seeds
-    python experiments/prune_grid.py --seconds          # what each part of the way costs
     python experiments/prune_grid.py --quick            # under a minute, with assertions
 
 One row a run in the CSV; what is there is not run again, and a killed program loses at most the
@@ -186,38 +185,6 @@ def grid(path: Path, half: str, methods: tuple[str, ...], only: Callable[[Cell],
                 print(*job, seed, len(left), f"{time.perf_counter() - start:.1f} s", flush=True)
 
 
-def seconds(name: str, damage: str, ratio: float, seed: int = 0) -> list[str]:
-    """CPU seconds of each part of the way, alone on its core, beside those of full training."""
-    data = load(name, damage, seed)
-    clock = time.process_time
-    start = clock()
-    table = score(name, data, seed)
-    scoring = clock() - start
-    start = clock()
-    kept = torch.from_numpy(METHODS[DEFAULT](table, ratio, seed))[None]
-    selecting = clock() - start
-    rows = []
-    for title, chosen, before in (
-        ("all the data", torch.arange(len(data.y))[None], 0.0),
-        ("random", torch.from_numpy(METHODS["random"](table, ratio, seed))[None], 0.0),
-        ("default", kept, scoring + selecting),
-    ):
-        batch = 64 if chosen.shape[1] >= 1_000 else 32
-        trainer = Trainer(
-            name, "own", data, chosen, EPOCHS[name] * -(-chosen.shape[1] // batch), 7919 + seed
-        )
-        start = clock()
-        while trainer.done < trainer.steps and trainer.epoch():
-            pass
-        training = clock() - start
-        rows.append(
-            f"| {name}, {damage}, {ratio} | {title} | {before:.1f} | {training:.1f} | "
-            f"{before + training:.1f} | {100 * float(trainer.accuracy()[0]):.1f} |"
-        )
-    rows[-1] = rows[-1].replace("default |", f"default (select {1e3 * selecting:.0f} ms) |")
-    return rows
-
-
 def dynamic_grid(path: Path) -> None:
     """Run mode "dynamic" beside all the data, random and the default, in as many steps."""
     key = ("data", "damage", "ratio", "budget", "net", "seed", "method")
@@ -285,7 +252,6 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--quick", action="store_true", help="under a minute, with assertions")
     parser.add_argument("--dynamic", action="store_true", help="mode dynamic, in a CSV of its own")
-    parser.add_argument("--seconds", action="store_true", help="CPU seconds of each part")
     parser.add_argument("--methods", nargs="+", default=tuple(PEERS), choices=tuple(METHODS))
     parser.add_argument("--nets", nargs="+", default=NETS, choices=NETS)
     parser.add_argument("--damage", nargs="+", default=DAMAGE, choices=DAMAGE)
@@ -296,10 +262,6 @@ def main() -> None:
         return
     if args.dynamic:
         dynamic_grid(DYNAMIC_CSV)
-        return
-    if args.seconds:
-        for name, damage in itertools.product(DATA, ("clean", "redrawn")):
-            print(*seconds(name, damage, 0.5), sep="\n", flush=True)
         return
 
     def wanted(cell: Cell) -> bool:
