@@ -10,14 +10,16 @@ import platform
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+# By its metadata: a search for the module makes setuptools put the standard library's distutils
+# back, with which torch's own test helpers cannot be imported.
+PIP = [found.name for found in importlib.metadata.distributions(name="pip")]
 pytestmark = [
-    pytest.mark.skipif(find_spec("pip") is None, reason="needs pip"),
+    pytest.mark.skipif(not PIP, reason="needs pip"),
     pytest.mark.skipif(
         (platform.system(), platform.machine()) != ("Linux", "x86_64"),
         reason="torch brings Triton on Linux alone",
