@@ -1,7 +1,6 @@
 """LoRA mode: pairing, rates, zero factors, and PEFT with the Hugging Face trainer."""
 
 import math
-import sys
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from torch_specgd import (
     lora_param_groups,
     lora_report,
 )
+from torch_specgd.step import pieces
 
 
 class Layer(nn.Module):
@@ -141,15 +141,13 @@ def _pair(layer: Layer) -> LoraPair:
 def test_factors_are_orthogonalized_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 would blow rounding noise of rank-deficient factors up to full size."""
     seen = []
-    # The package exports a function of this module's name, which hides it from plain imports.
-    module = sys.modules["torch_specgd.specgd"]
-    original = module.orthogonalize
+    original = pieces.orthogonalize_together
 
-    def spy(x: torch.Tensor, **options: Any) -> torch.Tensor:
-        seen.append((tuple(x.shape), x.dtype, options["dtype"]))
-        return original(x, **options)
+    def spy(xs: list[torch.Tensor], outs: list[torch.Tensor], **options: Any) -> None:
+        seen.extend((tuple(x.shape), x.dtype, options["dtype"]) for x in xs)
+        original(xs, outs, **options)
 
-    monkeypatch.setattr(module, "orthogonalize", spy)
+    monkeypatch.setattr(pieces, "orthogonalize_together", spy)
     layers = nn.ModuleList([Layer(dtype=torch.bfloat16) for _ in range(3)])
     optimizer = SpecGD(
         lora_param_groups(layers, lr_b=0.1, lr_a=0.1), momentum=0.9, method="newton_schulz"
