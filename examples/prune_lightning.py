@@ -26,7 +26,7 @@ BATCH = 64
 class Classifier(lightning.LightningModule):
     """A network that credits every batch to the sampler."""
 
-    def __init__(self, network: nn.Module, sampler: DualScoreSampler, epochs: int) -> None:
+    def __init__(self, network: nn.Module, sampler: DualScoreSampler, epochs: int = 8) -> None:
         super().__init__()
         self.network, self.scores, self.epochs = network, sampler, epochs
         self.seen: list[int] = []
