@@ -212,7 +212,7 @@ def _cut_at(batches: Sequence[Batch], max_bytes: int, multiple: int) -> list[lis
                     room = max(limit, size * unit)
                 some = members[start : start + room // (size * unit) * unit]
                 if not result[-1] or result[-1][-1][1:] != batch[1:]:
-                    result[-1].append(batch._replace(members={}))
+                    result[-1].append(Batch({}, *batch[1:]))  # torch 2.9 compiles no _replace
                 result[-1][-1].members.setdefault(shape, []).extend(some)
                 room -= size * len(some)
                 start += len(some)
