@@ -154,7 +154,10 @@ def test_other_ways_never_wait(
     """Only the default could be captured, and nobody would know before the first try."""
     x = torch.empty(4, 512, 1024, device="cuda")
     own = None if schedule is None else SCHEDULES[schedule]
-    _capture(gpu, lambda: _new(x, *_arguments(method, own, form, accuracy)))
+    outs: list[torch.Tensor] = []
+    _capture(gpu, lambda: outs.append(_new(x, *_arguments(method, own, form, accuracy))))
+    assert outs
+    assert all(out.shape == x.shape for out in outs)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -83,8 +83,8 @@ def test_labels_that_one_side_does_not_know_are_passed_over():
     """-1 means unknown on either side."""
     some = LABELS.copy()
     some[::3] = -1
-    DualScoreSampler(tensors(LABELS), 0.5, table=table(some))
-    DualScoreSampler(tensors(some), 0.5, table=table())
+    for data, scores in ((tensors(LABELS), table(some)), (tensors(some), table())):
+        assert len(DualScoreSampler(data, 0.5, table=scores)) == round(len(LABELS) / 2)
 
 
 NAMES = np.array(["cat", "dog", "eel"], dtype=object)
