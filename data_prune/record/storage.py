@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import warnings
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ from .marker import MARKER, check_settings, read_marker, write_marker
 
 try:
     import fcntl
-except ImportError:  # Windows has none: there nobody is kept from opening a storage twice
+except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
 LOCK = "lock"
@@ -106,15 +107,20 @@ class Storage:
         lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         release = weakref.finalize(self, os.close, lock)
         try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is None:
+                raise OSError("this system has no locks")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             release()
             raise RuntimeError(
                 f"storage {self.path} is in use by another tracker: give each run its own folder"
             ) from None
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            warnings.warn(
+                f"storage {self.path} cannot be locked ({error}): nothing keeps another tracker "
+                "out of it, so give each run its own folder",
+                stacklevel=6,
+            )
         _OPEN.add(self)
         return release
 

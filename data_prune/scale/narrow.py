@@ -15,7 +15,7 @@ from ..score.columns import Arrays, code_labels
 from ..score.keys import keys_like, unique_keys
 from ..score.parquet import label_names, open_parquet, whole_column, with_ids
 from ..select.noise import example_ids
-from ..select.survey import Columns, inside
+from ..select.survey import FORCED, GROUP, WEIGHT, Columns, inside
 from ..select.topk import Fold
 from ..select.wishes import check_weights, group_ids
 
@@ -108,7 +108,7 @@ class Narrow:
             arrays = arrays_of(batch, self.names, where, self.labels)
         columns = with_ids(arrays, self.names)
         if self.groups is not None:
-            columns["group"] = group_ids(self._values(batch, self.groups, where))
+            columns[GROUP] = group_ids(self._values(batch, self.groups, where))
         if self.classes is not None:
             values = to_array(batch.column(self.classes))
             columns["label"] = code_labels(values, self.class_names)[0]
@@ -117,10 +117,10 @@ class Narrow:
                     f"{where}: classes must be integers or names, got dtype {values.dtype}"
                 )
         if self.weights is not None:
-            columns["weight"] = check_weights(self._values(batch, self.weights, where))
+            columns[WEIGHT] = check_weights(self._values(batch, self.weights, where))
         if self.forced:
             kept, dropped = (inside(columns["id"], ids) for ids in (self.keep, self.drop))
-            columns["forced"] = kept.astype(np.int8) - dropped.astype(np.int8)
+            columns[FORCED] = kept.astype(np.int8) - dropped.astype(np.int8)
         return columns
 
     def _values(self, batch: Any, name: str, where: Path) -> NDArray:
@@ -140,7 +140,7 @@ def check_lists(fold: Fold, narrow: Narrow, source: Path) -> None:
             continue
 
         def of_list(columns: Columns, sign: int = sign) -> list[NDArray[np.uint64]]:
-            return [columns["id"][columns["forced"] == sign]]
+            return [columns["id"][columns[FORCED] == sign]]
 
         found = np.sort(np.concatenate(fold(of_list, operator.add)))
         lost = keys[~inside(example_ids(keys), found)]

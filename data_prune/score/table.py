@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..select.noise import example_ids
 from ..select.plan import Plan, parts
 from ..select.planner import Options, plan_rows, split_wishes
-from ..select.survey import Columns
+from ..select.survey import FORCED, GROUP, WEIGHT, WISHED, Columns
 from ..select.together import plan_groups
 from .arrow import as_arrow, from_arrow, to_frame
 from .columns import COLUMNS, Digest, check_columns, check_unique, code_labels
@@ -63,7 +63,7 @@ class ScoreTable:
             object.__setattr__(self, "label", label)
             if names is not None:
                 object.__setattr__(self, "meta", {**self.meta, "label_names": names})
-        taken = sorted(set(self.peers) & {*COLUMNS, "id"})
+        taken = sorted(set(self.peers) & {*COLUMNS, "id", *WISHED})
         if taken:
             raise ValueError(f"peers must have names of their own, got {taken}")
         check_columns({**self.arrays(), **self.peers})
@@ -274,9 +274,9 @@ class ScoreTable:
             options["per_class"] = True
         how = Options(
             **options,
-            forced="forced" in more,
-            weighed="weight" in more,
-            grouped="group" in more,
+            forced=FORCED in more,
+            weighed=WEIGHT in more,
+            grouped=GROUP in more,
             class_names=names,
             columns=[*COLUMNS, *self.peers],
         )

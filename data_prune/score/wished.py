@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..select.planner import keep_count
-from ..select.survey import Columns
+from ..select.survey import FORCED, GROUP, WEIGHT, Columns
 from ..select.wishes import check_weights, forced_rows, group_ids
 from .columns import code_labels
 from .keys import plain_keys, rows_of, unique_keys
@@ -36,11 +36,11 @@ def wished_columns(
         within = None
         if "within" in wishes:
             within = positions(len(table), wishes["within"], keep_count(len(table), prune_ratio))
-        more["forced"] = forced_rows(
+        more[FORCED] = forced_rows(
             len(table), keep, drop, within, lambda i: repr(table.key[i : i + 1].tolist()[0])
         )
     if "groups" in wishes:
-        more["group"] = group_ids(values_of(table, "groups", wishes["groups"]))
+        more[GROUP] = group_ids(values_of(table, "groups", wishes["groups"]))
     if "classes" in wishes:
         label, names = code_labels(values_of(table, "classes", wishes["classes"]))
         if label.dtype.kind not in "iu":
@@ -49,7 +49,7 @@ def wished_columns(
             names = table.meta.get("label_names")
         more["label"] = label
     if "weights" in wishes:
-        more["weight"] = check_weights(values_of(table, "weights", wishes["weights"]))
+        more[WEIGHT] = check_weights(values_of(table, "weights", wishes["weights"]))
     return more, names
 
 

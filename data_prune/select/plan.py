@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .beta import log_beta_density
 from .noise import gumbel
 from .strata import Strata
-from .survey import Columns, class_index, importance, inside, prob_bins
+from .survey import FORCED, GROUP, WEIGHT, Columns, class_index, importance, inside, prob_bins
 from .topk import Chunk, find_threshold, sortable
 
 METHODS = ("plausible", "beta", "weighted", "top", "easy", "ccs", "random")
@@ -77,15 +77,15 @@ class Plan:
     def chunk(self, columns: Columns) -> Chunk:
         """Return priority, id and group of each row."""
         if self.together is not None:
-            return inside(columns["group"], self.together).astype(np.uint64), columns["id"], None
+            return inside(columns[GROUP], self.together).astype(np.uint64), columns["id"], None
         group, believed = self.place(columns)
         ids, value = columns["id"], importance(columns, self.by)
         noise, tier = gumbel(self.seed, ids), (~np.isnan(value)).astype(np.uint64)
         weighed = None
-        if "weight" in columns:
+        if WEIGHT in columns:
             with np.errstate(divide="ignore"):
-                noise = noise + np.log(columns["weight"])  # -inf, so last, where it is 0
-            weighed = columns["weight"] > 0
+                noise = noise + np.log(columns[WEIGHT])  # -inf, so last, where it is 0
+            weighed = columns[WEIGHT] > 0
         priority = noise
         if self.method in ("top", "easy"):
             value = -value if self.method == "easy" else value
@@ -105,8 +105,8 @@ class Plan:
             priority = np.where(believed, priority, np.where(np.isnan(p), noise - 1e3, p))
             tier = np.where(believed, tier + np.uint64(2), np.uint64(0))
         order = sortable(priority, tier)
-        if "forced" in columns:
-            order[columns["forced"] > 0], order[columns["forced"] < 0] = FIRST, 0
+        if FORCED in columns:
+            order[columns[FORCED] > 0], order[columns[FORCED] < 0] = FIRST, 0
         return order, ids, group
 
     def place(self, columns: Columns) -> tuple[NDArray | None, NDArray[np.bool_]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .beta import C_D_PRESETS, MAX_ANCHOR, auto_c_d, beta_parameters
 from .plan import METHODS, Plan
 from .strata import find_strata
-from .survey import Columns, Survey, floors, merely_hard, movement
+from .survey import FORCED, Columns, Survey, floors, merely_hard, movement
 from .topk import Fold
 
 ANCHOR_STATISTICS = ("mean", "median")
@@ -45,7 +45,7 @@ class Options:
     preset: str | None = None
     cutoff: float | None = None
     strata: int = 50
-    forced: bool = False  # the columns hold "forced"
+    forced: bool = False  # the columns hold what is to stay or to go
     weighed: bool = False
     grouped: bool = False
     class_names: list[str] | None = None  # of the column that stands in the label's place
@@ -261,7 +261,7 @@ def _forced(fold: Fold, plan: Plan, sizes: NDArray[np.int64]) -> Plan:
     count = len(plan.quotas)
 
     def of(columns: Columns) -> NDArray[np.int64]:
-        (group, believed), forced = plan.place(columns), columns["forced"]
+        (group, believed), forced = plan.place(columns), columns[FORCED]
         group = np.zeros(len(forced), dtype=np.int64) if group is None else group
         kinds = (forced > 0, forced >= 0, (believed & (forced == 0)) | (forced > 0))
         return np.stack([np.bincount(group[some], minlength=count) for some in kinds])

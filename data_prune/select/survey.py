@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from .beta import LOG_SCORE, P_BINS, S_BINS
 
-# id, label, score, mean_prob and the peers, each (n,). Where a user asks for it also "forced" (1 to
-# keep, -1 to drop, else 0), "weight" of the draw, and "group" that stays together.
+# id, label, score, mean_prob and the peers, each (n,), and what a user wishes of them.
 Columns = dict[str, NDArray]
+# Wishes, under names that no peer may have: 1 to keep, -1 to drop, else 0; the weight of the draw;
+# what stays or goes together.
+FORCED, WEIGHT, GROUP = WISHED = ("wish:forced", "wish:weight", "wish:group")
 
 # Scores of which a LOW value means a difficult example.
 LOW_IS_HARD = ("aum", "mean_prob")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .plan import Plan
 from .planner import Options, check_forced, class_quotas, keep_count, plan_rows
-from .survey import Columns
+from .survey import FORCED, GROUP, WEIGHT, Columns
 from .topk import Fold
 
 # Pairs of group and label that may lie unsorted: 12 MB.
@@ -21,7 +21,7 @@ ENOUGH = 1 << 19
 
 
 def plan_groups(fold: Fold, prune_ratio: float, options: Options) -> Plan:
-    """Plan a selection of whole groups, by the "group" of the columns; see ``plan_rows``.
+    """Plan a selection of whole groups, by the groups in the columns; see ``plan_rows``.
 
     Args:
         fold: Applies a function to every chunk of columns and merges the results.
@@ -30,7 +30,7 @@ def plan_groups(fold: Fold, prune_ratio: float, options: Options) -> Plan:
     """
     if options.method == "ccs":
         raise ValueError("groups do not combine with method 'ccs', whose groups are strata")
-    names = [name for name in ("score", "mean_prob", options.by, "weight") if name]
+    names = [name for name in ("score", "mean_prob", options.by, WEIGHT) if name]
     rows = fold(lambda c: Members.of(c, names), lambda a, b: a.merge(b)).added_up()
     columns, size, forced = rows.columns(names), rows.sums["size"].astype(np.int64), rows.forced()
     total = int(size.sum())
@@ -74,7 +74,7 @@ class Members:
     @classmethod
     def of(cls, columns: Columns, names: list[str]) -> Members:
         """Sum one chunk."""
-        ids, group = np.unique(columns["group"], return_inverse=True)
+        ids, group = np.unique(columns[GROUP], return_inverse=True)
         sums: dict[str, NDArray] = {"size": np.bincount(group, minlength=len(ids)) * 1.0}
         for name in names:
             if name in columns:
@@ -82,12 +82,12 @@ class Members:
                 known = ~np.isnan(value)
                 sums[name] = np.bincount(group[known], value[known], len(ids))
                 sums[f"{name}:count"] = np.bincount(group[known], minlength=len(ids)) * 1.0
-        if "forced" in columns:
+        if FORCED in columns:
             for name, sign in (("keep", 1), ("drop", -1)):
-                sums[name] = np.bincount(group[columns["forced"] == sign], minlength=len(ids)) * 1.0
+                sums[name] = np.bincount(group[columns[FORCED] == sign], minlength=len(ids)) * 1.0
         label = columns["label"].astype(np.int64).view(np.uint64)
         once = np.ones(len(label), dtype=np.uint64)
-        return cls(ids, sums, add_up(np.stack([columns["group"], label, once])))
+        return cls(ids, sums, add_up(np.stack([columns[GROUP], label, once])))
 
     def merge(self, other: Members) -> Members:
         """Return both, added up whenever they have doubled: the work stays near linear."""

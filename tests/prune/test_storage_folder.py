@@ -76,6 +76,27 @@ def test_two_processes_cannot_have_one_storage(tmp_path):
     assert opened(tmp_path / "s").epoch == 2
 
 
+@pytest.mark.parametrize("system", ["no locks on this file system", "no locks at all"])
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path, monkeypatch, system):
+    """Some network file systems have no locks: the recording goes on, and says so once."""
+    if system == "no locks at all":
+        monkeypatch.setattr(storage, "fcntl", None)
+    else:
+        fcntl = pytest.importorskip("fcntl")
+
+        def flock(*_):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match=r"storage .*/s cannot be locked") as caught:
+        tracker = opened(tmp_path / "s")
+    assert [Path(each.filename) for each in caught] == [Path(__file__)]
+    for epoch in range(4):
+        feed(tracker, epoch)
+        tracker.end_epoch()
+    assert len(tracker.table()) == 20
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_worker_that_outlives_the_run_does_not_hold_its_storage(tmp_path):
     """Forked data loader workers inherit open files, and with them locks."""

@@ -1,5 +1,7 @@
 """What a user asks of a selection besides a ratio: lists, groups, classes, weights."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -333,6 +335,25 @@ def test_lists_and_rows_alone_from_files(tmp_path, options):
     if options.get("per_class") is not False:
         select_parquet(tmp_path / "in", tmp_path / "sites", 0.8, classes="site", **options)
         assert keys_in(tmp_path / "sites") == table.select(0.8, classes=site, **options).tolist()
+
+
+@pytest.mark.parametrize("name", ["weight", "weights", "forced", "group", "groups", "id2"])
+@pytest.mark.parametrize("method", ["plausible", "top", "random"])
+def test_a_column_of_any_name_wishes_nothing(tmp_path, name, method):
+    """A frame's own column "weight" or "forced" is a number to rank by, until it is asked for."""
+    table = make_table()
+    mine = dataclasses.replace(table, peers={**table.peers, name: 1.0 + np.arange(1000) % 5})
+    kept = table.select(0.8, method=method)
+    assert mine.select(0.8, method=method).tolist() == kept.tolist()
+    mine.to_parquet(tmp_path / "s.parquet")
+    select_parquet(tmp_path / "s.parquet", tmp_path / "out", 0.8, method=method)
+    assert keys_in(tmp_path / "out") == table.key[kept].tolist()
+    by = {"method": "top", "by": name, "keep": [0], "drop": [4], "groups": np.arange(1000)}
+    names = {**by, "groups": "key"}
+    select_parquet(tmp_path / "s.parquet", tmp_path / "ranked", 0.8, **names)
+    kept = table.key[mine.select(0.8, **by)].tolist()
+    assert keys_in(tmp_path / "ranked") == kept
+    assert set(range(9, 1000, 5)) < set(kept)
 
 
 @pytest.mark.parametrize(
