@@ -1,10 +1,12 @@
-"""Changes one operator or number at a time in the pure functions, and asks the tests.
+"""Changes one operator, number or name at a time in the pure functions, and asks the tests.
 
     OMP_NUM_THREADS=1 python benchmarks/mutants.py --minutes 20
 
 A mutant that no test kills is printed. Either it changes nothing that a user could notice, or a
-test is missing. Every mutant runs in a process of its own, forked from one that has imported
-everything, with the code of one function replaced. Which mutants run is a draw by ``--seed``.
+test is missing. Tests run once without a mutant, to see which of them enter which function. Every
+mutant then runs in a fork of that process, with the code of one function replaced, against the
+tests that enter this function, the fastest first. Rows that are in
+``--out`` are not run again.
 """
 
 from __future__ import annotations
@@ -12,115 +14,227 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import csv
 import importlib
 import inspect
 import os
-import random
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import NamedTuple
 
 import pytest
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parents[1]
-SELECT = [f"prune/test_{name}.py" for name in ("select", "default", "topk", "anchor", "nested")]
-PLAN = {  # module: the tests that hold it
-    "data_prune.score.scores": ["prune/test_tracker.py", "prune/test_peers.py"],
-    "data_prune.select.beta": SELECT,
-    "data_prune.select.survey": SELECT,
-    "data_prune.select.topk": SELECT,
-    "data_prune.select.strata": SELECT,
-    "warmstart.shrink.factors": ["warm/test_dash.py", "warm/test_units.py"],
-    "warmstart.shrink.floors": ["warm/test_floors.py"],
-    "torch_specgd.schedules.step_sizes": ["theory/test_schedules.py"],
-    "torch_specgd.schedules.momentum_warmup": ["optimizers/test_momentum_warmup.py"],
-    "torch_specgd.step.rules": ["optimizers/test_muon.py", "optimizers/test_muon_options.py"],
-    "torch_specgd.triton_kernels.schedule.squares": ["engine/test_schedules.py"],
-    "torch_specgd.triton_kernels.schedule.coefficients": ["engine/test_schedules.py"],
-}
+ENGINE = "torch_specgd.triton_kernels"
+
+
+def each(pattern: str, names: str) -> list[str]:
+    """Return the pattern with each of the names in the place of its star."""
+    return [pattern.replace("*", name) for name in names.split()]
+
+
+PLAN = (  # (modules, the test files that hold them)
+    (["data_prune.score.scores"], each("prune/test_*.py", "tracker peers")),
+    (
+        each("data_prune.select.*", "beta noise plan planner strata survey together topk wishes"),
+        each("prune/test_*.py", "select default topk anchor nested wishes groups draw_law sampler"),
+    ),
+    (
+        each("warmstart.shrink.*", "factors floors"),
+        each("warm/test_*.py", "dash units lora invariance floors model_pitfalls agreement"),
+    ),
+    (
+        each("torch_specgd.schedules.*", "momentum_warmup step_sizes"),
+        ["optimizers/test_momentum_warmup.py", "theory/test_schedules.py"],
+    ),
+    (
+        ["torch_specgd.step.adamw", "torch_specgd.step.rules", f"{ENGINE}.multi_tensor"],
+        each("optimizers/test_*.py", "muon muon_options light_state layouts"),
+    ),
+    (each(f"{ENGINE}.schedule.*", "named schedule squares"), ["engine/test_schedules.py"]),
+)
 SWAPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
     ast.Pow: ast.Mult, ast.FloorDiv: ast.Div, ast.And: ast.Or, ast.Or: ast.And, ast.USub: ast.UAdd,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+    ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
 }  # fmt: skip
+PAIRS = ("min max", "minimum maximum", "argmin argmax", "any all", "floor ceil", "left right")
+NAMES = {a: b for pair in PAIRS for a, b in (pair.split(), pair.split()[::-1])}
+# What these say is for a reader, or cannot be seen from outside.
+SILENT = ("strict", "copy", "stacklevel", "maxsize", "kind")
+CONSTANT = "a constant"
+PLACE = ("module", "function", "change", "nth")
 
 
 class Mutant(NamedTuple):
-    """One change: where it is, what it says, and the code that replaces the function's."""
+    """One change: where it is, what it says, and what carries it out in this process."""
 
     module: str
     function: str
     line: int
     change: str
-    code: CodeType
+    apply: Callable[[], object]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("build/mutants.csv"))
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=list(PLAN), default=list(PLAN))
+    parser.add_argument("--again", action="store_true", help="run survivors of the file again")
+    parser.add_argument("--only", nargs="+", help="names of modules")
     args = parser.parse_args()
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
+    args.out, end = args.out.resolve(), time.monotonic() + 60 * args.minutes
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
-    modules = {name: importlib.import_module(name) for name in args.only}
-    longest = {name: 20 + 10 * seconds(name) for name in modules}
-    mutants = [m for name, module in modules.items() for m in mutants_of(name, module)]
-    random.Random(args.seed).shuffle(mutants)
-    counts: dict[str, Counter[str]] = {name: Counter() for name in modules}
-    end = time.monotonic() + 60 * args.minutes
-    for mutant in mutants:
-        if time.monotonic() > end:
-            break
-        outcome = run(mutant.module, mutant, longest[mutant.module])
-        counts[mutant.module][outcome] += 1
-        if outcome == "survived":
-            print(f"{mutant.module}:{mutant.line} {mutant.function}: {mutant.change}", flush=True)
-    print(f"\n{'':52}{'mutants':>8}{'run':>6}{'killed':>8}{'survived':>10}")
-    for name, count in counts.items():
-        made = sum(m.module == name for m in mutants)
+    settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], deadline=None)
+    settings.load_profile("mutants")
+    print(f"{'':52}{'mutants':>8}{'run':>6}{'killed':>8}{'survived':>10}")
+    for names, paths in PLAN:
+        names = [name for name in names if name in (args.only or names)]
+        turn(names, paths, args.out, end, args.again)
+
+
+def turn(names: list[str], paths: list[str], out: Path, end: float, again: bool) -> None:
+    """Run what is left of some modules' mutants, and print what is known of them."""
+    modules = [importlib.import_module(name) for name in names]
+    made = (
+        made_of(module) for made_of in (mutants_of, defaults_of, constants_of) for module in modules
+    )
+    mutants, done = numbered(chain.from_iterable(made)), outcomes(out)
+    left = {p: m for p, m in mutants.items() if done.get(p) in (None, again and "survived")}
+    if left and time.monotonic() < end:
+        examples = [f"test_docs.py::test_docstring_examples[{name}]" for name in names]
+        tests = [f"{ROOT}/tests/{path}" for path in (*paths, *examples)]
+        options = ["-q", "-pno:cacheprovider", "--no-header", "--no-summary", "--assert=plain"]
+        pytest.main([*tests, *options], plugins=[Loop(left, modules, out, end)])
+        done = outcomes(out)
+    for name in names:
+        own = {place: mutant for place, mutant in mutants.items() if mutant.module == name}
+        count = Counter(done.get(place) for place in own)
         print(
-            f"{name:52}{made:8}{count.total():6}{count['killed']:8}{count['survived']:10}",
+            f"{name:52}{len(own):8}{len(own) - count[None]:6}{count['killed']:8}"
+            f"{count['survived']:10}",
             flush=True,
         )
+        for place, mutant in own.items():
+            if done.get(place) == "survived":
+                print(f"  :{mutant.line} {mutant.function}: {mutant.change}", flush=True)
 
 
-def seconds(module: str) -> float:
-    """Run the module's tests here, so that forks find them imported; return how long they take."""
-    start = time.monotonic()
-    if tests(module):
-        raise SystemExit(f"the tests of {module} fail without a mutant")
-    return time.monotonic() - start
+def numbered(mutants: Iterable[Mutant]) -> dict[tuple[str, ...], Mutant]:
+    """Return mutants by what tells one from all others, also when its file changes elsewhere."""
+    found: dict[tuple[str, ...], Mutant] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
+    for mutant in mutants:
+        place = (mutant.module, mutant.function, mutant.change)
+        found[(*place, str(seen[place]))] = mutant  # one expression may stand there twice
+        seen[place] += 1
+    return found
 
 
-def tests(module: str) -> int:
-    """Return pytest's exit status for the tests that hold a module."""
-    paths = [str(ROOT / "tests" / path) for path in PLAN[module]]
-    return int(pytest.main([*paths, "-x", "-q", "-p", "no:cacheprovider"]))
+def outcomes(out: Path) -> dict[tuple[str, ...], str]:
+    """Return what a file says of each mutant, the later row where it has two."""
+    if not out.exists():
+        return {}
+    with out.open(newline="") as file:
+        return {tuple(row[name] for name in PLACE): row["outcome"] for row in csv.DictReader(file)}
 
 
-def run(module: str, mutant: Mutant, limit: float) -> str:
+class Loop:
+    """Runs mutants in the place of pytest's own loop over the tests."""
+
+    def __init__(
+        self, left: dict[tuple[str, ...], Mutant], modules: list[ModuleType], out: Path, end: float
+    ) -> None:
+        self.left, self.modules, self.out, self.end = left, modules, out, end
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run mutants until the turn ends; True tells pytest that the tests are done."""
+        entered = entering(session.items, self.modules)
+        new = not self.out.exists()
+        with self.out.open("a", newline="") as file:
+            table = csv.writer(file)
+            if new:
+                table.writerow([*PLACE, "line", "outcome", "tests"])
+            for place, mutant in self.left.items():
+                if time.monotonic() > self.end:
+                    break
+                timed = entered[mutant.module, mutant.function]
+                timed = sorted(timed, key=lambda pair: pair[0])
+                items = [item for _, item in timed]
+                outcome = run(mutant, items, 20 + 10 * sum(seconds for seconds, _ in timed))
+                table.writerow([*place, mutant.line, outcome, len(items)])
+                file.flush()
+        return True
+
+
+def entering(
+    items: list[pytest.Item], modules: list[ModuleType]
+) -> dict[tuple[str, str], list[tuple[float, pytest.Item]]]:
+    """Run every test once; return by function how long each test takes that enters it."""
+    owner = {
+        code: (module.__name__, name)
+        for module in modules
+        for name, function in functions(module).items()
+        for code in codes(function.__code__)
+    }
+    found = defaultdict(list)
+    for item in items:
+        seen: set[tuple[str, str]] = set()
+
+        def profile(
+            frame: FrameType, event: str, _: object, seen: set[tuple[str, str]] = seen
+        ) -> None:
+            if event == "call" and frame.f_code in owner:
+                seen.add(owner[frame.f_code])
+
+        start = time.monotonic()
+        sys.setprofile(profile)
+        failed = fails(item)
+        sys.setprofile(None)
+        if failed:
+            raise SystemExit(f"{item.nodeid} fails without a mutant")
+        seconds = time.monotonic() - start
+        for place in (*seen, *{(module, CONSTANT) for module, _ in seen}):
+            found[place].append((seconds, item))
+    return found
+
+
+def fails(item: pytest.Item) -> bool:
+    """Run one test; say whether it failed."""
+    before = item.session.testsfailed
+    item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+    return item.session.testsfailed > before
+
+
+def run(mutant: Mutant, items: list[pytest.Item], limit: float) -> str:
     """Return "killed" if a test fails or hangs with this mutant, else "survived"."""
     child = os.fork()
     if child == 0:
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
-        functions(sys.modules[module])[mutant.function].__code__ = mutant.code
+        mutant.apply()
         forget()
-        os._exit(int(tests(module) != 0))
+        os._exit(int(any(fails(item) for item in items)))
     end = time.monotonic() + limit
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return "survived" if status == 0 else "killed"
-        time.sleep(0.02)
+        time.sleep(0.005)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "killed"
@@ -128,10 +242,15 @@ def run(module: str, mutant: Mutant, limit: float) -> str:
 
 def forget() -> None:
     """Empty every cache of a function: it holds results from before the change."""
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] in {plan.split(".")[0] for plan in PLAN}:
-            for value in list(vars(module).values()):
-                getattr(value, "cache_clear", lambda: None)()
+    for module in ours():
+        for value in list(vars(module).values()):
+            getattr(value, "cache_clear", lambda: None)()
+
+
+def ours() -> list[ModuleType]:
+    """Return every module of this distribution that is imported."""
+    parts = {names[0].split(".")[0] for names, _ in PLAN}
+    return [module for name, module in list(sys.modules.items()) if name.split(".")[0] in parts]
 
 
 def functions(module: ModuleType) -> dict[str, FunctionType]:
@@ -140,13 +259,14 @@ def functions(module: ModuleType) -> dict[str, FunctionType]:
     for value in vars(module).values():
         for member in (value, *(vars(value).values() if inspect.isclass(value) else ())):
             member = inspect.unwrap(getattr(member, "__func__", member))
+            member = getattr(member, "func", member)  # a cached property's
             member = member.fget if isinstance(member, property) else member
             if isinstance(member, FunctionType) and member.__module__ == module.__name__:
                 found[member.__qualname__] = member
     return found
 
 
-def mutants_of(name: str, module: ModuleType) -> Iterator[Mutant]:
+def mutants_of(module: ModuleType) -> Iterator[Mutant]:
     """Yield every mutant of every function whose code can be exchanged."""
     path = Path(inspect.getfile(module))
     tree = ast.parse(path.read_text())
@@ -165,36 +285,94 @@ def mutants_of(name: str, module: ModuleType) -> Iterator[Mutant]:
             if new is None or new == old or new.co_freevars != old.co_freevars:
                 continue
             if span(old)[0] <= line <= span(old)[1]:
-                yield Mutant(name, qualified, line, f"{before}  ->  {after}", new)
+                yield Mutant(
+                    module.__name__,
+                    qualified,
+                    line,
+                    f"{before}  ->  {after}",
+                    partial(setattr, function, "__code__", new),
+                )
+
+
+def defaults_of(module: ModuleType) -> Iterator[Mutant]:
+    """Yield a mutant for every default of a function that is a number."""
+    for qualified, function in functions(module).items():
+        line, positional = function.__code__.co_firstlineno, function.__defaults__ or ()
+        for i, value in enumerate(positional):
+            if isinstance(value, (bool, int, float)):
+                changed = (*positional[:i], other(value), *positional[i + 1 :])
+                change = f"default {i}: {value}  ->  {other(value)}"
+                apply = partial(setattr, function, "__defaults__", changed)
+                yield Mutant(module.__name__, qualified, line, change, apply)
+        for key, value in (function.__kwdefaults__ or {}).items():
+            if isinstance(value, (bool, int, float)):
+                changed = (function.__kwdefaults__ or {}) | {key: other(value)}
+                change = f"{key}={value}  ->  {key}={other(value)}"
+                apply = partial(setattr, function, "__kwdefaults__", changed)
+                yield Mutant(module.__name__, qualified, line, change, apply)
+
+
+def constants_of(module: ModuleType) -> Iterator[Mutant]:
+    """Yield a mutant for every number of a module, changed wherever it is imported."""
+    for key, value in list(vars(module).items()):
+        own = key.isupper() and f"\n{key} = " in inspect.getsource(module)
+        if own and isinstance(value, (bool, int, float)):
+            apply = partial(replace_everywhere, key, value)
+            yield Mutant(
+                module.__name__, CONSTANT, 0, f"{key} = {value}  ->  {other(value)}", apply
+            )
+
+
+def replace_everywhere(key: str, value: float) -> None:
+    """Change a constant in every module of ours that has it."""
+    for module in ours():
+        if vars(module).get(key) == value:
+            setattr(module, key, other(value))
+
+
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield a function's code and that of every function inside it."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from codes(inner)
 
 
 def span(code: CodeType) -> tuple[int, int]:
     """Return the first and the last line of a function."""
-    lines = [line for _, _, line in code.co_lines() if line]
-    inner = [span(c)[1] for c in code.co_consts if isinstance(c, CodeType)]
-    return code.co_firstlineno, max([*lines, *inner])
+    lines = [line for part in codes(code) for _, _, line in part.co_lines() if line]
+    return code.co_firstlineno, max(lines)
 
 
 def find(code: CodeType, like: CodeType) -> CodeType | None:
     """Return the code of the same function inside a module's code."""
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            if (inner.co_name, inner.co_firstlineno) == (like.co_name, like.co_firstlineno):
-                return inner
-            if found := find(inner, like):
-                return found
-    return None
+    place = (like.co_name, like.co_firstlineno)
+    return next((c for c in codes(code) if (c.co_name, c.co_firstlineno) == place), None)
 
 
-def changes(tree: ast.AST) -> Iterator[tuple[ast.AST, int, object]]:
+def changes(tree: ast.AST) -> Iterator[tuple[ast.AST, int, Callable[[], None]]]:
     """Yield (expression, line, function that changes it), in the order of the tree."""
+    unseen = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.keyword) and node.arg in SILENT)
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
         if isinstance(node, (ast.BinOp, ast.UnaryOp, ast.BoolOp)) and type(node.op) in SWAPS:
             yield node, node.lineno, lambda n=node: setattr(n, "op", SWAPS[type(n.op)]())
         elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
             yield node, node.lineno, lambda n=node: n.ops.__setitem__(0, SWAPS[type(n.ops[0])]())
         elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
             yield node, node.lineno, lambda n=node: setattr(n, "value", other(n.value))
+        elif isinstance(node, ast.Constant) and node.value in NAMES:
+            yield node, node.lineno, lambda n=node: setattr(n, "value", NAMES[n.value])
+        elif isinstance(node, ast.Attribute) and node.attr in NAMES:
+            yield node, node.lineno, lambda n=node: setattr(n, "attr", NAMES[n.attr])
+        elif isinstance(node, ast.Name) and node.id in NAMES:
+            yield node, node.lineno, lambda n=node: setattr(n, "id", NAMES[n.id])
 
 
 def other(value: float) -> float:
