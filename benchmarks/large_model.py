@@ -1,6 +1,6 @@
 """A step of Muon on Llama-3-70B, sharded over the ranks of GPUs that are not here, on paper.
 
-    python benchmarks/large_model.py [--ranks 8 16 64] [--arch sm_90] [--write docs/distributed.md]
+    python benchmarks/large_model.py [--ranks 8 16 64] [--arch sm_90] [--write docs/muon_results.md]
 
 The planner is the optimizer's own: rounds, buckets, owners, plans and their launches, for tensors
 without data, in bfloat16, divided by rows. Counted are, for the rank that does most: kernels, torch

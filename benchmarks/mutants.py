@@ -5,8 +5,8 @@
 A mutant that no test kills is printed. Either it changes nothing that a user could notice, or a
 test is missing. Tests run once without a mutant, to see which of them enter which function. Every
 mutant then runs in a fork of that process, with the code of one function replaced, against the
-tests that enter this function, the fastest first. Rows that are in
-``--out`` are not run again.
+tests that enter this function, the fastest first, and no longer than ``--seconds``. Rows that are
+in ``--out`` are not run again, but for survivors with ``--again``: give these more seconds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import NamedTuple
@@ -90,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/mutants.csv"))
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--seconds", type=float, default=3, help="of tests for a mutant, at most")
     parser.add_argument("--again", action="store_true", help="run survivors of the file again")
     parser.add_argument("--only", nargs="+", help="names of modules")
     args = parser.parse_args()
@@ -102,23 +104,24 @@ def main() -> None:
     print(f"{'':52}{'mutants':>8}{'run':>6}{'killed':>8}{'survived':>10}")
     for names, paths in PLAN:
         names = [name for name in names if name in (args.only or names)]
-        turn(names, paths, args.out, end, args.again)
+        turn(names, paths, args, end)
 
 
-def turn(names: list[str], paths: list[str], out: Path, end: float, again: bool) -> None:
+def turn(names: list[str], paths: list[str], args: argparse.Namespace, end: float) -> None:
     """Run what is left of some modules' mutants, and print what is known of them."""
     modules = [importlib.import_module(name) for name in names]
     made = (
         made_of(module) for made_of in (mutants_of, defaults_of, constants_of) for module in modules
     )
-    mutants, done = numbered(chain.from_iterable(made)), outcomes(out)
-    left = {p: m for p, m in mutants.items() if done.get(p) in (None, again and "survived")}
+    mutants, done = numbered(chain.from_iterable(made)), outcomes(args.out)
+    wanted = (None, args.again and "survived")
+    left = {place: mutant for place, mutant in mutants.items() if done.get(place) in wanted}
     if left and time.monotonic() < end:
         examples = [f"test_docs.py::test_docstring_examples[{name}]" for name in names]
         tests = [f"{ROOT}/tests/{path}" for path in (*paths, *examples)]
         options = ["-q", "-pno:cacheprovider", "--no-header", "--no-summary", "--assert=plain"]
-        pytest.main([*tests, *options], plugins=[Loop(left, modules, out, end)])
-        done = outcomes(out)
+        pytest.main([*tests, *options], plugins=[Loop(left, modules, args, end)])
+        done = outcomes(args.out)
     for name in names:
         own = {place: mutant for place, mutant in mutants.items() if mutant.module == name}
         count = Counter(done.get(place) for place in own)
@@ -155,26 +158,34 @@ class Loop:
     """Runs mutants in the place of pytest's own loop over the tests."""
 
     def __init__(
-        self, left: dict[tuple[str, ...], Mutant], modules: list[ModuleType], out: Path, end: float
+        self,
+        left: dict[tuple[str, ...], Mutant],
+        modules: list[ModuleType],
+        args: argparse.Namespace,
+        end: float,
     ) -> None:
-        self.left, self.modules, self.out, self.end = left, modules, out, end
+        self.left, self.modules, self.args, self.end = left, modules, args, end
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Run mutants until the turn ends; True tells pytest that the tests are done."""
         entered = entering(session.items, self.modules)
-        new = not self.out.exists()
-        with self.out.open("a", newline="") as file:
+        new = not self.args.out.exists()
+        with self.args.out.open("a", newline="") as file:
             table = csv.writer(file)
             if new:
                 table.writerow([*PLACE, "line", "outcome", "tests"])
             for place, mutant in self.left.items():
                 if time.monotonic() > self.end:
                     break
-                timed = entered[mutant.module, mutant.function]
-                timed = sorted(timed, key=lambda pair: pair[0])
-                items = [item for _, item in timed]
-                outcome = run(mutant, items, 20 + 10 * sum(seconds for seconds, _ in timed))
+                items, total = [], 0.0
+                for seconds, item in sorted(
+                    entered[mutant.module, mutant.function], key=itemgetter(0)
+                ):
+                    total += seconds
+                    if not items or total < self.args.seconds:
+                        items.append(item)
+                outcome = run(mutant, items, 20 + 10 * total)
                 table.writerow([*place, mutant.line, outcome, len(items)])
                 file.flush()
         return True
@@ -200,13 +211,13 @@ def entering(
             if event == "call" and frame.f_code in owner:
                 seen.add(owner[frame.f_code])
 
-        start = time.monotonic()
+        start = time.process_time()
         sys.setprofile(profile)
         failed = fails(item)
         sys.setprofile(None)
         if failed:
             raise SystemExit(f"{item.nodeid} fails without a mutant")
-        seconds = time.monotonic() - start
+        seconds = time.process_time() - start
         for place in (*seen, *{(module, CONSTANT) for module, _ in seen}):
             found[place].append((seconds, item))
     return found
@@ -226,6 +237,8 @@ def run(mutant: Mutant, items: list[pytest.Item], limit: float) -> str:
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
+        for item in items[:1]:
+            item.config.pluginmanager.unregister(name="terminalreporter")
         mutant.apply()
         forget()
         os._exit(int(any(fails(item) for item in items)))
