@@ -12,6 +12,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .kernels.available import on_device, triton_runs, trusted
 from .kernels.configuration import architecture, load_table
@@ -189,6 +190,7 @@ def weight_step(
 
         with on_device(weights[0].device):
             elementwise.update(weights, directions, scales, lr, weight_decay, owned)
+        increment_version(weights)
         return
     if not by_blocks:
         _descend(list(weights), list(directions), scales, lr, weight_decay, cautious)
@@ -259,6 +261,8 @@ def _descend_in_one_pass(
         maximize=False,
         is_first_step=False,
     )
+    # Or autograd would go back through weights that are others by then, and say nothing.
+    increment_version(weights)
 
 
 def in_blocks(tensors: Sequence[Tensor]) -> bool:

@@ -252,3 +252,17 @@ def test_going_back_to_torch_takes_the_triple_in_the_groups() -> None:
     theirs.step()
     assert p.isfinite().all()
     assert not torch.equal(p, before)
+
+
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+def test_autograd_sees_that_weights_have_moved(state_dtype: str | None) -> None:
+    """Going back through weights that are others by now is an error, as with torch's optimizers."""
+    model = mlp()
+    optimizer = Muon(model, lr=0.02, state_dtype=state_dtype)
+    old = [p._version for p in model.parameters()]
+    loss = model(torch.randn(4, 20)).square().mean()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    assert all(p._version > v for p, v in zip(model.parameters(), old, strict=True))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -113,6 +113,19 @@ def test_notes_tell_about_stale_statistics_and_double_shrinks() -> None:
     assert not any("stale" in n for n in dash_shrink(model, data(), recalibrate_norm=1).notes)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_fused_optimizer_has_trained_as_well(fused: bool) -> None:
+    """torch's fused steps count no version of a weight up; the shrink after one is no second."""
+    model, _ = trained()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=fused)
+    for _ in range(2):
+        dash_shrink(model, data())
+        for x, y in data():
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+
 def test_inplace_false_and_dry_run_leave_the_model_alone() -> None:
     """A copy in the report, or nothing but the report."""
     model, optimizer = trained(momentum=0.9)

@@ -5,6 +5,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
 from ..triton_kernels.multi_tensor import ROUND_ONCE, in_blocks, stochastic_round
@@ -76,6 +77,8 @@ def adamw_step(
         eps=eps,
         maximize=maximize,
     )
+    if fused:
+        increment_version(ws)
     for kept, wide, bits in ((params, ws, None), (averages, ms, rounding), (squares, vs, rounding)):
         for x, y in zip(kept, wide, strict=True):
             if x is y:

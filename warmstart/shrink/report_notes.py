@@ -7,7 +7,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from specgd_common.tensors import local
 
 from ..direction.norms import batch_norms
 from ..targets.find import Skipped, Target
@@ -21,8 +23,9 @@ UNRELIABLE = 0.3
 
 # Reasons for which a tensor that looks like a weight is named once more, below the table.
 _LOUD = ("raw", "torch.", "heads")
-# Model -> versions of its weights after the last shrink; dies with the model.
-_LAST: weakref.WeakKeyDictionary[nn.Module, dict[str, int]] = weakref.WeakKeyDictionary()
+Trace = tuple[int, tuple[float, ...]]
+# Model -> traces of its weights after the last shrink; dies with the model.
+_LAST: weakref.WeakKeyDictionary[nn.Module, dict[str, Trace]] = weakref.WeakKeyDictionary()
 
 
 def _blind(r: ParameterRow) -> bool:
@@ -124,7 +127,7 @@ def data_notes(data: Any, alpha: float, tail: int | None, seen: int) -> list[str
 
 def warn_if_untrained(model: nn.Module, targets: Sequence[Target]) -> None:
     """Warn of a second shrink without training in between: the factors multiply."""
-    if _LAST.get(unwrap(model)) == {t.name: t.parameter._version for t in targets}:
+    if _LAST.get(unwrap(model)) == {t.name: _trace(t.parameter) for t in targets}:
         warnings.warn(
             "these weights were shrunk and have not been trained since: the factors multiply",
             UserWarning,
@@ -133,5 +136,13 @@ def warn_if_untrained(model: nn.Module, targets: Sequence[Target]) -> None:
 
 
 def remember(model: nn.Module, targets: Sequence[Target]) -> None:
-    """Note the weights' versions after a shrink."""
-    _LAST[unwrap(model)] = {t.name: t.parameter._version for t in targets}
+    """Note what the weights are after a shrink."""
+    _LAST[unwrap(model)] = {t.name: _trace(t.parameter) for t in targets}
+
+
+def _trace(parameter: Tensor) -> Trace:
+    """Return a weight's version and some of its values: fused optimizers count no version up."""
+    some_of = local(parameter.detach())
+    while some_of.ndim > 1 and some_of.numel():
+        some_of = some_of[-1]
+    return parameter._version, tuple(some_of.flatten()[-8:].tolist())
