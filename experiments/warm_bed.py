@@ -7,6 +7,7 @@ a fixed distortion (shift, flip, inversion, pooling to 14x14, noise) from one se
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def conv_net(norm: bool, widths: tuple[int, ...] = (12, 12, 24, 24, 48)) -> nn.S
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
 
 
+def sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """SGD with momentum, starting from nothing."""
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
 @dataclass
 class Learner:
     """A model, its optimizer, and training to convergence on what has been seen."""
@@ -81,14 +87,16 @@ class Learner:
     model: nn.Module
     lr: float
     generator: torch.Generator
+    make: Callable[[nn.Module, float], torch.optim.Optimizer] = sgd
+    batch: int = 128
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
         self.fresh_optimizer()
 
     def fresh_optimizer(self) -> None:
-        """SGD with momentum, starting from nothing."""
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr, momentum=0.9)
+        """An optimizer that starts from nothing."""
+        self.optimizer = self.make(self.model, self.lr)
 
     def fit(
         self, x: Tensor, y: Tensor, max_epochs: int = 150, target: float = 0.999
@@ -99,7 +107,7 @@ class Learner:
         for _ in range(max_epochs):
             order = torch.randperm(len(x), generator=self.generator)
             right = 0
-            for index in order.split(128):
+            for index in order.split(self.batch):
                 logits = self.model(x[index])
                 loss = cross_entropy(logits, y[index])
                 self.optimizer.zero_grad(set_to_none=True)

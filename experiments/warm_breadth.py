@@ -1,0 +1,253 @@
+"""Warm starts in 18 settings: three nets, three optimizers, clean and wrong labels, tuned rates.
+
+An MLP on Fashion-MNIST (4 chunks of 250), a conv net with BatchNorm on hard Fashion-MNIST (3 of
+200) and a transformer on tweets (20 of 40) train after each chunk on all that has arrived, until
+99 % of it is fitted or for 20, 20 and 5 passes; a cold start, which has no past, may take 60, 60
+and 30. Where labels are wrong, a fifth is drawn anew. A method is applied between two chunks, and
+every optimizer starts from nothing, as in ``warmstart.compare``. Each method of each net and
+optimizer chooses among three rates by the accuracy at the stream's end on seed 0 with clean labels;
+seeds 1, 2, ... draw other examples and weights, and only these are in the tables. Seconds are
+processor time of the last chunk, with the method's own passes.
+
+    python experiments/warm_breadth.py             # every run that the CSV does not hold yet
+    python experiments/warm_breadth.py --report    # the page's tables, from the CSV
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import itertools
+import time
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import cross_entropy
+from warm_bed import Learner
+from warm_streams import KINDS, OPTIMIZERS, Stream, new_net, stream
+
+from warmstart.judge.runs import METHODS, Setting
+
+HERE = Path(__file__).resolve().parent
+CSV, PAGE = HERE / "warm_breadth.csv", HERE.parent / "docs" / "warmstart_results.md"
+MARKS = ("<!-- tables of the breadth -->", "<!-- end of the breadth -->")
+CHOSEN = ("none", "cold", "uniform", "fire", "dash", "shrink_and_perturb", "recycle")
+FIRST_TO_RUN = 5  # methods that run on all seeds before the others
+RATES = {"SGD": (0.03, 0.1, 0.3), "AdamW": (0.001, 0.003, 0.01), "Muon": (0.001, 0.003, 0.01)}
+LABELS, SEEDS, TARGET = ("clean", "wrong"), (1, 2, 3), 0.99
+COLUMNS = (
+    "net", "labels", "optimizer", "method", "rate", "seed", "accuracy", "fitted", "steps",
+    "seconds", "method_seconds", "stream_steps",
+)  # fmt: skip
+
+
+class Job(NamedTuple):
+    """One run; the names of its columns."""
+
+    net: str
+    labels: str
+    optimizer: str
+    method: str
+    rate: float
+    seed: int
+
+
+FIRST: dict[tuple[Any, ...], tuple[Learner, int]] = {}
+
+
+def new_learner(job: Job, draw: int) -> Learner:
+    """A fresh net; the draw tells those of one run apart."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1000 * job.seed + draw)
+        model = new_net(job.net)
+    generator = torch.Generator().manual_seed(7919 * job.seed + draw)
+    return Learner(model, job.rate, generator, OPTIMIZERS[job.optimizer], KINDS[job.net].batch)
+
+
+def fit(learner: Learner, given: Stream, chunks: int, epochs: int) -> tuple[int, float]:
+    """Train on the first chunks."""
+    x, y = (torch.cat(part) for part in zip(*given.chunks[:chunks], strict=True))
+    return learner.fit(x, y, epochs, TARGET)
+
+
+def after_first(job: Job, given: Stream) -> tuple[Learner, int]:
+    """The net that has learned the first chunk, trained once for all methods."""
+    key = (job.net, job.labels, job.optimizer, job.rate, job.seed)
+    if key not in FIRST:
+        FIRST.clear()
+        learner = new_learner(job, 0)
+        FIRST[key] = learner, fit(learner, given, 1, KINDS[job.net].cold_epochs)[0]
+    return copy.deepcopy(FIRST[key])
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train over the whole stream; what came out at its end."""
+    kind, given = KINDS[job.net], stream(job.net, job.labels == "wrong", job.seed)
+    learner, total = (new_learner(job, 0), 0) if job.method == "cold" else after_first(job, given)
+    # A cold start does not depend on what was trained before.
+    for chunks in range(kind.chunks if job.method == "cold" else 2, kind.chunks + 1):
+        start = time.process_time()
+        batches = [
+            batch
+            for x, y in given.chunks[:chunks]
+            for batch in zip(x.split(kind.batch), y.split(kind.batch), strict=True)
+        ]
+
+        def fresh(draw: int = chunks) -> torch.nn.Module:
+            return new_learner(job, draw).model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            setting = Setting(fresh, cross_entropy, job.seed)
+            learner.model = METHODS[job.method](learner.model, batches, setting) or learner.model
+        cost = time.process_time() - start
+        learner.fresh_optimizer()
+        epochs = kind.cold_epochs if job.method == "cold" else kind.epochs
+        steps, fitted = fit(learner, given, chunks, epochs)
+        seconds, total = time.process_time() - start, total + steps
+    return {
+        **job._asdict(), "accuracy": f"{learner.test(*given.test):.2f}",
+        "fitted": f"{100 * fitted:.1f}", "steps": steps, "seconds": f"{seconds:.3f}",
+        "method_seconds": f"{cost:.3f}", "stream_steps": total,
+    }  # fmt: skip
+
+
+# --- the runs
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV; none where there is no file."""
+    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Write a finished run at once, so that an interruption loses one at most."""
+    new = not path.exists()
+    with path.open("a", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def job_of(row: dict[str, str]) -> Job:
+    return Job(*(row[c] for c in Job._fields[:4]), float(row["rate"]), int(row["seed"]))  # type: ignore[arg-type]
+
+
+def tuned(rows: list[dict[str, str]]) -> dict[tuple[str, str, str], float]:
+    """(net, optimizer, method) -> the rate with the best accuracy on seed 0."""
+    of: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        job = job_of(row)
+        if job.seed == 0:
+            place = (job.net, job.optimizer, job.method)
+            of.setdefault(place, []).append((float(row["accuracy"]), job.rate))
+    return {k: max(v)[1] for k, v in of.items() if len(v) == len(RATES[k[1]])}
+
+
+def left(rows: list[dict[str, str]], nets: tuple[str, ...]) -> list[Job]:
+    """Runs that are missing: of the first methods, then of the others; tuning before seeds."""
+    done, rates = {job_of(row) for row in rows}, tuned(rows)
+    for methods in (CHOSEN[:FIRST_TO_RUN], CHOSEN[FIRST_TO_RUN:]):
+        tuning = [
+            Job(net, "clean", optimizer, method, rate, 0)
+            for net, optimizer in itertools.product(nets, OPTIMIZERS)
+            for rate in RATES[optimizer]
+            for method in methods
+        ]
+        missing = [job for job in tuning if job not in done]
+        if not missing:
+            unseen = [
+                Job(net, labels, optimizer, method, rates[net, optimizer, method], seed)
+                for seed in SEEDS
+                for net, labels, optimizer in itertools.product(nets, LABELS, OPTIMIZERS)
+                for method in sorted(methods, key=lambda m: rates[net, optimizer, m])
+            ]
+            missing = [job for job in unseen if job not in done]
+        if missing:
+            return missing
+    return []
+
+
+def run_all(path: Path, nets: tuple[str, ...]) -> None:
+    """Run what the CSV lacks."""
+    while jobs := left(read(path), nets):
+        for job in jobs:
+            row = run(job)
+            append(path, row)
+            print(*job, row["accuracy"], row["steps"], row["seconds"], flush=True)
+
+
+# --- the tables
+
+
+def told(values: list[float], digits: int = 1) -> str:
+    """Mean and standard error."""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{error}"
+
+
+def tables(path: Path) -> str:
+    """A table for each net and kind of labels: accuracy (difference to a warm start), seconds."""
+    of: dict[tuple[str, ...], dict[int, dict[str, str]]] = {}
+    for row in read(path):
+        job = job_of(row)
+        if job.seed:
+            of.setdefault(job[:4], {})[job.seed] = row
+    text = []
+    for net, labels in itertools.product(KINDS, LABELS):
+        head = " | ".join(
+            f"{o}: test % | against warm | seconds | rate"
+            for o in OPTIMIZERS
+            if (net, labels, o, "none") in of
+        )
+        if not head:
+            continue
+        lines = [f"| method | {head} |", "|---" * (1 + head.count("|") + 1) + "|"]
+        for method in CHOSEN:
+            cells = []
+            for optimizer in OPTIMIZERS:
+                warm, own = (of.get((net, labels, optimizer, m), {}) for m in ("none", method))
+                if not own:
+                    continue
+                seeds = sorted(own.keys() & warm.keys())
+                gains = [float(own[s]["accuracy"]) - float(warm[s]["accuracy"]) for s in seeds]
+                cells += [
+                    f"{fmean(float(r['accuracy']) for r in own.values()):.1f}",
+                    "" if method == "none" else told(gains),
+                    f"{fmean(float(r['seconds']) for r in own.values()):.2f}",
+                    next(iter(own.values()))["rate"],
+                ]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+        text += [f"**{net}, {labels} labels**", "\n".join(lines)]
+    return "\n\n".join(text)
+
+
+def write_page(found: str, marks: tuple[str, str], page: Path = PAGE) -> None:
+    """Put tables between their marks."""
+    before, rest = page.read_text().split(marks[0])
+    page.write_text(f"{before}{marks[0]}\n\n{found}\n\n{marks[1]}{rest.split(marks[1])[1]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--only", choices=tuple(KINDS), help="runs of one net alone")
+    parser.add_argument("--report", action="store_true", help="the tables alone")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if not args.report:
+        run_all(args.csv, (args.only,) if args.only else tuple(KINDS))
+    found = tables(args.csv)
+    print(found)
+    if args.csv == CSV:
+        write_page(found, MARKS)
+
+
+if __name__ == "__main__":
+    main()
