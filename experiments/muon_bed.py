@@ -41,6 +41,9 @@ SETTINGS = {
 }
 
 
+QUICK = Setting(steps=10, batch=2, context=32, width=32, layers=1)
+
+
 def read_text(held_out: float = 0.1) -> tuple[Tensor, Tensor]:
     """Returns training and held-out text as int64 tensors of bytes.
 

@@ -5,17 +5,15 @@ python experiments/muon_figures.py
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections import defaultdict
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
+from bed import COLORS, pyplot, read, save_figure
 from muon_bed import SETTINGS
-from muon_transformer import DATA, QUANTILES, RUNS, SPECTRA, TUNING_SEED, read
+from muon_transformer import QUANTILES, RUNS, SPECTRA, TUNING_SEED
 
-FIGURES = DATA.parent / "figures"
+plt = pyplot()
 LABELS = {"adamw": "AdamW", "torch-muon": "torch.optim.Muon", "auto": "Muon (ours, auto)"}
 Curves = dict[tuple[str, str, str], dict[str, dict[int, tuple[float, float]]]]
 
@@ -82,7 +80,7 @@ def spectra_table() -> None:
 
 def loss_figure(found: Curves) -> None:
     """Held-out loss over steps, mean and range over the test seeds."""
-    fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    fig, ax = plt.subplots(figsize=(6, 4))
     for (setting, name, lr), seeds in found.items():
         tested = [c for s, c in seeds.items() if s != str(TUNING_SEED)]
         if setting != "plain" or name not in LABELS or not tested:
@@ -90,7 +88,10 @@ def loss_figure(found: Curves) -> None:
         steps = sorted(tested[0])
         losses = [[c[s][0] for c in tested] for s in steps]
         line = ax.plot(
-            steps, [statistics.mean(v) for v in losses], label=f"{LABELS[name]}, lr {lr}"
+            steps,
+            [statistics.mean(v) for v in losses],
+            label=f"{LABELS[name]}, lr {lr}",
+            color=COLORS[LABELS[name].partition(" (")[0]],
         )
         low, high = ([f(v) for v in losses] for f in (min, max))
         ax.fill_between(steps, low, high, alpha=0.25, color=line[0].get_color(), linewidth=0)
@@ -98,17 +99,20 @@ def loss_figure(found: Curves) -> None:
     ax.set_title("Two-layer transformer on Python's manual, tuned learning rates", fontsize=10)
     ax.grid(alpha=0.3)
     ax.legend()
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    fig.savefig(FIGURES / "muon_curves.png", dpi=150)
+    save_figure(fig, "muon_curves")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the tables, no figure")
+    quick = parser.parse_args().quick
     found = curves()
     tuning_table(found)
     for setting in SETTINGS:
         comparison_table(found, setting)
     spectra_table()
-    loss_figure(found)
+    if not quick:
+        loss_figure(found)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,19 @@ while everything else stays at AdamW's. Both are compared on seeds that tuned no
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from muon_bed import SETTINGS, Optimizers, Setting, Transformer, train
+from bed import GROWING, append, read
+from muon_bed import QUICK, SETTINGS, Optimizers, Setting, Transformer, train
 from torch.optim import AdamW, Optimizer
 
 from torch_specgd import Muon
 
-OUT = Path(__file__).with_suffix(".csv")
+OUT = GROWING / "muon_from_adamw.csv"
 FIELDS = ("setting", "optimizer", "lr", "multiple", "seed", "held_out")
 COMPARING = (2, 3, 4, 5)  # seeds
 PLAIN = SETTINGS["plain"]
@@ -89,18 +88,13 @@ def optimizers(case: Case, name: str, lr: float, multiple: float) -> Optimizers:
 def measure(name: str, optimizer: str, lr: float, multiple: float, seed: int) -> float:
     """Return the held-out loss of a run, out of the CSV if it is there."""
     key = [name, optimizer, f"{lr:.3g}", f"{multiple:.3g}", str(seed)]
-    rows = list(csv.reader(OUT.open())) if OUT.exists() else []
-    for row in rows:
-        if row[:5] == key:
-            return float(row[5])
+    for row in read(OUT):
+        if [row[field] for field in FIELDS[:5]] == key:
+            return float(row["held_out"])
     case = {**FOUND, **CONFIRMED}[name]
     made = optimizers(case, optimizer, float(key[2]), float(key[3]))
     loss = train(case.setting, made, seed, points=1)[-1].held_out
-    with OUT.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if not rows:
-            writer.writerow(FIELDS)
-        writer.writerow([*key, f"{loss:.5f}"])
+    append(OUT, [dict(zip(FIELDS, [*key, f"{loss:.5f}"], strict=True))])
     return loss
 
 
@@ -149,7 +143,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--settings", nargs="+", choices=list(CONFIRMED), default=list(CONFIRMED))
     parser.add_argument("--found", action="store_true", help="tune where the rule was found")
+    parser.add_argument("--quick", action="store_true", help="a few steps, assertions, no files")
     options = parser.parse_args()
+    if options.quick:
+        made = (
+            optimizers(Case(QUICK), name, 3e-3, 3.0) for name in ("adamw", "muon", "from_adamw")
+        )
+        losses = [train(QUICK, each, 0, points=1)[-1].held_out for each in made]
+        assert max(losses) < math.log(256), losses
+        return
     if options.found:
         print("| setting | AdamW's best rate | best multiple for matrices |\n|---|---:|---:|")
         for name, case in FOUND.items():

@@ -5,22 +5,21 @@
 
 Both ways take torch.optim.Muon's best rate of the bed, found on another seed
 (`muon_transformer.py`). The difference is that of two runs from the same weights on the same
-batches. Each finished run is appended to docs/data/muon_per_head.csv.
+batches. Each finished run is appended to muon_per_head.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-from pathlib import Path
 from statistics import mean, stdev
 
-from muon_bed import SETTINGS, Optimizers, Transformer, train
+from bed import GROWING_MUON, append, read
+from muon_bed import QUICK, SETTINGS, Optimizers, Transformer, train
 from torch.optim import Optimizer
 
 from torch_specgd import Muon, param_groups
 
-RUNS = Path(__file__).parent.parent / "docs" / "data" / "muon_per_head.csv"
+RUNS = GROWING_MUON / "muon_per_head.csv"
 LR, ADAMW_LR = 0.02, 3e-3
 
 
@@ -38,20 +37,21 @@ def optimizers(per_head: bool) -> Optimizers:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--quick", action="store_true", help="a few steps, assertions, no files")
     options = parser.parse_args()
-    rows = list(csv.DictReader(RUNS.open())) if RUNS.exists() else []
-    known = {(row["per_head"], row["seed"]): float(row["held_out_loss"]) for row in rows}
+    if options.quick:
+        losses = [train(QUICK, optimizers(each), 0)[-1].held_out for each in (False, True)]
+        assert losses[0] != losses[1], losses
+        return
+    known = {(r["per_head"], r["seed"]): float(r["held_out_loss"]) for r in read(RUNS)}
     for seed in range(1, options.seeds + 1):
         for per_head in (False, True):
             if (str(per_head), str(seed)) in known:
                 continue
             loss = train(SETTINGS["plain"], optimizers(per_head), seed)[-1].held_out
             known[str(per_head), str(seed)] = loss
-            with RUNS.open("a", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                if not rows and len(known) == 1:
-                    writer.writerow(("per_head", "seed", "held_out_loss"))
-                writer.writerow((per_head, seed, f"{loss:.5f}"))
+            row = {"per_head": per_head, "seed": seed, "held_out_loss": f"{loss:.5f}"}
+            append(RUNS, [row])
     seeds = [str(seed) for seed in range(1, options.seeds + 1)]
     for per_head in ("False", "True"):
         losses = [known[per_head, seed] for seed in seeds]

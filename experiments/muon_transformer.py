@@ -13,20 +13,18 @@ CSV at once, so an interrupted program goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from muon_bed import SETTINGS, Optimizers, Transformer, train
+from bed import GROWING_MUON, append, read, write
+from muon_bed import QUICK, SETTINGS, Optimizers, Transformer, train
 from torch.optim import AdamW, Optimizer
 
 from torch_specgd import Muon, SpecGD
 
-DATA = Path(__file__).parent.parent / "docs" / "data"
-RUNS = DATA / "muon_transformer.csv"
-SPECTRA = DATA / "muon_spectra.csv"
+RUNS = GROWING_MUON / "muon_transformer.csv"
+SPECTRA = GROWING_MUON / "muon_spectra.csv"
 RUN_FIELDS = ("setting", "optimizer", "lr", "adamw_lr", "seed", "role", "step")
 RUN_FIELDS += ("held_out_loss", "train_loss", "seconds")
 KEY_FIELDS = {"setting", "optimizer", "lr", "adamw_lr", "seed", "step"}
@@ -82,20 +80,6 @@ def optimizers(name: str, lr: float, adamw_lr: float) -> Optimizers:
     return make
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
-def append(path: Path, fields: tuple[str, ...], rows: list[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def final_loss(setting: str, name: str, lr: float, adamw_lr: float, seed: int) -> float | None:
     """The held-out loss at a run's end, or None if the CSV has no such run."""
     key = (setting, name, f"{lr:g}", f"{adamw_lr:g}", str(seed), str(SETTINGS[setting].steps))
@@ -124,7 +108,7 @@ def spectra_watch(setting: str) -> Callable[[int, Transformer, list[Optimizer]],
             for q in QUANTILES:
                 value = f"{float(sigma.quantile(q)):.3e}"
                 rows.append(dict(zip(SPECTRA_FIELDS, (setting, step, name, q, value), strict=True)))
-        append(SPECTRA, SPECTRA_FIELDS, rows)
+        append(SPECTRA, rows)
 
     return watch
 
@@ -146,7 +130,7 @@ def run(setting: str, name: str, lr: float, adamw_lr: float, seed: int) -> float
     role = "tune" if seed == TUNING_SEED else "test"
     head = (setting, name, f"{lr:g}", f"{adamw_lr:g}", seed, role)
     rows = [(*head, c.step, f"{c.held_out:.5f}", f"{c.train:.5f}", seconds) for c in curve]
-    append(RUNS, RUN_FIELDS, [dict(zip(RUN_FIELDS, r, strict=True)) for r in rows])
+    append(RUNS, [dict(zip(RUN_FIELDS, r, strict=True)) for r in rows])
     print(*head, f"held-out {curve[-1].held_out:.4f} train {curve[-1].train:.4f}", flush=True)
     return curve[-1].held_out
 
@@ -166,8 +150,7 @@ def tune(name: str, adamw_lr: float | None = None, setting: str = "plain") -> fl
 def forget(name: str) -> None:
     """Removes an optimizer's runs from the CSV."""
     kept = [row for row in read(RUNS) if row["optimizer"] != name]
-    RUNS.unlink(missing_ok=True)
-    append(RUNS, RUN_FIELDS, [dict(row) for row in kept])
+    write(RUNS, kept, RUN_FIELDS)
 
 
 def main() -> None:
@@ -176,8 +159,14 @@ def main() -> None:
     parser.add_argument("--except", action="append", default=[], metavar="OPTIMIZER", dest="left")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="a few steps, assertions, no files")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.quick:
+        for name in ("adamw", "torch-fused", *OURS):
+            curve = train(QUICK, optimizers(name, 0.01, 3e-3), 0)
+            assert curve[-1].held_out < curve[0].held_out, (name, curve)
+        return
     for name in arguments.again:
         forget(name)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import gzip
 import itertools
 import math
 import re
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from bed import fashion_mnist
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, pad
 
@@ -28,7 +28,6 @@ from data_prune import DualTracker, ScoreTable
 from data_prune.load.dynamic import EVERYTHING, FULL_SHARE, draw
 from data_prune.select.noise import epoch_seed
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 TRAIN, TEST, WORDS = 4_000, 2_500, 512
 SCORE_EPOCHS, WINDOW = 10, 5
 # Passes over the kept part until nothing changes any more; scoring takes the first ten of them.
@@ -49,19 +48,14 @@ class Data(NamedTuple):
 # --- the data
 
 
-def idx(name: str, offset: int) -> np.ndarray:
-    with gzip.open(FASHION / f"{name}-ubyte.gz") as file:
-        return np.frombuffer(file.read(), np.uint8, offset=offset)
-
-
 @functools.cache
 def fashion() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Fashion-MNIST at half its width and height (14x14), in [0, 1]."""
     parts: list[Tensor] = []
     for part in ("train", "t10k"):
-        pixels = idx(f"{part}-images-idx3", 16).reshape(-1, 1, 28, 28).astype(np.float32) / 255
-        labels = idx(f"{part}-labels-idx1", 8).astype(np.int64)
-        parts += [avg_pool2d(torch.from_numpy(pixels), 2), torch.from_numpy(labels)]
+        images, labels = fashion_mnist(part)
+        pixels = torch.from_numpy(images[:, None].astype(np.float32) / 255)
+        parts += [avg_pool2d(pixels, 2), torch.from_numpy(labels)]
     return tuple(parts)  # type: ignore[return-value]
 
 

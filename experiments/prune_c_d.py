@@ -9,10 +9,12 @@ is judged on held-out training images, never on the test set:
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import prune_fashion_mnist as experiment
 import torch
+from bed import GROWING, read
 
 C_DS = (4.0, 1.0, 2.0, 8.0, 5.5, 16.0)
 VARIANTS: dict[str, dict] = {"random": {"method": "random"}}
@@ -30,15 +32,24 @@ VARIANTS["random per class"] = {"method": "random", "per_class": True}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=experiment.PACKAGED)
-    parser.add_argument("--csv", type=Path, default=experiment.HERE / "prune_c_d.csv")
-    parser.add_argument("--scores", type=Path, default=experiment.HERE / "prune_scores")
+    parser.add_argument("--csv", type=Path, default=GROWING / "prune_c_d.csv")
+    parser.add_argument("--scores", type=Path, default=experiment.SCORES)
     parser.add_argument("--seeds", type=int, nargs="+", default=(10, 11))
     parser.add_argument("--ratios", type=float, nargs="+", default=(0.9, 0.8))
     settings = {"part": "develop", "noise": 0.0, "steps": 400, "methods": tuple(VARIANTS)}
     parser.set_defaults(**settings, epochs=20, window=10, planned=130, score_seed=None)
+    parser.add_argument("--quick", action="store_true", help="two runs on digits, no files kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
     experiment.METHODS.update(VARIANTS)
+    if args.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            args.csv, args.scores = Path(folder) / "c_d.csv", Path(folder)
+            args.seeds, args.ratios, args.methods = (10,), (0.9,), ("random", "beta auto")
+            args.epochs, args.window, args.planned, args.steps = 4, 2, 20, 20
+            experiment.grid(args, experiment.load_digits())
+            assert len(read(args.csv)) == 2
+        return
     experiment.grid(args, experiment.part_of(experiment.load_idx(args.data), "develop"))
 
 

@@ -17,8 +17,6 @@ Data: Debian's package dataset-fashion-mnist, or any folder with the four IDX fi
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import itertools
 import math
 import time
@@ -26,16 +24,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bed import FASHION as PACKAGED
+from bed import FIGURES, GROWING, ROOT, append, fashion_mnist
+from bed import read as rows_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from data_prune import DualTracker, ScoreTable
 
-HERE = Path(__file__).parent
 MARKS = ("<!-- tables of the larger CSV -->", "<!-- end of the larger tables -->")
-PAGE = HERE.parent / "docs" / "pruning_results.md"
-FIGURE = HERE.parent / "docs" / "figures" / "prune_fashion_mnist.png"
-PACKAGED = Path("/usr/share/datasets/fashion-mnist")
+PAGE = ROOT / "docs" / "pruning_results.md"
+FIGURE = FIGURES / "prune_fashion_mnist.png"
+SCORES = ROOT / "experiments" / "prune_scores"
 RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3)
 METHODS: dict[str, dict] = {
     "random": {"method": "random"},
@@ -58,15 +58,11 @@ COLUMNS = (
 
 def load_idx(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Train images (N, 1, 28, 28) in [0, 1], train labels, test images, test labels."""
-    arrays = []
-    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        with gzip.open(folder / f"{name}-ubyte.gz") as file:
-            raw = file.read()
-        if "images" in name:
-            pixels = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-            arrays.append(torch.from_numpy(pixels.astype(np.float32) / 255))
-        else:
-            arrays.append(torch.from_numpy(np.frombuffer(raw, np.uint8, offset=8).astype(np.int64)))
+    arrays: list[Tensor] = []
+    for split in ("train", "t10k"):
+        images, labels = fashion_mnist(split, folder)
+        pixels = torch.from_numpy(images[:, None].astype(np.float32) / 255)
+        arrays += [pixels, torch.from_numpy(labels)]
     return tuple(arrays)  # type: ignore[return-value]
 
 
@@ -199,19 +195,6 @@ def run_cell(data: dict, table: ScoreTable, options: dict, ratio: float, seed: i
     }
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
-def append_row(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def prepare(arrays: tuple[Tensor, ...], noise: float, seed: int) -> dict:
     x, clean, x_test, y_test = arrays
     y = redraw_labels(clean, noise, seed) if noise else clean
@@ -247,7 +230,7 @@ def grid(args: argparse.Namespace, arrays: tuple[Tensor, ...]) -> None:
                 table = table_for(data, args, shared)
                 row = run_cell(data, table, METHODS[name], ratio, seed, args.steps)
                 cell = {"part": args.part, "noise": args.noise, "method": name}
-                append_row(args.csv, {**cell, "prune_ratio": ratio, "seed": seed, **row})
+                append(args.csv, [{**cell, "prune_ratio": ratio, "seed": seed, **row}], COLUMNS)
                 print(name, ratio, seed, row, flush=True)
 
 
@@ -403,8 +386,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="T, scoring epochs")
     parser.add_argument("--window", type=int, default=10, help="J")
     parser.add_argument("--planned", type=int, default=130, help="epochs of the whole schedule")
-    parser.add_argument("--csv", type=Path, default=HERE / "prune_fashion_mnist.csv")
-    parser.add_argument("--scores", type=Path, default=HERE / "prune_scores")
+    parser.add_argument("--csv", type=Path, default=GROWING / "prune_fashion_mnist.csv")
+    parser.add_argument("--scores", type=Path, default=SCORES)
     parser.add_argument("--quick", action="store_true", help="a minute, with assertions")
     parser.add_argument("--report", type=Path, nargs="?", const=FIGURE, help="figure to write")
     args = parser.parse_args()

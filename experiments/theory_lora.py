@@ -12,16 +12,15 @@ an adapter together. Which optimizer gives the better model is not what this sho
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import warnings
 from importlib import import_module
 
-import matplotlib.pyplot as plt
 import torch
+from bed import COLORS
 from muon_bed import Setting, Transformer, batches, loss_on, read_text
 from peft import LoraConfig, get_peft_model
-from theory_bed import COLORS, save
+from theory_bed import is_quick, plt, save
 from torch.nn.functional import cross_entropy
 
 from torch_specgd import Muon, SpecGD, SpectrumTracker, lora_param_groups
@@ -35,9 +34,9 @@ OPTIMIZERS = {
 }
 # Muon and SpecGD nearly coincide: a broad line under a thin broken one shows both.
 LINES = [
-    {"color": COLORS["Adam"]},
+    {"color": COLORS["AdamW"]},
     {"color": COLORS["GD"]},
-    {"color": COLORS["NS"], "linewidth": 5, "alpha": 0.5},
+    {"color": COLORS["Muon"], "linewidth": 5, "alpha": 0.5},
     {"color": COLORS["SpecGD"], "linestyle": "--"},
 ]
 
@@ -104,15 +103,12 @@ def medians(tracker: SpectrumTracker, key: str) -> tuple[torch.Tensor, torch.Ten
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="one seed, 20 steps, no files")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
+    quick = is_quick(__doc__)
     setting = Setting(width=64, layers=2, batch=8, context=64, steps=20 if quick else 500)
     weights = pretrain(setting)
     seeds, steps = (range(1), 20) if quick else (range(3), 200)
     rows = []
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
     for name, line in zip(OPTIMIZERS, LINES, strict=True):
         for seed in seeds:
             tracker, loss = adapt(weights, setting, name, seed, steps)

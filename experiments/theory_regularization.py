@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import matplotlib.pyplot as plt
 import torch
-from theory_bed import COLORS, save
+from bed import COLORS
+from theory_bed import is_quick, plt, save
 
 from torch_specgd import ConstantThenLinear, SpecGD
 from torch_specgd import factorization as fz
@@ -36,8 +36,12 @@ def run(start: list[torch.Tensor], steps: int, **options: object) -> torch.Tenso
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     start = fz.lora_init(30, 5, 35, seeds=[0])
+    if is_quick(__doc__):
+        sigma = run(start, 800, l2=1.5, method="smoothed")[0]
+        law = torch.linalg.svdvals(fz.soft_threshold(TARGET, 1.5))[:5]
+        assert float((sigma - law).abs().max()) < 1e-3, (sigma, law)
+        return
     rows = []
     for penalty in (0.0, 0.5, 1.5, 2.5, 3.5, 4.5):
         sigma = run(start, 800, l2=penalty, method="smoothed")[0]
@@ -65,7 +69,7 @@ def main() -> None:
                  "measured": float(stuck.sum()), "predicted": 0.0}
             )  # fmt: skip
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
     labels = {"l2": "l2 (inside the gradient)", "weight_decay": "weight_decay (decoupled)"}
     for ax, part in zip(axes, ("l2", "weight_decay"), strict=False):
         for i, mode in enumerate(SIGMA):
@@ -83,7 +87,7 @@ def main() -> None:
     for k, (method, color) in enumerate(
         {
             "svd": COLORS["SpecGD"],
-            "newton_schulz": COLORS["NS"],
+            "newton_schulz": COLORS["Muon"],
             "smoothed": COLORS["smoothed"],
         }.items()
     ):

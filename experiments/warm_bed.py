@@ -6,26 +6,15 @@ a fixed distortion (shift, flip, inversion, pooling to 14x14, noise) from one se
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
+from bed import FASHION as DEFAULT_DATA
+from bed import fashion_mnist
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
-
-# Where Debian's package dataset-fashion-mnist puts the four IDX files.
-DEFAULT_DATA = Path("/usr/share/datasets/fashion-mnist")
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """An IDX file (gzipped) as an array: four bytes of magic, one big-endian size per dimension."""
-    raw = gzip.decompress(path.read_bytes())
-    ndim = raw[3]
-    shape = tuple(np.frombuffer(raw, ">i4", ndim, 4))
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
 def distort(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -51,10 +40,9 @@ def hard_fashion_mnist(
     out: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
     for split, count in (("train", pool), ("t10k", 10_000)):
-        images = read_idx(directory / f"{split}-images-idx3-ubyte.gz")[:count]
-        labels = read_idx(directory / f"{split}-labels-idx1-ubyte.gz")[:count]
-        x = (torch.from_numpy(images.copy()).float() / 255 - 0.2860) / 0.3530
-        out += [distort(x, generator), torch.from_numpy(labels.astype(np.int64))]
+        images, labels = fashion_mnist(split, directory)
+        x = (torch.from_numpy(images[:count].copy()).float() / 255 - 0.2860) / 0.3530
+        out += [distort(x, generator), torch.from_numpy(labels[:count])]
     return out[0], out[1], out[2], out[3]
 
 

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import itertools
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from bed import FIGURES, GROWING, append, read
 from torch import Tensor
 from warm_bed import DEFAULT_DATA, Learner, conv_net, hard_fashion_mnist
 from warm_methods import METHODS, TRIED
-from warm_summary import read, summary
+from warm_summary import summary
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "warm_chunks.csv"
+CSV = GROWING / "warm_chunks.csv"
 FIELDS = (
     "purpose", "net", "lr", "method", "floor", "seed", "chunk", "examples", "test_accuracy",
     "train_accuracy", "steps", "seconds",
@@ -82,16 +81,6 @@ def run(
             "train_accuracy": round(100 * train, 2), "steps": steps,
             "seconds": round(time.perf_counter() - start, 2),
         }  # fmt: skip
-
-
-def append(path: Path, rows: list[dict[str, object]], purpose: str) -> None:
-    """Finished runs are written at once, so that an interruption loses one run at most."""
-    new = not path.exists()
-    with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows({"purpose": purpose, **r} for r in rows)
 
 
 def key(row: dict[str, object]) -> tuple[str, ...]:
@@ -161,7 +150,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of the IDX files")
     parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--figure", type=Path, default=HERE.parent / "docs/figures/warm_chunks.png")
+    parser.add_argument("--figure", type=Path, default=FIGURES / "warm_chunks.png")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--shard", default="0/1", help="i/n: seeds i modulo n, for parallel runs")
@@ -187,7 +176,7 @@ def main() -> None:
         if key(name) in done:
             continue
         rows = list(run(method, net, lr, floor, seed, chunks, data))
-        append(args.csv, rows, purpose)
+        append(args.csv, [{"purpose": purpose, **row} for row in rows], FIELDS)
         last = rows[-1]
         print(*name.values(), last["test_accuracy"], last["steps"], flush=True)
 

@@ -17,12 +17,11 @@ noise. Test inputs with at least tau learned features are right, the others gues
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
+from bed import FIGURES, GROWING, write
 
-HERE = Path(__file__).resolve().parent
 # N inputs per experiment, K features per class, C classes, thresholds gamma and tau.
 N, K, C, GAMMA, TAU, TEST = 1000, 50, 2, 50, 3, 10_000
 # Experiment -> (cold, warm, ideal) accuracy, as found with the published notebook's process.
@@ -146,10 +145,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--csv", type=Path, default=HERE / "warm_features.csv")
-    parser.add_argument(
-        "--figure", type=Path, default=HERE.parent / "docs/figures/warm_features.png"
-    )
+    parser.add_argument("--csv", type=Path, default=GROWING / "warm_features.csv")
+    parser.add_argument("--figure", type=Path, default=FIGURES / "warm_features.png")
     args = parser.parse_args()
     experiments, seeds = (10, 2) if args.quick else (50, 10)
     rows = run(experiments, seeds)
@@ -157,10 +154,7 @@ def main() -> None:
     check(rows, seeds)
     if args.quick:
         return
-    with args.csv.open("w", newline="") as f:
-        writer = csv.DictWriter(f, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write(args.csv, rows)
     plot(rows, args.figure)
 
 

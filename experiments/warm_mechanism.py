@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
+from bed import FIGURES, GROWING, append, read
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from warm_bed import DEFAULT_DATA, Learner, conv_net, hard_fashion_mnist
@@ -27,8 +27,7 @@ from warm_methods import dash, dash_shuffled, dash_wrong_sign, nothing
 
 from warmstart import dash_shrink
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "warm_mechanism.csv"
+CSV = GROWING / "warm_mechanism.csv"
 FIELDS = ("net", "seed", "method", "step", "clean", "wrong", "corrected", "train_accuracy")
 EXAMPLES, WRONG, STEPS = 1000, 0.2, (0, 5, 10, 20, 30, 40, 50)
 # (learning rate, floor): those of the expanding chunks.
@@ -112,23 +111,6 @@ def run(
             learner.optimizer.step()
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f))
-
-
-def append(path: Path, rows: list[dict[str, object]]) -> None:
-    """All methods of one seed at once: an interruption loses one seed at most."""
-    new = not path.exists()
-    with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
 def of(rows: list[dict[str, str]], net: str, method: str, step: int, column: str) -> list[float]:
     """Return one number for each seed."""
     chosen = [r for r in rows if (r["net"], r["method"], r["step"]) == (net, method, str(step))]
@@ -195,12 +177,20 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of the IDX files")
     parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument(
-        "--figure", type=Path, default=HERE.parent / "docs/figures/warm_mechanism.png"
-    )
+    parser.add_argument("--figure", type=Path, default=FIGURES / "warm_mechanism.png")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--summary", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="40 images, no files")
     args = parser.parse_args()
+    if args.quick:
+        torch.set_num_threads(1)
+        x, y, _, _ = hard_fashion_mnist(args.data, pool=400)
+        rows = list(run("norm", 0, (x, y), examples=100, max_epochs=40))
+        before, after = (
+            r["clean"] for r in rows if r["step"] == 0 and r["method"] in ("nothing", "DASH")
+        )
+        assert before >= after, rows
+        return
     if not args.summary:
         torch.set_num_threads(1)
         x, y, _, _ = hard_fashion_mnist(args.data)
@@ -209,7 +199,7 @@ def main() -> None:
             for net in NETS:
                 if (net, str(seed)) not in done:
                     rows = list(run(net, seed, (x, y)))
-                    append(args.csv, rows)
+                    append(args.csv, rows, FIELDS)
                     print(net, seed, rows[-1]["train_accuracy"], flush=True)
     summary(args.csv, args.figure)
 

