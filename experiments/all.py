@@ -49,10 +49,16 @@ def programs() -> list[str]:
     ]
 
 
+def has_quick(name: str) -> bool:
+    """Whether a program has a setting of seconds."""
+    text = (HERE / f"{name}.py").read_text()
+    return '"--quick"' in text or "is_quick(" in text
+
+
 def command_lines(names: list[str], quick: bool, reports: bool) -> list[tuple[str, str]]:
     """(program, arguments), reports after what they read."""
     if quick:
-        return [(name, "--quick") for name in names]
+        return [(name, "--quick") for name in names if has_quick(name)]
     results = HERE / "results"
     lines = [
         (name, arguments.format(results=results, name=name))
