@@ -60,6 +60,7 @@ PLAN = (  # (modules, the test files that hold them)
         ["torch_specgd.step.adamw", "torch_specgd.step.rules", f"{ENGINE}.multi_tensor"],
         each("optimizers/test_*.py", "muon muon_options light_state layouts"),
     ),
+    (each("torch_specgd.step.*", "precondition second_moment"), ["optimizers/test_rules.py"]),
     (each(f"{ENGINE}.schedule.*", "named schedule squares"), ["engine/test_schedules.py"]),
 )
 SWAPS = {

@@ -20,18 +20,21 @@ from .spectrum.lora_report import lora_report
 from .spectrum.measures import effective_rank, lora_singular_values, stable_rank
 from .spectrum.tracker import SpectrumTracker
 from .step.muon import muon
+from .step.precondition import Eigenbasis, Shampoo
 from .trainer import muon_for_trainer
 from .triton_kernels import orthogonalize
 
 __all__ = [
     "ConstantThenGeometric",
     "ConstantThenLinear",
+    "Eigenbasis",
     "Interleaved",
     "LoraPair",
     "MomentumWarmup",
     "Muon",
     "ParamGroups",
     "QKClip",
+    "Shampoo",
     "SpecGD",
     "SpectrumTracker",
     "TravelBudgetWarning",

@@ -12,23 +12,20 @@ from specgd_common.cuts import check_fit, check_split, cut_of
 from specgd_common.tensors import is_dtensor, local
 
 from .checks import Check, check_schedule, flag, integer, number, one_of, pair, sharing
-from .distributed.layout import local_like, without_partial_sums
+from .distributed.layout import local_like
 from .groups.foreign import in_own_words
 from .groups.foreign_state import check_routes, in_own_layout
 from .groups.from_adamw import carried_over
 from .groups.given import given_groups
-from .groups.matrix_view import (
-    MATRIX_VIEWS,
-    MatrixView,
-    input_dims,
-    is_matrix,
-    uses_muon,
-)
+from .groups.matrix_view import MATRIX_VIEWS, MatrixView, is_matrix, uses_muon
 from .optimizer import SpectralOptimizer
 from .step.adamw import adamw_step
-from .step.light import BITS, LightBuffer, light_shapes
+from .step.light import BITS, LightBuffer, light_buffers, light_shapes
 from .step.muon import MAX_BATCH_BYTES, Coefficients, muon
+from .step.precondition import BY_NAME, Precondition
 from .step.rules import LR_SCALES, AdjustLr
+from .step.second_moment import SECOND_MOMENTS
+from .step.stages import STAGES, stage_shapes, stages_of, start_stages
 from .triton_kernels.kernels.owned import capturing
 
 _PASSED_ON = (
@@ -87,8 +84,18 @@ class Muon(SpectralOptimizer):
         adamw_weight_decay: Decay of the AdamW part; None is ``weight_decay`` (default).
         maximize: Ascend instead of descend (default False).
         cautious_weight_decay: Decay only entries that the update shrinks too (default False).
-        neuron_beta: Averaging coefficient of NorMuon's neuron-wise normalization, 0.95 in the
-            paper; None switches it off (default).
+        precondition: What happens to the update before its polar factor is taken: None (default),
+            "shampoo" (the inverse root of the gradients' covariance, 2 min(m, n)^2 float32 numbers
+            more for an m x n matrix, see ``Shampoo``), "eigenbasis" (Adam's step in its eigenbasis,
+            m n + 2 m^2 + 2 n^2 more, see ``Eigenbasis``), or a function (update, gradient, state)
+            -> update of (B, m, n) float32 matrices, which is not written to checkpoints. Its
+            attribute ``shapes``, a function of (m, n), names the shape of each tensor of ``state``,
+            which starts at zero; ``state["step"]`` counts from 1. Not in a CUDA graph.
+        second_moment: What the polar factor is divided by: None (default), "neuron" (a running
+            root mean square of each output neuron, NorMuon), or "element" (of each entry, AdaMuon,
+            without its signs).
+        neuron_beta: Averaging coefficient of ``second_moment``, 0.95 if None (default); given
+            alone it means "neuron".
         state_dtype: dtype of all state, of both parts: None is the parameter's, "float32", or
             "bfloat16" with stochastic rounding, which keeps small gradients in the means. "int8"
             and "int4" keep the momentum of matrices in so many bits, with a float32 scale for every
@@ -119,7 +126,8 @@ class Muon(SpectralOptimizer):
     Source:
         Jordan 2024, kellerjordan.github.io/posts/muon; torch/optim/_muon.py; Amsel et al.,
         arXiv 2505.16932 (Polar Express); Loshchilov and Hutter, arXiv 1711.05101 (AdamW). Options:
-        arXiv 2510.05491 (NorMuon), 2510.12402 (cautious decay), 1502.02551 (stochastic rounding).
+        arXiv 2409.11321 (SOAP), 1802.09568 (Shampoo), 2510.05491 (NorMuon), 2507.11005 (AdaMuon),
+        2510.12402 (cautious decay), 1502.02551 (stochastic rounding).
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(),
@@ -151,6 +159,8 @@ class Muon(SpectralOptimizer):
         adamw_weight_decay: float | None = None,
         maximize: bool = False,
         cautious_weight_decay: bool = False,
+        precondition: Precondition = None,
+        second_moment: str | None = None,
         neuron_beta: float | None = None,
         state_dtype: str | None = None,
         compute_dtype: str | None = None,
@@ -175,6 +185,8 @@ class Muon(SpectralOptimizer):
             "adamw_weight_decay": adamw_weight_decay,
             "maximize": maximize,
             "cautious_weight_decay": cautious_weight_decay,
+            "precondition": precondition,
+            "second_moment": second_moment,
             "neuron_beta": neuron_beta,
             "state_dtype": state_dtype,
             "compute_dtype": compute_dtype,
@@ -186,6 +198,7 @@ class Muon(SpectralOptimizer):
             "matrix_view": "auto",
             "split": None,
             "rounding_step": 0,
+            "precondition_step": 0,
         }
         super().__init__(given_groups(params, per_head), defaults)
 
@@ -204,6 +217,8 @@ class Muon(SpectralOptimizer):
         "adamw_weight_decay": number(none=True),
         "maximize": flag(),
         "cautious_weight_decay": flag(),
+        "precondition": one_of(None, *BY_NAME, function="(update, gradient, state)"),
+        "second_moment": one_of(None, *SECOND_MOMENTS),
         "neuron_beta": number(below=1.0, none=True),
         "state_dtype": one_of(None, *DTYPES, *BITS),
         "compute_dtype": one_of(None, *DTYPES),
@@ -215,6 +230,7 @@ class Muon(SpectralOptimizer):
         "matrix_view": one_of(*MATRIX_VIEWS),
         "split": lambda name, value: check_split(value, name),
         "rounding_step": integer(0),
+        "precondition_step": integer(0),
     }
 
     @classmethod
@@ -285,11 +301,11 @@ class Muon(SpectralOptimizer):
             codes, scales = light_shapes(p.shape, BITS[group["state_dtype"]])
             shapes.update(momentum_codes=codes, momentum_scales=scales)
         if p.ndim >= 2:
-            dims = input_dims(p, MatrixView(group["matrix_view"]))
-            shapes["neuron_second_moment"] = torch.Size(
-                1 if i in dims else n for i, n in enumerate(p.shape)
-            )
+            shapes.update(stage_shapes(group, p))
         return shapes
+
+    def _stays_uncompiled(self) -> bool:
+        return any(group["precondition"] is not None for group in self.param_groups)
 
     def _algorithm(self, p: Tensor, group: Mapping[str, Any]) -> str:
         return "orthogonalized" if uses_muon(p, group["use_muon"]) else "adamw"
@@ -301,18 +317,18 @@ class Muon(SpectralOptimizer):
             rounding = self._random_bits(group, (matrices or others)[0].device)
         if matrices:
             states = [self.state[p] for p in matrices]
-            light, normalized = group["state_dtype"] in BITS, group["neuron_beta"] is not None
-            split = None if group["split"] is None else cut_of(group["split"])
+            light, split = group["state_dtype"] in BITS, group["split"]
+            view = MatrixView(group["matrix_view"], None if split is None else cut_of(split))
+            staged = any(group[name] is not None for name in STAGES)
             muon(
                 matrices,
                 [p.grad for p in matrices],  # type: ignore[misc]
-                self._light_buffers(matrices, group)
+                light_buffers(matrices, states, group)
                 if light
                 else [s["momentum_buffer"] for s in states],
-                views=[MatrixView(group["matrix_view"], split)] * len(matrices),
+                views=[view] * len(matrices),
                 cautious=group["cautious_weight_decay"],
-                second_moments=[s["neuron_second_moment"] for s in states] if normalized else None,
-                neuron_beta=group["neuron_beta"] or 0.0,
+                stages=stages_of(group, matrices, states, view) if staged else ((), ()),
                 rounding=rounding,
                 compute_dtype=DTYPES.get(group["compute_dtype"]),
                 max_batch_bytes=1 if group["foreach"] is False else group["max_batch_bytes"],
@@ -328,30 +344,17 @@ class Muon(SpectralOptimizer):
         """Return the matrices and the others that have a gradient, all with their state."""
         matrices: list[Tensor] = []
         others: list[Tensor] = []
-        use_muon, normalized = group["use_muon"], group["neuron_beta"] is not None
+        use_muon, staged = group["use_muon"], any(group[name] is not None for name in STAGES)
         first = "momentum_codes" if group["state_dtype"] in BITS else "momentum_buffer"
         for p in group["params"]:
             if p.grad is None and not p.requires_grad:
                 continue
             by_muon = is_matrix(p) if use_muon is None else use_muon
-            if normalized or (first if by_muon else "exp_avg") not in self.state[p]:
+            if staged or (first if by_muon else "exp_avg") not in self.state[p]:
                 self._init_state(p, by_muon, group)
             if p.grad is not None and p.numel():
                 (matrices if by_muon else others).append(p)
         return matrices, others
-
-    def _light_buffers(self, params: list[Tensor], group: dict[str, Any]) -> list[LightBuffer]:
-        bits = BITS[group["state_dtype"]]
-        order = {p: i for i, p in enumerate(group["params"])}
-        made = []
-        for p in params:
-            state = self.state[p]
-            seed = group["rounding_step"] * (1 << 20) + order[p]
-            light = LightBuffer(p, state["momentum_codes"], state["momentum_scales"], bits, seed)
-            if "momentum_buffer" in state:  # of a run that had it in more digits
-                light.write(local(state.pop("momentum_buffer")))
-            made.append(light)
-        return made
 
     def _step_others(
         self, params: list[Tensor], group: dict[str, Any], rounding: torch.Generator | None
@@ -386,11 +389,8 @@ class Muon(SpectralOptimizer):
             state.update(LightBuffer.entries(p, BITS[group["state_dtype"]]))
         elif is_matrix and not light and "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype)
-        if is_matrix and group["neuron_beta"] is not None and "neuron_second_moment" not in state:
-            dims = input_dims(p, MatrixView(group["matrix_view"]))
-            wide = torch.promote_types(p.dtype, torch.float32)
-            zeros = torch.zeros_like(p, dtype=wide).sum(dims, keepdim=True)
-            state["neuron_second_moment"] = without_partial_sums(zeros)
+        if is_matrix:
+            start_stages(group, p, state)
         if not is_matrix and "exp_avg" not in state:
             device = p.device if group["capturable"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)

@@ -119,6 +119,8 @@ class SpectralOptimizer(Optimizer):
         Raises:
             RuntimeError: On sparse or complex gradients, before any parameter is changed.
         """
+        if torch.compiler.is_compiling() and self._stays_uncompiled():
+            return torch.compiler.disable(self.step)(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -127,6 +129,10 @@ class SpectralOptimizer(Optimizer):
         for group in self.param_groups:
             self._update_group(group)
         return loss
+
+    def _stays_uncompiled(self) -> bool:
+        """Say whether steps differ from each other, so that each would be compiled anew."""
+        return False
 
     @abstractmethod
     def _algorithm(self, p: Tensor, group: Mapping[str, Any]) -> str:
@@ -193,11 +199,13 @@ class SpectralOptimizer(Optimizer):
                 shape = p.shape
                 if g.layout != torch.strided or g.is_complex() or g.shape != shape:
                     self._refuse_gradient(p, names_of(group)[i])
+                shapes = None
                 for key, x in self.state.get(p, {}).items():
                     # Nearly always nothing; looked at more closely, all else may be right as well.
                     wanted = no_shape if key == "step" else shape
                     if type(x) is not Tensor or x.shape != wanted or not x.is_floating_point():
-                        known = self._state_shapes(p, group).get(key)
+                        shapes = shapes or self._state_shapes(p, group)
+                        known = shapes.get(key)
                         fault = "" if known is None else state_fault(p, key, x, known)
                         if fault:
                             raise RuntimeError(

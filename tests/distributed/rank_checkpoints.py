@@ -15,19 +15,20 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from torch_specgd import Muon, SpecGD
 
 
 def check_state(mesh: DeviceMesh, folder: Path) -> Any:
-    """Keys on this rank, and whether each tensor lies as its parameter does."""
+    """Keys on this rank, and whether each tensor lies as its parameter does, or is whole."""
     weights, gradients = weights_and_gradients(1)
-    make = lambda p: Muon(p, neuron_beta=0.9)  # noqa: E731
+    make = lambda p: Muon(p, second_moment="neuron", precondition="shampoo")  # noqa: E731
     params, optimizer = run(make, placed(mesh, Shard(0)), weights, gradients)
     keys = [sorted(optimizer.state[p]) for p in params]
     like_parameter = all(
-        isinstance(x, DTensor) and x.placements == p.placements
+        isinstance(x, DTensor)
+        and x.placements == ((Replicate(),) if "precondition" in key else p.placements)
         for p in params
         for key, x in optimizer.state[p].items()
         if key != "step"
@@ -66,7 +67,8 @@ def check_fresh_state_dict(mesh: DeviceMesh, folder: Path) -> Any:
     """get_state_dict of a fresh optimizer steps with zero gradients and rate zero."""
     model = sharded_net(mesh)
     before = [p.detach().to_local().clone() for p in model.parameters()]
-    for options in ({}, {"neuron_beta": 0.9, "cautious_weight_decay": True}):
+    rules = {"precondition": "eigenbasis", "second_moment": "element"}
+    for options in ({}, {"neuron_beta": 0.9, "cautious_weight_decay": True}, rules):
         optimizer = muon_of(model, **options)
         get_state_dict(model, optimizer)
         assert optimizer.param_groups[0]["lr"] == 0.02

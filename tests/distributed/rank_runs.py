@@ -47,6 +47,12 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "muon-normuon-cautious": lambda p: Muon(
         p, lr=0.02, neuron_beta=0.9, cautious_weight_decay=True
     ),
+    "muon-eigenbasis-element": lambda p: Muon(
+        p, lr=0.02, precondition="eigenbasis", second_moment="element"
+    ),
+    "muon-shampoo-split": lambda p: Muon(
+        [{"params": p[:1], "split": (0, (3, 3, 2))}, {"params": p[1:]}], precondition="shampoo"
+    ),
     "muon-maximize-one-by-one": lambda p: Muon(p, lr=0.02, maximize=True, foreach=False),
     "muon-split-lr-tensor": lambda p: Muon(
         [{"params": p[:1], "split": (0, (3, 3, 2))}, {"params": p[1:]}], lr=torch.tensor(0.02)

@@ -51,6 +51,9 @@ def two_groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "muon": lambda: Subject(lambda p: Muon(p, lr=0.01)),
     "muon-named": lambda: Subject(lambda p: Muon(named(p), lr=0.01, neuron_beta=0.9)),
+    "muon-rules": lambda: Subject(
+        lambda p: Muon(p, lr=0.01, precondition="eigenbasis", second_moment="element")
+    ),
     "muon-groups": lambda: Subject(lambda p: Muon(two_groups(p), state_dtype="bfloat16")),
     "specgd": lambda: Subject(lambda p: SpecGD(p, lr=0.01, momentum=0.9)),
     "specgd-plain": lambda: Subject(lambda p: SpecGD(two_groups(p)[:1], lr=0.01)),

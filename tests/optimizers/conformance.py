@@ -22,6 +22,10 @@ ROWS: dict[str, Callable[[Any], Optimizer]] = {
     "muon-normuon-cautious": lambda p: Muon(
         p, lr=0.02, neuron_beta=0.9, cautious_weight_decay=True
     ),
+    "muon-eigenbasis": lambda p: Muon(p, lr=0.02, precondition="eigenbasis"),
+    "muon-shampoo-element": lambda p: Muon(
+        p, lr=0.02, precondition="shampoo", second_moment="element"
+    ),
     "muon-bfloat16-state": lambda p: Muon(p, lr=0.02, state_dtype="bfloat16"),
     "muon-one-by-one": lambda p: Muon(p, lr=0.02, foreach=False),
     "specgd": lambda p: SpecGD(p, lr=0.02),

@@ -60,6 +60,16 @@ def test_compiles_without_graph_breaks(make: Callable[[Any], Optimizer], backend
     assert compare(make, backend) == 0
 
 
+@pytest.mark.parametrize("precondition", ["eigenbasis", "shampoo"])
+def test_a_preconditioned_step_stays_uncompiled(precondition: str) -> None:
+    """Its roots are refreshed at some steps alone: traced, each step would compile anew."""
+    make = lambda p: Muon(p, lr=0.02, precondition=precondition)  # noqa: E731
+    assert compare(make, "eager") > 0
+    whole = torch.compile(make(network().parameters()).step, backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        whole()
+
+
 # Torch's own: importing inductor decorates script methods.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_compiles_with_inductor() -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from optimizers.divided import Divided
 from torch_specgd import Muon
 from torch_specgd.step.muon import muon
-from torch_specgd.step.rules import LR_SCALES, neuron_normalize, shape_scale
+from torch_specgd.step.rules import LR_SCALES, shape_scale
+from torch_specgd.step.second_moment import normalize
 from torch_specgd.triton_kernels.multi_tensor import stochastic_round
 
 PLAIN = {"lr": 0.1, "weight_decay": 0.0, "nesterov": False}
@@ -30,7 +31,7 @@ def test_neuron_normalization_equals_its_rule() -> None:
     v = torch.rand(5, 1, dtype=torch.float64)
     expected_v = v.clone()
     for update in o:
-        result = neuron_normalize(update, v, beta, (1,))
+        result = normalize(update, v, beta, (1,))
         for row in range(5):
             mean = sum(float(x) ** 2 for x in update[row]) / 7
             expected_v[row] = beta * expected_v[row] + (1 - beta) * mean
@@ -196,7 +197,10 @@ def test_memory_limit_changes_no_random_bit(options: dict[str, Any]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"neuron_beta": 0.9}, {"cautious_weight_decay": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"neuron_beta": 0.9}, {"cautious_weight_decay": True}, {"precondition": "eigenbasis"}],
+)
 def test_neighbours_in_a_group_change_nothing(options: dict[str, Any]) -> None:
     """Grouped by shape, dtype and view, each parameter still gets its own buffers and results."""
     single, half, double = torch.float32, torch.bfloat16, torch.float64

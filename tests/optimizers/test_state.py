@@ -15,6 +15,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MAKERS: dict[str, Callable[[Any], Optimizer]] = {
     "muon": lambda p: Muon(p, lr=0.01),
     "muon-normuon": lambda p: Muon(p, lr=0.01, neuron_beta=0.9),
+    "muon-eigenbasis": lambda p: Muon(
+        p, lr=0.01, precondition="eigenbasis", second_moment="element"
+    ),
     "muon-one-by-one": lambda p: Muon(p, lr=0.01, foreach=False),
     "specgd": lambda p: SpecGD(p, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1),
 }

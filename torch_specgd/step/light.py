@@ -1,5 +1,8 @@
 """Momentum in eight or four bits: integers, and a scale for every 64 entries of a row."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,6 +26,22 @@ def light_shapes(shape: torch.Size, bits: int) -> tuple[torch.Size, torch.Size]:
     rows, rest = shape[0], shape[1:].numel()
     codes = shape if bits == 8 else torch.Size((rows, -(-rest // 2)))
     return codes, torch.Size((rows, -(-rest // BLOCK)))
+
+
+def light_buffers(
+    params: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]
+) -> "list[LightBuffer]":
+    """Return the momenta of some of a group's parameters, out of their state."""
+    bits = BITS[group["state_dtype"]]
+    order = {p: i for i, p in enumerate(group["params"])}
+    made = []
+    for p, state in zip(params, states, strict=True):
+        seed = group["rounding_step"] * (1 << 20) + order[p]
+        light = LightBuffer(p, state["momentum_codes"], state["momentum_scales"], bits, seed)
+        if "momentum_buffer" in state:  # of a run that had it in more digits
+            light.write(local(state.pop("momentum_buffer")))
+        made.append(light)
+    return made
 
 
 class LightBuffer:

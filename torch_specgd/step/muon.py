@@ -9,15 +9,16 @@ from torch import Tensor
 
 from specgd_common.tensors import is_dtensor, local
 
-from ..distributed.layout import Layout, least_divided, local_like, rewrapped
-from ..groups.matrix_view import MatrixView, input_dims
+from ..distributed.layout import Layout, least_divided, local_like
+from ..groups.matrix_view import MatrixView
 from ..triton_kernels import momentum_step, orthogonalize_together, weight_step
 from ..triton_kernels.kernels.owned import Owned
 from ..triton_kernels.schedule.named import Coefficients, is_triple
 from .batches import Room, arrange
 from .light import LightBuffer
 from .pieces import orthogonalize_all
-from .rules import AdjustLr, named_scale, neuron_normalize, shape_scale
+from .rules import AdjustLr, named_scale, shape_scale
+from .stages import After, Before, second_moment
 
 MAX_BATCH_BYTES = 1 << 29
 
@@ -40,6 +41,7 @@ def muon(
     cautious: bool = False,
     second_moments: list[Tensor] | None = None,
     neuron_beta: float = 0.95,
+    stages: tuple[Sequence[Before], Sequence[After]] = ((), ()),
     rounding: torch.Generator | None = None,
     max_batch_bytes: int = MAX_BATCH_BYTES,
     compute_dtype: torch.dtype | None = None,
@@ -68,6 +70,8 @@ def muon(
         cautious: Decay only where the update shrinks the weight too.
         second_moments: Each neuron's running mean square (NorMuon), or None: off.
         neuron_beta: Averaging coefficient of ``second_moments``.
+        stages: What changes updates before, and polar factors after the orthogonalization, see
+            ``step.stages``.
         rounding: Source of random bits for buffers that are rounded to bfloat16.
         max_batch_bytes: Bound on the bytes of updates that exist at one time on a rank; on a CPU
             64 MiB at most (``step.batches``), with the results of small matrices included.
@@ -84,6 +88,9 @@ def muon(
         grads = [local_like(g, p) for g, p in zip(grads, params, strict=True)]
         momentum_buffers = [local(b) for b in momentum_buffers]
     views = views or ["auto"] * len(params)
+    if second_moments is not None:
+        after = second_moment(params, second_moments, neuron_beta, views, "neuron")
+        stages = stages[0], [*stages[1], after]
     # In most runs every matrix is whole and stays on its rank. Then the engine runs as many
     # matrices at a time as there are threads.
     traced = torch.compiler.is_compiling()
@@ -96,7 +103,8 @@ def muon(
         cuts, together = least_divided(params)
         max_batch_bytes *= cuts
     options = engine_options(ns_coefficients, ns_steps, eps, compute_dtype)
-    arithmetic = options.get("schedule"), compute_dtype
+    # A preconditioner wants the digits that the engine would round away first.
+    arithmetic = options.get("schedule"), torch.float32 if stages[0] else compute_dtype
     scale = partial(shape_scale if traced or callable(adjust_lr_fn) else named_scale, adjust_lr_fn)
     for some in arrange(params, momentum_buffers, views, arithmetic, max_batch_bytes, together):
         lists = params, grads, momentum_buffers
@@ -109,6 +117,8 @@ def muon(
             gs, kept, room.updates, momentum, nesterov=nesterov, maximize=maximize,
             rounding=rounding, owned=owned,
         )  # fmt: skip
+        for before in stages[0]:
+            before(some.members, room.updates, gs)
         if clock is not None and not traced:
             clock(device)
         updates = room.factors
@@ -121,9 +131,8 @@ def muon(
             )
         if clock is not None and not traced:
             clock(device)
-        if second_moments is not None:
-            moments = [second_moments[i] for i in some.members]
-            updates = _normalize_neurons(updates, weights, moments, neuron_beta, some.views)
+        for after in stages[1]:
+            updates = after(some.members, updates)
         pieces = [local(p) for p in weights] if divided else weights
         scales = [1.0 if shape is None else scale(*shape) for shape in some.logical]
         weight_step(pieces, updates, scales, lr, weight_decay, cautious=cautious, owned=owned)
@@ -139,21 +148,6 @@ def _move_on(
     for x, b in zip(wide, buffers, strict=True):
         if isinstance(b, LightBuffer):
             b.write(x)
-
-
-def _normalize_neurons(
-    updates: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    moments: Sequence[Tensor],
-    beta: float,
-    views: Sequence[MatrixView],
-) -> list[Tensor]:
-    """Divide by means over neurons: a DTensor knows what to sum over ranks."""
-    result = []
-    for o, p, v, view in zip(updates, weights, moments, views, strict=True):
-        normalized = neuron_normalize(rewrapped(o, p), v, beta, input_dims(p, view))
-        result.append(local_like(normalized, p))
-    return result
 
 
 def engine_options(

@@ -1,13 +1,8 @@
-"""What scales an orthogonalized update on its way into a weight: its shape, its neurons."""
+"""What scales an orthogonalized update on its way into a weight: its shape."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
-
-import torch
-from torch import Tensor
-
-from ..distributed.layout import placed_like
 
 AdjustLr = str | Callable[[int, int], float] | None
 
@@ -55,36 +50,3 @@ def shape_scale(adjust_lr_fn: AdjustLr, m: int, n: int) -> float:
 
 
 named_scale = lru_cache(maxsize=4096)(shape_scale)  # for names: a function may change its mind
-
-
-def neuron_normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> Tensor:
-    """Divide (NorMuon) every output neuron's update by its running root mean square.
-
-        v <- beta v + (1 - beta) mean(O * O)   over a neuron's inputs
-        O' = O / sqrt(v),   rescaled to O's Frobenius norm
-
-    so that no neuron learns faster than the others, and the update's size stays Muon's.
-
-    Args:
-        o: Orthogonalized update.
-        v: Running mean square of each neuron, ``o``'s shape with ``dims`` kept as 1; in place.
-        beta: Weight of the old mean square, in [0, 1).
-        dims: Dimensions of a neuron's inputs.
-
-    Returns:
-        A tensor of ``o``'s shape, at least float32. Neurons that never had an update stay zero.
-
-    Source:
-        NorMuon, arXiv 2510.05491, without its Adam-matching constant: ``adjust_lr_fn`` sets that.
-    """
-    dtype = torch.promote_types(torch.promote_types(o.dtype, v.dtype), torch.float32)
-    wide = o.to(dtype)
-    # Of uneven shards, a sum and not a mean: torch 2.9 averages the ranks' means alike.
-    mean = wide.square().sum(dim=tuple(dims), keepdim=True) / (wide.numel() // v.numel())
-    # torch 2.14 refuses an operation in place on DTensors that lie differently.
-    mean = v.to(dtype).lerp(placed_like(mean, v), 1 - beta)
-    v.copy_(mean)
-    tiny = torch.finfo(dtype).tiny
-    normed = wide / mean.clamp(min=tiny).sqrt()
-    size = torch.linalg.vector_norm(normed).clamp(min=tiny)
-    return normed * (torch.linalg.vector_norm(wide) / size)

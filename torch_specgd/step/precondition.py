@@ -1,0 +1,215 @@
+"""Preconditioners: what an update is multiplied by before its polar factor is taken.
+
+A preconditioner is a function of (update, gradient, state), each of one parameter's matrices of one
+shape. `Shampoo` and `Eigenbasis` are two; any other function of this form is one as well.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Precondition = str | Callable[[Tensor, Tensor, dict[str, Any]], Tensor] | None
+
+FLOOR = 0.01  # of what is divided by, relative to its own size: noise stays small
+LARGEST_SIDE = 8192  # its square would outgrow most models' weights
+
+
+@dataclass(frozen=True)
+class Eigenbasis:
+    """Adam's step in the eigenbasis of the gradients' covariance, whose polar factor Muon takes.
+
+    For an m x n matrix::
+
+        L <- beta L + (1 - beta) G G^T,    R <- beta R + (1 - beta) G^T G
+        P, Q: eigenvectors of L and R, by one step of orthogonal iteration, every ``every`` steps
+        V <- beta V + (1 - beta) (P^T G Q)^2    elementwise
+        U' = P ((P^T U Q) / sqrt(V)) Q^T
+
+    so that directions of large or noisy gradients do not drown the others. The update's size does
+    not matter: its polar factor is taken. A side above 8,192 keeps its own basis, and costs nothing
+    but V.
+
+    Args:
+        beta: Weight of the old averages L and V (default 0.95).
+        every: Steps between two bases (default 10); the first ``every`` steps take one each.
+        sides: "both" (default), or "short": the shorter side alone.
+
+    Raises:
+        ValueError: On a value out of range.
+
+    Source:
+        SOAP, arXiv 2409.11321, whose step is taken as it is; its polar factor instead is this
+        project's own.
+
+    Example:
+        >>> from torch_specgd import Muon
+        >>> optimizer = Muon([torch.nn.Parameter(torch.eye(3))], precondition=Eigenbasis(every=20))
+        >>> optimizer.param_groups[0]["precondition"]
+        Eigenbasis(beta=0.95, every=20, sides='both')
+    """
+
+    beta: float = 0.95
+    every: int = 10
+    sides: str = "both"
+    identities: ClassVar[tuple[str, ...]] = ("left_basis", "right_basis")
+
+    def __post_init__(self) -> None:
+        _check(self.beta, self.every, self.sides)
+
+    def shapes(self, m: int, n: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor of the state of an m x n matrix."""
+        made: dict[str, tuple[int, ...]] = {"squares": (m, n)}
+        for name, k in _sides(m, n, self.sides).items():
+            made.update({name: (k, k), f"{name}_basis": (k, k)})
+        return made
+
+    def __call__(self, update: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        """Return the preconditioned update, (B, m, n)."""
+        m, n = update.shape[-2:]
+        bases = {}
+        for name in _sides(m, n, self.sides):
+            covariance, bases[name] = state[name], state[f"{name}_basis"]
+            accumulate(covariance, gradient if name == "left" else gradient.mT, self.beta)
+            if is_due(state["step"], self.every):
+                bases[name].copy_(next_basis(covariance, bases[name]))
+        left, right = bases.get("left"), bases.get("right")
+        squares, seen = state["squares"], _turned(gradient, left, right).square()
+        squares.lerp_(torch.where(seen.isfinite(), seen, squares), 1 - self.beta)
+        scaled = _turned(update, left, right) / floored_root(squares)
+        return _turned(
+            scaled, None if left is None else left.mT, None if right is None else right.mT
+        )
+
+
+@dataclass(frozen=True)
+class Shampoo:
+    """The update times an inverse root of the gradients' covariance, whose polar factor Muon takes.
+
+    For the short side m of an m x n matrix (both where ``sides`` is "both")::
+
+        L <- beta L + (1 - beta) G G^T        averaged at every step
+        P  = L^(-power)                       anew at every ``every``-th step
+        U' = P U
+
+    so that directions along which gradients are large do not drown the others. The update's size
+    does not matter: its polar factor is taken. A side above 8,192 is left as it is.
+
+    Args:
+        beta: Weight of the old average L (default 0.95).
+        every: Steps between two roots (default 10); the first ``every`` steps take one each.
+        sides: "short": the shorter side alone (default), or "both".
+        power: Of the inverse root, in (0, 1] (default 1/2); 1/4 on both sides is Shampoo's own.
+
+    Raises:
+        ValueError: On a value out of range.
+
+    Source:
+        Gupta et al., arXiv 1802.09568, with averages instead of sums; one side alone: An et al.,
+        arXiv 2503.20762.
+
+    Example:
+        >>> x = torch.diag(torch.tensor([4.0, 1.0]))[None]
+        >>> state = {"step": 1, "left": torch.zeros(1, 2, 2), "left_root": torch.zeros(1, 2, 2)}
+        >>> out = Shampoo()(x, x, state)[0].diagonal()
+        >>> round(float(out[0] / out[1]), 3)
+        1.0
+    """
+
+    beta: float = 0.95
+    every: int = 10
+    sides: str = "short"
+    power: float = 0.5
+    identities: ClassVar[tuple[str, ...]] = ("left_root", "right_root")
+
+    def __post_init__(self) -> None:
+        _check(self.beta, self.every, self.sides)
+        if not 0 < self.power <= 1:
+            raise ValueError(f"power must be a number in (0, 1], got {self.power!r}")
+
+    def shapes(self, m: int, n: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor of the state of an m x n matrix."""
+        made: dict[str, tuple[int, ...]] = {}
+        for name, k in _sides(m, n, self.sides).items():
+            made.update({name: (k, k), f"{name}_root": (k, k)})
+        return made
+
+    def __call__(self, update: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        """Return the preconditioned update, (B, m, n)."""
+        m, n = update.shape[-2:]
+        for name in _sides(m, n, self.sides):
+            covariance, root = state[name], state[f"{name}_root"]
+            accumulate(covariance, gradient if name == "left" else gradient.mT, self.beta)
+            if is_due(state["step"], self.every):
+                root.copy_(inverse_root(covariance, self.power))
+            update = root @ update if name == "left" else update @ root
+        return update
+
+
+def accumulate(covariance: Tensor, x: Tensor, beta: float) -> None:
+    """Move a running mean of x x^T on, in place; steps with entries beyond float32 are left out."""
+    outer = x @ x.mT
+    finite = outer.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    covariance.lerp_(torch.where(finite, outer, covariance), 1 - beta)
+
+
+def is_due(step: int, every: int) -> bool:
+    """Say whether a step computes anew: each of the first ones, then every so many."""
+    return step <= every or step % every == 0
+
+
+def next_basis(covariance: Tensor, basis: Tensor) -> Tensor:
+    """Turn orthonormal columns towards the eigenvectors, by one step of orthogonal iteration."""
+    mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    scaled = covariance / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    return torch.linalg.qr(scaled @ basis)[0]
+
+
+def inverse_root(covariance: Tensor, power: float) -> Tensor:
+    """Return A^(-power) of positive semidefinite matrices, up to a factor; of zero, the identity.
+
+    Eigenvalues below 1e-4 of the largest count as that: where gradients have a low rank the rest is
+    rounding noise, which would become as large.
+    """
+    mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    values, vectors = torch.linalg.eigh(covariance / mean.clamp(min=torch.finfo(mean.dtype).tiny))
+    largest = values[..., -1:]
+    values = torch.where(largest > 0, values / largest, 1.0).clamp(min=FLOOR**2)
+    return (vectors * values.pow(-power)[..., None, :]) @ vectors.mT
+
+
+def floored_root(squares: Tensor) -> Tensor:
+    """Return roots of a running mean square, raised by a hundredth of the matrix's own; of zero, 1.
+
+    Where gradients have a low rank the rest is rounding noise, which would become as large.
+    """
+    rms = squares.mean((-2, -1), keepdim=True).sqrt()
+    return squares.sqrt() + torch.where(rms > 0, FLOOR * rms, 1.0)
+
+
+def _sides(m: int, n: int, sides: str) -> dict[str, int]:
+    """Return the length of each side that is preconditioned."""
+    both = {"left": m, "right": n}
+    if sides == "short":
+        both = {"left": m} if m <= n else {"right": n}
+    return {name: k for name, k in both.items() if k <= LARGEST_SIDE}
+
+
+def _turned(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """Return left^T x right, without what is None."""
+    x = x if left is None else left.mT @ x
+    return x if right is None else x @ right
+
+
+def _check(beta: float, every: int, sides: str) -> None:
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta must be a number in [0, 1), got {beta!r}")
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"every must be an integer of at least 1, got {every!r}")
+    if sides not in ("short", "both"):
+        raise ValueError(f"sides must be 'short' or 'both', got {sides!r}")
+
+
+BY_NAME: Mapping[str, Any] = {"shampoo": Shampoo(), "eigenbasis": Eigenbasis()}
