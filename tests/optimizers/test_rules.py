@@ -301,3 +301,12 @@ def test_batches_of_any_size_take_the_same_steps(options: dict[str, Any]) -> Non
     grads = gradients(3, 6, 4)
     rule = {"precondition": "eigenbasis", "second_moment": "element"}
     torch.testing.assert_close(steps_of(grads, **rule, **options), steps_of(grads, **rule))
+
+
+@every_rule
+def test_steps_are_the_same_under_autocast(rule: Any) -> None:
+    """Rounded to bfloat16, a covariance has no small eigenvalues left."""
+    grads = gradients(5, 5, count=3)
+    plain = steps_of(grads, precondition=rule)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(steps_of(grads, precondition=rule), plain)

@@ -47,7 +47,8 @@ def precondition_(
     views = rule_views(rule, p.shape, view, wide)
     for part, grad, own in zip(view.pieces(u), view.pieces(g), views, strict=True):
         matrices = as_matrices(part, view)
-        result = rule(matrices, as_matrices(grad, view), {**own, "step": step})
+        with torch.autocast(matrices.device.type, enabled=False):
+            result = rule(matrices, as_matrices(grad, view), {**own, "step": step})
         if result.shape != matrices.shape:
             raise ValueError(
                 f"precondition must return the update's shape {tuple(matrices.shape)}, got "
