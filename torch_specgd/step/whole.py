@@ -10,6 +10,7 @@ from specgd_common.tensors import full, local
 from ..distributed.exchange import cut
 from ..distributed.layout import Layout, rewrapped
 from ..groups.matrix_view import MatrixView, as_matrices
+from ..triton_kernels.iterate.run import as_written
 from .rule_state import PREFIX, rule_shapes, rule_views
 
 
@@ -47,7 +48,7 @@ def precondition_(
     views = rule_views(rule, p.shape, view, wide)
     for part, grad, own in zip(view.pieces(u), view.pieces(g), views, strict=True):
         matrices = as_matrices(part, view)
-        with torch.autocast(matrices.device.type, enabled=False):
+        with as_written(matrices.device):
             result = rule(matrices, as_matrices(grad, view), {**own, "step": step})
         if result.shape != matrices.shape:
             raise ValueError(
