@@ -180,6 +180,11 @@ def check_schedule(coefficients: Any, steps: int | None = None) -> None:
         raise TypeError(f"ns_coefficients cannot be used: {error}") from None
 
 
+def _shown(value: Any) -> str:
+    """Return the beginning of a value's text, in one line: an array's has many."""
+    return " ".join(f"{value!r:.80}".split())
+
+
 def state_fault(p: Tensor, key: str, value: Any, shape: torch.Size) -> str:
     """Say what is wrong with an entry of a parameter's state; "" if it can be used.
 
@@ -194,7 +199,7 @@ def state_fault(p: Tensor, key: str, value: Any, shape: torch.Size) -> str:
         good = math.isfinite(value) and value >= 0
         return "" if good else f"{key} must be finite and at least 0, got {value}"
     if not isinstance(value, Tensor):
-        return f"{key} must be a tensor, got {value!r:.80}"
+        return f"{key} must be a tensor, got {_shown(value)}"
     codes = key == "momentum_codes" and value.dtype in (torch.int8, torch.uint8)
     if not (value.is_floating_point() or codes) and not (
         count and value.dtype in (torch.int64, torch.int32)
@@ -233,7 +238,7 @@ def check_state(
     """
     of = f"the state of {describe(p, name)}"
     if not isinstance(state, Mapping):
-        raise ValueError(f"{of} must be a dict, got {state!r:.80}")
+        raise ValueError(f"{of} must be a dict, got {_shown(state)}")
     for key, value in state.items():
         if key not in shapes:
             raise ValueError(f"{of} has {key!r}, which {owner} does not know: {[*shapes]}")
@@ -257,17 +262,17 @@ def check_form(loaded: Any, groups: Sequence[Mapping[str, Any]], owner: str) -> 
         raise ValueError(f"the state dict of {owner} misses {', '.join(map(repr, missing))}")
     state, saved = loaded["state"], loaded["param_groups"]
     if not isinstance(state, Mapping):
-        raise ValueError(f"state must be a dict, got {state!r:.80}")
+        raise ValueError(f"state must be a dict, got {_shown(state)}")
     if not isinstance(saved, (list, tuple)) or not all(
         isinstance(g, Mapping) and isinstance(g.get("params"), (list, tuple)) for g in saved
     ):
-        raise ValueError(f"param_groups must be a list of dicts with 'params', got {saved!r:.80}")
+        raise ValueError(f"param_groups must be a list of dicts with 'params', got {_shown(saved)}")
     for g in saved:
         names = g.get("param_names")
         if names is not None and not (
             isinstance(names, (list, tuple)) and len(names) == len(g["params"])
         ):
-            raise ValueError(f"param_names must be a name for each parameter, got {names!r:.80}")
+            raise ValueError(f"param_names must be a name for each parameter, got {_shown(names)}")
     counts = [[len(g["params"]) for g in some] for some in (groups, saved)]
     if len(counts[0]) != len(counts[1]):
         raise ValueError(
@@ -284,7 +289,7 @@ def check_form(loaded: Any, groups: Sequence[Mapping[str, Any]], owner: str) -> 
         raise ValueError("params of the state dict's groups must be different numbers or names")
     unknown = [key for key in state if key not in ids]
     if unknown:
-        raise ValueError(f"the state dict has state of unknown parameters: {unknown[:5]!r:.80}")
+        raise ValueError(f"the state dict has state of unknown parameters: {_shown(unknown[:5])}")
 
 
 def by_name(
