@@ -31,6 +31,7 @@ RUNS = {
 REPORTS = {
     "muon_figures": "",
     "prune_grid_report": "",
+    "prune_equal_seconds": "--report",
     "prune_fashion_mnist": "--report",
     "prune_seconds": "--report",
     "warm_chunks": "--summary",

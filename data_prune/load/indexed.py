@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -127,7 +128,23 @@ def rebuild(
     batch_sampler: Any = None,
 ) -> DataLoader:
     """Return the same loader over indexed examples, in the order of a sampler if one is given."""
-    # Without workers these two must not be passed at all.
+    collate = loader.collate_fn if loader.collate_fn is not None else default_collate
+    changed: dict[str, Any] = {
+        "dataset": IndexedDataset(loader.dataset),
+        "collate_fn": _IndexedCollate(collate, place),
+    }
+    if sampler is not None or (batch_sampler is None and loader.batch_size is not None):
+        changed |= {
+            "sampler": loader.sampler if sampler is None else sampler,
+            "batch_size": loader.batch_size or _batch_size(loader.batch_sampler),
+            "drop_last": loader.drop_last,
+        }
+        if loader.drop_last:
+            check_kept(sampler, changed["batch_size"])
+    else:
+        changed["batch_sampler"] = batch_sampler or loader.batch_sampler
+    if is_foreign(loader, "__init__"):
+        return _copied(loader, changed)
     options: dict[str, Any] = {
         "num_workers": loader.num_workers,
         "pin_memory": loader.pin_memory,
@@ -137,23 +154,37 @@ def rebuild(
         "generator": loader.generator,
         "persistent_workers": loader.persistent_workers,
     }
-    if loader.num_workers > 0:
+    if loader.num_workers > 0:  # without workers it must not be passed at all
         options["prefetch_factor"] = loader.prefetch_factor
     for extra in ("snapshot_every_n_steps", "in_order"):
         if hasattr(loader, extra):
             options[extra] = getattr(loader, extra)
-    collate = loader.collate_fn if loader.collate_fn is not None else default_collate
-    if sampler is not None or (batch_sampler is None and loader.batch_size is not None):
-        options |= {
-            "sampler": loader.sampler if sampler is None else sampler,
-            "batch_size": loader.batch_size or _batch_size(loader.batch_sampler),
-            "drop_last": loader.drop_last,
-        }
+    return type(loader)(**changed, **options)
+
+
+def is_foreign(loader: DataLoader, method: str) -> bool:
+    """Say whether a class outside torch and torchdata defines this method of a loader."""
+    owner = next(kind for kind in type(loader).__mro__ if method in vars(kind))
+    return owner.__module__.partition(".")[0] not in ("torch", "torchdata")
+
+
+def _copied(loader: DataLoader, changed: dict[str, Any]) -> DataLoader:
+    """Return a copy of a loader with other parts, where its class has a constructor of its own.
+
+    Such a constructor may take other arguments, or put a collate function of its own in the place
+    of the one that it is given.
+    """
+    new = copy.copy(loader)
+    changed["_iterator"] = None
+    if "sampler" in changed:
+        order = changed["sampler"], changed["batch_size"], changed["drop_last"]
+        changed["batch_sampler"] = BatchSampler(*order)
     else:
-        options["batch_sampler"] = batch_sampler or loader.batch_sampler
-    return type(loader)(
-        IndexedDataset(loader.dataset), collate_fn=_IndexedCollate(collate, place), **options
-    )
+        changed |= {"batch_size": None, "drop_last": False}
+    vars(new).update(changed)  # the class lets nobody set these
+    for name in [name for name in vars(new) if name.startswith("__pl_saved")]:
+        del vars(new)[name]  # Lightning would build the loader again from what it was made of
+    return new
 
 
 def _batch_size(batch_sampler: Any) -> int:
@@ -181,11 +212,26 @@ def check_loader(loader: Any) -> None:
         )
     if len(loader.dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("the loader is empty: its data set has no examples")
-    if len(loader) == 0:
+    try:
+        batches = len(loader)
+    except TypeError as error:
+        raise TypeError(f"the loader's sampler must have a length: {error}") from None
+    if batches == 0:
         raise ValueError(
             f"the loader is empty: {len(loader.dataset)} examples, batch size "  # type: ignore[arg-type]
             f"{loader.batch_size}, drop_last={loader.drop_last}"
         )
+
+
+def check_kept(sampler: Any, batch_size: int) -> None:
+    """Refuse a ratio that leaves no full batch, where only full ones are handed out."""
+    if getattr(sampler, "mode", None) == "static":
+        share = sampler.length(sampler.score_epochs)
+        if share < batch_size:
+            raise ValueError(
+                f"prune_ratio {sampler.prune_ratio} keeps {sampler.num_kept} examples, {share} on "
+                f"each rank: fewer than one batch of {batch_size}, and drop_last=True drops it"
+            )
 
 
 def known_order(loader: DataLoader, options: dict[str, Any]) -> tuple[bool, dict[str, Any]]:

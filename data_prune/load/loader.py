@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from ..record.state import check_keys, check_whole
 from ..report.evaluate import Comparison
 from ..score.table import ScoreTable
-from .indexed import check_loader, known_order, rebuild
+from .indexed import check_loader, is_foreign, known_order, rebuild
 from .own_order import FilteredBatches
 
 
@@ -42,6 +42,12 @@ class ScoredLoader:
         **options: Any,
     ) -> None:
         check_loader(loader)
+        if is_foreign(loader, "__iter__"):
+            raise TypeError(
+                f"{type(loader).__name__} has an __iter__ of its own, which would get batches with "
+                "indices: wrap a plain DataLoader, or give index_batches(loader, sampler) and call "
+                "sampler.update(index, logits, target)"
+            )
         own, options = known_order(loader, options)
         self.sampler = make_sampler(loader.dataset, **options)
         self.sampler.wrapped = True

@@ -32,6 +32,7 @@ class FilteredBatches:
                 total = size * max(1, round(len(original) * share))
                 stream = np.resize(stream or members, total).tolist()
             drop = bool(getattr(self.batches, "drop_last", False))
+            drop = drop and len(stream) >= size  # else nothing at all would be left
             end = len(stream) - len(stream) % size if drop else len(stream)
             chunks = [stream[i : i + size] for i in range(0, end, size)]
             self._plan = (self.sampler.epoch, chunks)

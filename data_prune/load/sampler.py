@@ -117,8 +117,15 @@ class DualScoreSampler(EpochOrder):
         keys: Any = None,
         check_labels: bool = True,
     ) -> None:
+        if not hasattr(data_source, "__len__"):
+            raise TypeError(
+                f"data_source must have a length, got {type(data_source).__name__}; for streams "
+                "see KeyedTracker"
+            )
+        if len(data_source) == 0:
+            raise ValueError("data_source is empty")
         super().__init__(
-            _length(data_source),
+            len(data_source),
             seed=seed,
             shuffle=shuffle,
             num_replicas=num_replicas,
@@ -382,14 +389,3 @@ class DualScoreSampler(EpochOrder):
             (8, 1)
         """
         return ScoredLoader(loader, cls, prune_ratio=prune_ratio, **options)
-
-
-def _length(data_source: Sized) -> int:
-    if not hasattr(data_source, "__len__"):
-        raise TypeError(
-            f"data_source must have a length, got {type(data_source).__name__}; for streams see "
-            "KeyedTracker"
-        )
-    if len(data_source) == 0:
-        raise ValueError("data_source is empty")
-    return len(data_source)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .observe import (
@@ -65,10 +64,11 @@ def read_logits(
     if task == "classification":
         label, num_classes = safe, logits.shape[-1]
         if logits.device.type == "cpu":
-            check_labels(safe.numpy(), num_classes)
-        else:
-            safe = safe.clamp(0, num_classes - 1)  # the check waits for the copy
+            check_labels(label, num_classes, ignore_index)
+        safe = safe.clamp(0, num_classes - 1)  # elsewhere the check waits for the copy
     values = observe(logits, safe, task=task, peers=peers, ignore_index=ignore_index, shift=shift)
+    if label is not None:
+        values["prob"] = values["prob"].masked_fill(label == ignore_index, UNLABELLED)
     return Reading(values, label, num_classes)
 
 
@@ -186,7 +186,15 @@ def read_probabilities(index: Tensor, prob: Any, label: Any) -> Reading:
 
 def check_index(index: Any, num_examples: int) -> Tensor:
     """Return (B,) int64 on the host, every entry inside [0, num_examples)."""
-    tensor = torch.as_tensor(index).detach()
+    try:
+        tensor = torch.as_tensor(index).detach()
+    except (ValueError, TypeError, RuntimeError):
+        raise TypeError(
+            "index must hold the positions of the examples, integers, got "
+            f"{type(index).__name__}: KeyedTracker takes names"
+        ) from None
+    if tensor.numel() == 0:
+        tensor = tensor.long()
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise TypeError(
             f"index must hold integers, got {tensor.dtype}: floats are not exact above 2**24"
@@ -217,7 +225,8 @@ def check_tensors(index: Tensor, **values: Any) -> None:
 def check_task(logits: Tensor, target: Tensor, task: str, ignore_index: int) -> None:
     """Refuse tensors of other shapes or kinds than the task takes."""
     if task == "regression":
-        if logits.numel() != target.numel():
+        shapes = [[n for n in x.shape[1:] if n != 1] for x in (logits, target)]
+        if shapes[0] != shapes[1]:
             raise ValueError(
                 f"prediction has shape {tuple(logits.shape)}, target {tuple(target.shape)}"
             )
@@ -271,17 +280,16 @@ def _check_positions(logits: Tensor, target: Tensor, task: str, ignore_index: in
             if len(known):
                 raise ValueError(f"binary targets must be 0 or 1, got {known[0].item():.6g}")
         elif known.dtype != torch.bool:
-            try:
-                check_labels(known.numpy(), classes)
-            except ValueError as error:
-                raise ValueError(f"{error} ({ignore_index} is ignored: ignore_index=)") from None
+            check_labels(known, classes, ignore_index)
 
 
-def check_labels(label: NDArray, num_classes: int) -> None:
-    """Refuse a label outside [0, num_classes)."""
+def check_labels(label: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Refuse a label outside [0, num_classes) that is not the one that does not count."""
+    label = label[label != ignore_index]
     if len(label) and not 0 <= label.min() <= label.max() < num_classes:
         raise ValueError(
-            f"labels must be in [0, {num_classes}), got {label.min()} to {label.max()}"
+            f"labels must be in [0, {num_classes}), got {label.min()} to {label.max()} "
+            f"({ignore_index} is ignored: ignore_index=)"
         )
 
 

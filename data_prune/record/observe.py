@@ -150,9 +150,25 @@ def multilabel_prob(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared error per example, (B,) float32, which regression records."""
-    difference = prediction.detach().float() - target.reshape(prediction.shape).float()
-    return difference.square().reshape(len(prediction), -1).mean(-1)
+    """Return the mean squared error per example, which regression records.
+
+    Args:
+        prediction: (B, ...).
+        target: Of the same shape, up to axes of length 1; NaN is unknown and does not count.
+
+    Returns:
+        (B,) float32; ``UNLABELLED`` where all targets are unknown.
+
+    Example:
+        >>> nan = float("nan")
+        >>> target = torch.tensor([[1.0, nan], [nan, nan]])
+        >>> squared_error(torch.tensor([[3.0, 5.0], [0.0, 0.0]]), target).tolist()
+        [4.0, -1.0]
+    """
+    z, y = (x.detach().reshape(len(prediction), -1).float() for x in (prediction, target))
+    known = y == y
+    square = (z - y).square().masked_fill(~known, 0.0)
+    return (square.sum(-1) / known.sum(-1)).masked_fill(~known.any(-1), UNLABELLED)
 
 
 def margin(logits: Tensor, target: Tensor) -> Tensor:

@@ -82,18 +82,17 @@ def merge_start(store: Store, group: Any = None) -> int:
     return recorded
 
 
-def merge_counters(
-    store: Store, count: NDArray, before: tuple[int, ...], group: Any = None
-) -> None:
+def merge_counters(store: Store, count: NDArray, group: Any = None) -> None:
     """Give all ranks the same totals of duplicate, non-finite and unlabelled sightings.
 
     Args:
-        store: Of this rank.
+        store: Of this rank; of its counters only this epoch's part is still apart.
         count: (N,) sightings in this epoch, of all ranks.
-        before: The three totals after the last epoch; only this epoch's part is still apart.
         group: Process group.
     """
+    before = store.merged
     mine = [store.nonfinite - before[1], store.unlabelled - before[2]]
     nonfinite, unlabelled = merge_counts(mine, "sum", group)
     store.duplicates = before[0] + int(np.maximum(count.astype(np.int64) - 1, 0).sum())
     store.nonfinite, store.unlabelled = before[1] + nonfinite, before[2] + unlabelled
+    store.merged = (store.duplicates, store.nonfinite, store.unlabelled)

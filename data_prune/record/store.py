@@ -19,7 +19,7 @@ from .duplicates import hold_back
 from .layout import layout
 from .observe import SCALED, UNLABELLED
 from .storage import Storage
-from .sums import decode, fold_rows
+from .sums import decode, fold_rows, median_loss
 
 # Examples treated at once: float64 temporaries of a window stay inside the processor's caches.
 EXAMPLES = 1 << 16
@@ -55,6 +55,7 @@ class Store:
         self.duplicates = 0
         self.nonfinite = 0
         self.unlabelled = 0  # sightings of which no label counts
+        self.merged: tuple[int, ...] = (0, 0, 0)  # of these three what all ranks agree on
         self.nonfinite_examples: set[int] = set()  # the first few, for messages
         self.repeats: list[tuple[NDArray, dict[str, NDArray]]] = []
         self.updates = 0  # batches in the open epoch
@@ -143,13 +144,15 @@ class Store:
             num_classes: C; -1 where targets are no classes.
         """
         at, labels = index.numpy(), None if label is None else label.numpy()
+        found = {name: v.numpy() for name, v in values.items()}
+        blank = found["prob"] == UNLABELLED
+        if labels is not None and blank.any():
+            labels = np.where(blank, -1, labels)
         self._check_labels(at, labels)
         self.set_classes(num_classes)
         self.updates += 1
         if labels is not None:
             self.arrays["label"][at] = labels
-        found = {name: v.numpy() for name, v in values.items()}
-        blank = found["prob"] == UNLABELLED
         if blank.any():
             self.unlabelled += int(blank.sum())
             at, found = at[~blank], {name: v[~blank] for name, v in found.items()}
@@ -211,8 +214,7 @@ class Store:
         """Fold the open epoch's rows into the sums and open the next epoch."""
         rows, closing, storage = self.rows(), self.epoch, self.storage
         if self.task in SCALED and self.loss_scale is None:
-            tiny = float(np.finfo(np.float32).tiny)
-            self.loss_scale = max(float(np.nanmedian(rows["prob"])), tiny)
+            self.loss_scale = median_loss(rows["prob"])
         missing, slots = 0, (f".{closing % 2}", f".{(closing + 1) % 2}")
         if storage is None:
             slots = (".0", ".0")
@@ -221,7 +223,8 @@ class Store:
             row = {name: r[part] for name, r in rows.items()}
             missing += int(np.isnan(row["prob"]).sum())
             if self.loss_scale is not None:
-                row["prob"] = np.exp(-row["prob"] / self.loss_scale)
+                with np.errstate(over="ignore"):  # far above the scale: exp(-inf) = 0
+                    row["prob"] = np.exp(-row["prob"] / self.loss_scale)
             fold_rows(self.arrays, row, part, slots, epoch=closing, window=self.window)
             if storage is not None:
                 storage.folded(part, slots[1], closing % self.window)
@@ -282,6 +285,7 @@ class Store:
         self.missing = list(counters["missing"])
         self.duplicates, self.nonfinite = counters["duplicates"], counters["nonfinite"]
         self.unlabelled = counters["unlabelled"]
+        self.merged = (self.duplicates, self.nonfinite, self.unlabelled)
         self.nonfinite_examples = set(counters["nonfinite_examples"])
 
     def take_arrays(self, arrays: dict[str, NDArray]) -> None:

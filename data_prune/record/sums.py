@@ -42,6 +42,28 @@ def decode(high: NDArray[np.uint16], low: NDArray[np.uint8]) -> NDArray[np.float
     return code / STEPS
 
 
+def median_loss(loss: NDArray) -> float | None:
+    """Return the median of an epoch's losses; where most are 0, the median of the others.
+
+    Args:
+        loss: (N,) at least 0, NaN where an example was not seen.
+
+    Returns:
+        A positive number; None where no example was seen.
+
+    Example:
+        >>> median_loss(np.array([0.0, 0.0, 0.0, 2.0, np.nan])), median_loss(np.array([1.0, 3.0]))
+        (2.0, 2.0)
+    """
+    known = loss[~np.isnan(loss)]
+    if len(known) == 0:
+        return None
+    middle = np.median(known)
+    if middle == 0 and known.max() > 0:  # hinges, triplets: nothing is lost on what is right
+        middle = np.median(known[known > 0])
+    return max(float(middle), float(np.finfo(np.float32).tiny))
+
+
 def fold_rows(
     arrays: dict[str, NDArray],
     row: dict[str, NDArray],

@@ -89,12 +89,13 @@ class DualTracker:
             example has many labels, its probability is their geometric mean.
         peers: Other scores recorded besides, of "dyn_unc", "el2n", "forgetting", "aum", "tdds"
             (classification only; "tdds" keeps one vector of C numbers per example); "all".
-        ignore_index: Target that does not count (tasks "tokens" and "segmentation").
+        ignore_index: Target that does not count (tasks "classification", "tokens" and
+            "segmentation"), as of torch's cross entropy.
         shift: Compare the logits at t with the token at t + 1, as a causal language model's loss
             does (task "tokens"). Otherwise they must be aligned already.
         loss_scale: What turns losses into probabilities (tasks "regression" and "loss"); None
-            takes the median loss of the first epoch. Scores of two recordings compare only on
-            one scale.
+            takes the median loss of the first epoch (of the losses above 0 where most are 0).
+            Scores of two recordings compare only on one scale.
         storage: Folder for memory-mapped files instead of memory. A killed run that opens the
             same folder goes on after the last closed epoch. An empty or new folder of its own
             for each run; two trackers cannot have it open at once.
@@ -144,8 +145,6 @@ class DualTracker:
             raise ValueError(f"{storage} has loss_scale = {known}, this tracker has {loss_scale}")
         self._store.loss_scale = known if loss_scale is None else float(loss_scale)
         self._transfers = Transfers()
-        # Duplicates, non-finite and unlabelled sightings that all ranks already agree on.
-        self._merged = totals(self._store)
 
     num_examples = property(lambda self: self._store.num_examples, doc="N.")
     epochs = property(lambda self: self._store.epochs, doc="T, epochs to record.")
@@ -185,7 +184,7 @@ class DualTracker:
                 graph.
             target: What the loss was computed with: (B,) classes; for multilabel zeros and ones
                 of the logits' shape, -1 or NaN where unknown; (B, L) tokens; (B, ...) pixels;
-                like ``logits`` for regression.
+                like ``logits`` for regression, NaN where unknown.
             loss: (B,) instead: the loss of each example, at least 0. It counts as the negative
                 log-likelihood of the label, or by its scale (tasks "regression", "loss"); see
                 the class.
@@ -242,7 +241,7 @@ class DualTracker:
         num_classes = -1 if self._store.num_classes is None else self._store.num_classes
         for index, values, label in batches:
             if label is not None and num_classes >= 0:
-                check_labels(label.numpy(), num_classes)
+                check_labels(label, num_classes, self.ignore_index)
             self._store.add(index, values, label, num_classes)
 
     def _world_size(self) -> int:
@@ -275,8 +274,7 @@ class DualTracker:
         if count is not None:
             ranks.merge_rows(store.rows(), count, group)
             ranks.merge_labels(store.arrays["label"], group)
-            ranks.merge_counters(store, count, self._merged, group)
-            self._merged = totals(store)
+            ranks.merge_counters(store, count, group)
         store.close()
 
     def last_seen(self) -> NDArray[np.float32]:
@@ -348,7 +346,7 @@ class DualTracker:
             "loss_scale": self.loss_scale,
             "counters": store.counters(),
             "updates": store.updates,
-            "merged": list(self._merged),
+            "merged": list(store.merged),
             "arrays": {name: portable(a) for name, a in store.arrays.items()},
             "repeats": [
                 (torch.from_numpy(i), {k: torch.from_numpy(v) for k, v in values.items()})
@@ -392,7 +390,7 @@ class DualTracker:
             store.loss_scale = scale
             store.take_arrays(arrays)
             store.updates, store.repeats = updates, repeats
-            self._store, self._merged = store, tuple(merged)
+            self._store, store.merged = store, tuple(merged)
             self._transfers = Transfers()
 
         return take
@@ -400,8 +398,3 @@ class DualTracker:
     def _store_for(self, state_dict: dict[str, Any]) -> Store:
         """Return the store that takes a state over."""
         return self._store
-
-
-def totals(store: Store) -> tuple[int, ...]:
-    """Return the counts of sightings that ranks add up."""
-    return tuple(getattr(store, name) for name in MERGED)

@@ -231,7 +231,7 @@ def read_keys(path: str | os.PathLike) -> NDArray:
         except (ValueError, EOFError) as error:
             raise ValueError(f"{source} must hold one array of integers or strings") from error
     try:
-        text = source.read_bytes().decode()
+        text = source.read_bytes().decode("utf-8-sig")  # some programs begin with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} must be text in UTF-8: {error}") from error
     if source.suffix.lower() == ".txt":

@@ -65,7 +65,9 @@ class ScoreTable:
                 object.__setattr__(self, "meta", {**self.meta, "label_names": names})
         taken = sorted(set(self.peers) & {*COLUMNS, "id", *WISHED})
         if taken:
-            raise ValueError(f"peers must have names of their own, got {taken}")
+            raise ValueError(
+                f"peers must have names of their own, got {taken}: the examples' names are 'key'"
+            )
         check_columns({**self.arrays(), **self.peers})
         if len(self.score) == 0:
             raise ValueError("a score table needs at least one example")

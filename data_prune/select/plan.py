@@ -56,7 +56,7 @@ class Plan:
         strata: The groups where they are strata.
         floors: (groups,) lowest bin of the mean probability that a group believes; the rows
             below it come after all others, the more probable first.
-        least: Smallest quota of a class.
+        least: (groups,) smallest quota of each class.
         together: Identities of the groups that stay, ascending, where rows stay by their group.
     """
 
@@ -71,7 +71,7 @@ class Plan:
     classes: NDArray | None = None
     strata: Strata | None = None
     floors: NDArray[np.int16] | None = None
-    least: int = 0
+    least: NDArray[np.int64] | int = 0
     together: NDArray[np.uint64] | None = None
 
     def chunk(self, columns: Columns) -> Chunk:
@@ -110,14 +110,17 @@ class Plan:
         return order, ids, group
 
     def place(self, columns: Columns) -> tuple[NDArray | None, NDArray[np.bool_]]:
-        """Return the group of each row (None: all are one), and whether its label is believed."""
+        """Return the group of each row (None: all are one), and whether its label is believed.
+
+        A row that was never seen is not.
+        """
         group = None
         if self.classes is not None:
             group = class_index(self.classes, columns["label"])
         elif self.strata is not None:
             group = self.strata.of(columns, self.by)
         if self.floors is None:
-            return group, np.ones(len(columns["id"]), dtype=bool)
+            return group, ~np.isnan(columns["mean_prob"])
         floor = self.floors[0] if group is None else self.floors[group]
         return group, prob_bins(columns["mean_prob"]) >= floor
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
 
@@ -163,8 +163,8 @@ def keep_count(num_examples: int, prune_ratio: float) -> int:
 def class_quotas(
     sizes: NDArray[np.int64],
     total: int,
-    available: NDArray[np.int64] | None = None,
-    least: int = 0,
+    choices: Sequence[NDArray[np.int64]] = (),
+    least: NDArray[np.int64] | int = 0,
     must: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Return quotas proportional to the class sizes, by largest remainder; exactly ``total``.
@@ -172,9 +172,10 @@ def class_quotas(
     Args:
         sizes: (groups,) Examples of each class.
         total: Sum of the quotas.
-        available: (groups,) No quota exceeds this; what one class lacks goes to the others.
-        least: No quota of a class is below this, or below what it has; the largest quotas pay
-            for it. Fewer where ``total`` is too small for so many from every class.
+        choices: (groups,) each: rows of each class that may stay, the best alone first. The first
+            that are enough for ``total`` are the limit; what one class lacks goes to the others.
+        least: (groups,) No quota is below this, or below what the last of the choices has; the
+            largest quotas pay for it. Fewer where ``total`` is too small for so many of each.
         must: (groups,) No quota is below this in any case.
 
     Example:
@@ -183,12 +184,14 @@ def class_quotas(
         >>> class_quotas(np.array([500, 30, 2]), 10, least=1).tolist()
         [8, 1, 1]
     """
-    available = sizes if available is None else available
+    choices = choices or [sizes]
     share = sizes * (total / sizes.sum())
-    lowest = np.minimum(min(least, total // len(sizes)), available)
+    lowest = np.minimum(np.minimum(least, total // len(sizes)), choices[-1])
     if must is not None:
         lowest = np.maximum(lowest, must)
         lowest = must if lowest.sum() > total else lowest
+    available = next((some for some in choices if some.sum() >= total), choices[-1])
+    available = np.maximum(available, lowest)
     quotas = np.clip(np.floor(share).astype(np.int64), lowest, available)
     order = np.lexsort((np.arange(len(sizes)), -(share - quotas)))
     while (left := total - int(quotas.sum())) > 0:
@@ -241,8 +244,12 @@ def plan_rows(fold: Fold, prune_ratio: float, options: Options, kept: int | None
         settings["strata"] = options.strata
         groups = find_strata(fold, options.cutoff, settings)
     elif per_class:
-        least = settings["min_per_class"] = options.min_per_class
-        quotas = class_quotas(found.counts.sum(axis=1), kept, least=least)
+        settings["min_per_class"] = options.min_per_class
+        sizes, known = found.counts.sum(axis=1), found.counts[:, 1:].sum(axis=1)
+        # What has no label is often what was never seen: that is no class.
+        most = np.where(found.classes < 0, known, sizes)
+        least = np.minimum(options.min_per_class, most)
+        quotas = class_quotas(sizes, kept, [known, sizes], least)
         groups = {"classes": found.classes, "quotas": quotas, "least": least}
     plan = Plan(method, by, int(options.seed), total, settings=settings, **groups)
     if method in ("plausible", "beta"):
@@ -272,14 +279,13 @@ def _forced(fold: Fold, plan: Plan, sizes: NDArray[np.int64]) -> Plan:
     plan.settings.update(forced_kept=int(must.sum()), left_to_choose=int(there.sum()))
     if plan.classes is None:
         return plan
-    available = first if first.sum() >= kept else there
-    quotas = class_quotas(sizes, kept, available, plan.least, must)
+    quotas = class_quotas(sizes, kept, [first, there], plan.least, must)
     return dataclasses.replace(plan, quotas=quotas)
 
 
 def _weighted(fold: Fold, plan: Plan, found: Survey, options: Options) -> Plan:
     """Return the plan with labels set aside (method "plausible") and a Beta distribution."""
-    joint, sizes, counts = None, found.counts.sum(axis=1), found.counts[:, 1:]
+    joint, counts = None, found.counts[:, 1:]
     if plan.method == "plausible":
         lowest, believed = floors(counts)
         plan = dataclasses.replace(plan, floors=lowest)
@@ -292,10 +298,12 @@ def _weighted(fold: Fold, plan: Plan, found: Survey, options: Options) -> Plan:
         if merely_hard(moved):
             lowest, believed, joint = np.zeros_like(lowest), counts.sum(axis=1), halves.sum(axis=0)
         plan.settings["set_aside"] = int(counts.sum() - believed.sum())
-        quotas = plan.quotas
-        if plan.classes is not None and believed.sum() >= quotas.sum():
-            quotas = class_quotas(sizes, int(quotas.sum()), believed, plan.least)
-        plan = dataclasses.replace(plan, floors=lowest, quotas=quotas)
+        if plan.classes is not None:
+            sizes = found.counts.sum(axis=1)
+            choices, kept = [believed, counts.sum(axis=1), sizes], int(plan.quotas.sum())
+            quotas = class_quotas(sizes, kept, choices, plan.least)
+            plan = dataclasses.replace(plan, quotas=quotas)
+        plan = dataclasses.replace(plan, floors=lowest)
     alpha, beta = _beta(found.top["mean_prob"], joint, options, plan.settings)
     return dataclasses.replace(plan, alpha=alpha, beta=beta)
 

@@ -151,7 +151,8 @@ def fill(
 ) -> NDArray[np.bool_]:
     """Return which groups stay: by priority, each class up to its number of examples.
 
-    A group is taken if that brings its class nearer to its quota than without it.
+    A group is taken if that brings its class nearer to its quota, and all examples nearer to their
+    number, than without it.
 
     Args:
         plan: Of the groups.
@@ -172,13 +173,16 @@ def fill(
     first = examples((believed & (forced == 0)) | (forced > 0))
     check_forced(must, there, kept)
     everyone = examples(np.ones(len(ids), dtype=bool))
-    available = first if first.sum() >= kept else there
-    quotas = class_quotas(everyone, kept, available, plan.least, must)
+    quotas = class_quotas(everyone, kept, [first, there], plan.least, must)
     chosen, left = forced > 0, quotas - must
-    for i in np.lexsort((ids, np.iinfo(np.uint64).max - priority)):
-        if forced[i] == 0 and left[group[i]] > 0 and size[i] <= 2 * left[group[i]]:
-            chosen[i] = True
-            left[group[i]] -= size[i]
+    order = np.lexsort((ids, np.iinfo(np.uint64).max - priority))
+    for by_class in (True, False):  # what the classes leave over goes to any of them
+        for i in order[(forced == 0)[order] & ~chosen[order]]:
+            total = int(left.sum())
+            room = min(total, int(left[group[i]])) if by_class else total
+            if 0 < size[i] <= 2 * room:
+                chosen[i] = True
+                left[group[i]] -= size[i]
     if not chosen.any():  # every group is more than twice what is to be kept
         free = np.flatnonzero(forced == 0)
         chosen[free[np.lexsort((ids[free], size[free]))[0]]] = True

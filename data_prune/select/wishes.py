@@ -52,9 +52,9 @@ def group_ids(values: NDArray) -> NDArray[np.uint64]:
     try:
         return example_ids(values)
     except TypeError:
-        raise TypeError(
-            f"groups must be integers or strings, got an array of dtype {values.dtype}"
-        ) from None
+        odd = next((v for v in values.flat if not isinstance(v, (str, int, np.integer))), None)
+        what = f"dtype {values.dtype}" if values.dtype.kind != "O" else repr(odd)
+        raise TypeError(f"groups must be integers or strings, got {what}") from None
 
 
 def check_weights(values: NDArray) -> NDArray[np.float64]:

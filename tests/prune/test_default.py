@@ -42,6 +42,21 @@ def test_what_its_class_hardly_believes_is_left_out():
     assert (settings["method"], settings["per_class"]) == ("plausible", True)
 
 
+@pytest.mark.parametrize("options", [{}, {"method": "beta", "per_class": True}, {"keep": [900]}])
+def test_a_class_that_was_never_seen_keeps_its_least(options):
+    """`min_per_class` holds for labels of a frame that no epoch recorded; -1 is no class."""
+    table, _ = noisy_table()
+    label, prob, score = table.label.copy(), table.mean_prob.copy(), table.score.copy()
+    label[:30], label[30:60] = 9, -1
+    prob[:60] = score[:60] = np.nan
+    table = dataclasses.replace(table, label=label, mean_prob=prob, score=score)
+    with pytest.warns(UserWarning, match="60 of 2000 examples have no complete window"):
+        kept = table.select(0.8, min_per_class=2, **options)
+    assert (label[kept] == 9).sum() == 2
+    assert (label[kept] == -1).sum() == 0
+    assert len(kept) == 400
+
+
 def crowded_table(n=4000, wrong=0.2, seed=0):
     """Wrong labels crowd far below; hard right ones reach down to a fifth of the median."""
     rng = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ def test_quotas_that_grow_with_fewer_examples_stay_inside_the_pool():
     for larger in range(14, 0, -1):
         pool = class_quotas(sizes, larger)
         for smaller in range(1, larger):
-            quotas = class_quotas(sizes, smaller, pool)
+            quotas = class_quotas(sizes, smaller, [pool])
             assert quotas.sum() == smaller
             assert (quotas <= pool).all()
     # The paradox is real for these sizes: without the limit one class would gain.

@@ -239,3 +239,11 @@ def test_a_key_of_two_lines_does_not_fit_a_text_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_keys(tmp_path / "k.csv", ["a\nb"])
     assert read_keys(tmp_path / "k.csv").tolist() == ["a\nb"]
+
+
+@pytest.mark.parametrize("name", ["k.txt", "k.csv"])
+def test_a_list_that_begins_with_a_mark_of_its_encoding(tmp_path, name):
+    """Spreadsheets write one; the header then was a key that no table has."""
+    content = "key\r\nä\r\nb\r\n" if name == "k.csv" else "ä\r\nb\r\n"
+    (tmp_path / name).write_bytes(content.encode("utf-8-sig"))
+    assert read_keys(tmp_path / name).tolist() == ["ä", "b"]

@@ -70,6 +70,7 @@ def test_regression_turns_losses_into_probabilities_on_a_frozen_scale():
         ("tokens", torch.zeros(1, 3, 5), torch.zeros(1, 4, dtype=torch.long), r"\(B, L, V\)"),
         ("multilabel", torch.zeros(1, 3), torch.zeros(1, 2), r"takes \(B, C\) twice"),
         ("regression", torch.zeros(1, 3), torch.zeros(1, 2), r"prediction has shape \(1, 3\)"),
+        ("regression", torch.zeros(1, 3, 2), torch.zeros(1, 2, 3), "prediction has shape"),
     ],
 )
 def test_shapes_of_other_tasks_are_checked(task, output, target, message):
@@ -195,6 +196,63 @@ def test_what_is_no_binary_label_is_refused(target, message):
     with pytest.raises(ValueError, match=message):
         tracker.update([0, 1], torch.zeros(2, 1), target)
     assert not tracker.recording
+
+
+def test_examples_without_a_class_are_not_seen():
+    """Cross entropy leaves them out by the same number; half-labelled data was refused whole."""
+    for ignored in (-100, 7):
+        tracker = DualTracker(3, epochs=2, window=2, peers=("el2n", "aum"), ignore_index=ignored)
+        for _ in range(2):
+            tracker.update(range(3), torch.zeros(3, 4), torch.tensor([2, ignored, 0]))
+            tracker.end_epoch()
+        table, coverage = tracker.table(), tracker.coverage()
+        assert table.label.tolist() == [2, -1, 0]
+        np.testing.assert_allclose(table.mean_prob, [0.25, np.nan, 0.25])
+        assert np.isnan(table.peers["el2n"]).tolist() == [False, True, False]
+        assert (coverage["unlabelled"], coverage["nonfinite"]) == (2, 0)
+        with pytest.warns(UserWarning, match="1 of 3 examples have no complete window"):
+            assert table.select(0.4).tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"in \[0, 4\), got -1 to 2 \(-100 is ignored: ignore_ind"):
+        DualTracker(2, epochs=2, window=2).update([0, 1], torch.zeros(2, 4), torch.tensor([2, -1]))
+
+
+def test_unknown_targets_of_a_regression_do_not_count():
+    """Several measurements of which some were not taken; the run was called diverged."""
+    nan = math.nan
+    target = torch.tensor([[1.0, nan], [nan, nan], [0.0, 2.0]])
+    tracker = DualTracker(3, epochs=2, window=2, task="regression", loss_scale=1.0)
+    row = recorded(tracker, range(3), torch.tensor([[2.0, 9.0], [0.0, 0.0], [0.0, 0.0]]), target)
+    np.testing.assert_allclose(row, [1.0, nan, 2.0])  # of losses, until the epoch closes
+    coverage = tracker.coverage()
+    assert (coverage["unlabelled"], coverage["nonfinite"]) == (1, 0)
+    diverged = DualTracker(3, epochs=2, window=2, task="regression")
+    diverged.update(range(3), torch.full((3, 2), nan), target)
+    assert diverged.coverage()["nonfinite"] == 2
+
+
+def test_losses_that_are_mostly_zero_have_a_scale():
+    """Hinges and triplets: by a median of 0 every loss above it would be an outlier."""
+    tracker = DualTracker(5, epochs=2, window=2, task="loss")
+    for top in (4.0, 1e38):
+        tracker.update(range(5), loss=torch.tensor([0.0, 0.0, 0.0, 2.0, top]))
+        tracker.end_epoch()
+    assert tracker.loss_scale == 3.0
+    np.testing.assert_allclose(tracker.table().mean_prob[:3], 1.0)
+    assert tracker.table().mean_prob[3] == pytest.approx(math.exp(-2 / 3), abs=1e-6)
+    nothing = DualTracker(2, epochs=3, window=2, task="loss")
+    for loss in (math.nan, 0.0, 0.0):
+        nothing.update(range(2), loss=torch.full((2,), loss))
+        nothing.end_epoch()
+    np.testing.assert_array_equal(nothing.table(min_epochs=3).mean_prob, [1.0, 1.0])
+
+
+def test_positions_that_are_no_numbers_are_refused_by_name():
+    """And the empty rest of a batch is no error."""
+    tracker = DualTracker(2, epochs=2, window=2)
+    with pytest.raises(TypeError, match="positions of the examples, integers, got list: KeyedTr"):
+        tracker.update(["a", "b"], torch.zeros(2, 3), torch.zeros(2).long())
+    tracker.update([], torch.zeros(0, 3), torch.zeros(0).long())
+    assert tracker.coverage()["never_seen"] == 2
 
 
 def test_a_causal_model_predicts_the_next_token():

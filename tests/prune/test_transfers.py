@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data_prune import DualTracker
+from data_prune.record.observe import UNLABELLED
 from data_prune.record.transfers import Transfers, pack, unpack
 
 
@@ -64,6 +65,23 @@ def test_one_copy_moves_every_value_of_a_batch_bit_for_bit():
         assert torch.equal(back[name].view(torch.int32), value.contiguous().view(torch.int32))
     assert labels.tolist() == [2**24 + 1, -100, 2**31 - 1]
     assert unpack(pack(values, None), {n: v.shape for n, v in values.items()}, False)[1] is None
+
+
+def test_a_label_that_does_not_count_arrives_late_as_well():
+    """On a device its number is known when the values are on the host."""
+    tracker = DualTracker(3, epochs=2, window=2)
+    tracker._store.set_classes(2)
+    values = {"prob": torch.tensor([0.5, UNLABELLED])}
+    batch = torch.tensor([1, 2]), values, torch.tensor([1, -100])
+
+    class Waiting(Transfers):
+        def all(self):
+            yield batch
+
+    tracker._transfers = Waiting([None])
+    tracker.end_epoch()
+    assert tracker._store.arrays["label"].tolist() == [-1, 1, -1]
+    assert tracker.coverage()["unlabelled"] == 1
 
 
 def test_labels_that_arrive_late_are_checked_before_they_count():

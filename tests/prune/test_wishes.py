@@ -83,6 +83,11 @@ def test_keys_and_digits_name_examples():
             TypeError,
             "groups must be integers or strings, got .*float64",
         ),
+        (
+            {"groups": np.array(["a", None] * 500, dtype=object)},
+            TypeError,
+            "groups must be integers or strings, got None",
+        ),
         ({"groups": "patient"}, ValueError, r"groups must be in the table, .*, got 'patient'"),
         (
             {"classes": np.full(1000, 0.5)},
@@ -202,6 +207,17 @@ def test_lists_and_classes_of_groups():
         table.select(
             0.99, groups=patient, keep=np.flatnonzero(np.isin(patient, ["p1", "p2", "p3"]))
         )
+
+
+@pytest.mark.parametrize("size", [7, 50, 83])
+@pytest.mark.parametrize("classes", [2, 5, 30])
+def test_groups_of_many_classes_add_up(size, classes):
+    """Each class within half a group of its share was, of all of them, half the data too much."""
+    patient = np.arange(1000) // size
+    table = make_table(label=patient % classes)
+    for ratio in (0.2, 0.5, 0.9):
+        kept = table.select(ratio, groups=patient)
+        assert abs(len(kept) - 1000 * (1 - ratio)) <= size / 2
 
 
 def test_one_group_that_is_too_large_still_gives_something():
