@@ -43,14 +43,14 @@ def each(pattern: str, names: str) -> list[str]:
 
 
 PLAN = (  # (modules, the test files that hold them)
-    (["data_prune.score.scores"], each("prune/test_*.py", "tracker peers")),
+    (["data_prune.score.scores"], each("prune/test_*.py", "edges tracker peers")),
     (
         each("data_prune.select.*", "beta noise plan planner strata survey together topk wishes"),
-        each("prune/test_*.py", "select default topk anchor nested wishes groups draw_law sampler"),
+        each("prune/test_*.py", "edges noise select default topk anchor nested wishes groups"),
     ),
     (
         each("warmstart.shrink.*", "factors floors"),
-        each("warm/test_*.py", "dash units lora invariance floors model_pitfalls agreement"),
+        each("warm/test_*.py", "factors floors dash units lora invariance agreement"),
     ),
     (
         each("torch_specgd.schedules.*", "momentum_warmup step_sizes"),

@@ -61,7 +61,7 @@ def qk_clip_(q: Tensor, k: Tensor, max_logits: Tensor, *, tau: float = 100.0) ->
     """
     heads = max_logits.numel()
     if not (tau > 0 and math.isfinite(tau)):
-        raise ValueError(f"tau must be above 0 and finite, but is {tau}")
+        raise ValueError(f"tau must be above 0 and finite, got {tau}")
     if q.shape[0] % heads:
         raise ValueError(f"q has {q.shape[0]} rows, which is no multiple of {heads} heads")
     width = q.shape[0] // heads

@@ -166,6 +166,39 @@ def test_what_cannot_be_warmed_up_is_named() -> None:
         MomentumWarmup(Muon(params), total_steps=0)
 
 
+def test_defaults_are_those_of_modded_nanogpt() -> None:
+    """From 0.85 over 300 steps; a start at zero, without any memory, is allowed."""
+    warmup = MomentumWarmup(Muon(weights(), momentum=0.95))
+    assert (warmup.start, warmup.total_steps) == (0.85, 300)
+    optimizer = Muon(weights(), momentum=0.9)
+    MomentumWarmup(optimizer, start=0.0)
+    assert optimizer.param_groups[0]["momentum"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strange": 1}, r"unknown \['strange'\], missing \[\]"),
+        ({"base_lrs": [0.1, 0.2]}, "base_lrs must be a list of a rate for each group"),
+        ({"base_lrs": 0.1}, "base_lrs must be a list"),
+        ({"last_epoch": -1}, "last_epoch must be"),
+        ({"_step_count": -1}, "_step_count must be"),
+    ],
+)
+def test_a_state_that_is_not_ours_is_refused(change: dict[str, Any], message: str) -> None:
+    """Another scheduler's state, or a damaged one, is named before anything changes."""
+    warmup = MomentumWarmup(Muon(weights()), total_steps=1)
+    before = warmup.state_dict()
+    warmup.load_state_dict({**before, "last_epoch": 0, "_step_count": 0})
+    warmup.load_state_dict(before)
+    with pytest.raises(ValueError, match=message):
+        warmup.load_state_dict({**before, **change})
+    short = {key: value for key, value in before.items() if key != "start"}
+    with pytest.raises(ValueError, match=r"unknown \[\], missing \['start'\]"):
+        warmup.load_state_dict(short)
+    assert warmup.state_dict() == before
+
+
 def test_one_step_is_a_warm_up() -> None:
     """The shortest warm-up there is: the first step at the start, all others at the target."""
     optimizer = Muon(weights())

@@ -229,7 +229,7 @@ def SpectrumTrackerWithoutTarget() -> SpectrumTracker:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SpectrumTracker(Adapted(), every=0), "every must be at least 1, but is 0"),
+        (lambda: SpectrumTracker(Adapted(), every=0), "every must be at least 1, got 0"),
         (lambda: SpectrumTracker(nn.ReLU()), "nothing to record"),
         (lambda: SpectrumTracker(Adapted(), weights=["nope*"]), "no matrix is named like 'nope"),
         (lambda: SpectrumTracker(Adapted(), targets={"x": torch.eye(2)}), "target 'x' belongs"),

@@ -95,9 +95,9 @@ def test_budget_warns_only_when_the_target_is_out_of_reach() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"total_steps": 0}, "total_steps must be at least 1, but is 0"),
-        ({"constant_fraction": 1.5}, r"constant_fraction must be in \[0, 1\], but is 1.5"),
-        ({"final_factor": 2.0}, r"final_factor must be in .*, but is 2.0"),
+        ({"total_steps": 0}, "total_steps must be at least 1, got 0"),
+        ({"constant_fraction": 1.5}, r"constant_fraction must be in \[0, 1\], got 1.5"),
+        ({"final_factor": 2.0}, r"final_factor must be in .*, got 2.0"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, float], message: str) -> None:
@@ -107,5 +107,17 @@ def test_bad_arguments_are_named(arguments: dict[str, float], message: str) -> N
             kind(optimizer(), **{"total_steps": 10, **arguments})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="final_factor"):
         ConstantThenGeometric(optimizer(), 10, final_factor=0.0)
-    with pytest.raises(ValueError, match="sigma_max and initial_norm must be at least 0"):
-        check_travel_budget([1.0], -1.0)
+    for bad in ({"sigma_max": -1.0}, {"initial_norm": -0.1}, {"scale": 0.0}, {"depth": 0}):
+        with pytest.raises(ValueError, match="sigma_max and initial_norm must be at least 0"):
+            check_travel_budget([1.0], **{"sigma_max": 1.0, **bad})  # type: ignore[arg-type]
+
+
+def test_the_ends_of_the_ranges_are_in_them() -> None:
+    """One step, no constant part, a target of zero, a single weight: all of them ordinary."""
+    assert rates(ConstantThenLinear(optimizer(), 1), 2) == pytest.approx([0.5, 0.0])
+    all_decay = ConstantThenLinear(optimizer(), 4, constant_fraction=0.0)
+    assert rates(all_decay, 5) == pytest.approx([0.5, 0.375, 0.25, 0.125, 0.0])
+    geometric = ConstantThenGeometric(optimizer(), 2, constant_fraction=0.0)
+    assert rates(geometric, 3) == pytest.approx([0.5, 0.5e-3, 0.5e-6])
+    assert check_travel_budget([1.0], 0.0).required == 0.0
+    assert check_travel_budget([15.0], 7.0, depth=1, scale=0.5).required == pytest.approx(14.0)

@@ -226,7 +226,7 @@ def soft_threshold(target: Tensor, l2: float) -> Tensor:
                 [0., 0.]])
     """
     if not l2 >= 0:
-        raise ValueError(f"l2 must be at least 0, but is {l2}")
+        raise ValueError(f"l2 must be at least 0, got {l2}")
     u, sigma, vh = torch.linalg.svd(target, full_matrices=False)
     return (u * (sigma - l2).clamp(min=0).unsqueeze(-2)) @ vh
 
@@ -252,10 +252,10 @@ def weight_decay_cap(weight_decay: float, *, depth: int = 2) -> float:
         4.0
     """
     if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, but is {weight_decay}")
+        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
     return math.inf if weight_decay == 0 else weight_decay**-depth
 
 
 def _check_depth(depth: int) -> None:
     if depth < 2:
-        raise ValueError(f"depth must be at least 2, but is {depth}")
+        raise ValueError(f"depth must be at least 2, got {depth}")

@@ -73,7 +73,7 @@ def sample_mask(mask: Tensor, count: int, *, seed: int = 0) -> Tensor:
     """
     entries = mask.flatten().nonzero().squeeze(1)
     if not 1 <= count <= len(entries):
-        raise ValueError(f"count must be from 1 to {len(entries)}, but is {count}")
+        raise ValueError(f"count must be from 1 to {len(entries)}, got {count}")
     order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(seed))
     kept = mask.new_zeros(mask.numel())
     kept[entries[order[:count].to(mask.device)]] = True

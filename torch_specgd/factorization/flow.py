@@ -103,7 +103,7 @@ def spectral_gradient_flow(
         tensor([[[1.]]], dtype=torch.float64)
     """
     if not smoothing >= 0.0:
-        raise ValueError(f"smoothing must be at least 0, but is {smoothing}")
+        raise ValueError(f"smoothing must be at least 0, got {smoothing}")
     if min_step is None:
         min_step = 0.0 if smoothing > 0 else 1e-3
     return _flow(factors, problem, times, smoothing, stop_loss, rtol, atol, min_step, max_steps)

@@ -38,9 +38,9 @@ def family_init(
     """
     _check_depth(depth)
     if not m >= 1.0:
-        raise ValueError(f"m must be from 1 to inf, but is {m}")
+        raise ValueError(f"m must be from 1 to inf, got {m}")
     if not (alpha > 0.0 and math.isfinite(alpha)):
-        raise ValueError(f"alpha must be positive and finite, but is {alpha}")
+        raise ValueError(f"alpha must be positive and finite, got {alpha}")
     outer = torch.full((blocks, blocks), 1.0 / m, dtype=torch.float64)
     outer.fill_diagonal_(1.0)
     factor = alpha * torch.kron(outer, torch.ones(block_size, block_size, dtype=torch.float64))

@@ -20,7 +20,7 @@ def check_factors(factors: Sequence[Tensor]) -> None:
         raise ValueError(f"a factorization has at least 2 factors, but got {len(factors)}")
     for i, w in enumerate(factors):
         if w.ndim != 3:
-            raise ValueError(f"factor {i + 1} must be (S, rows, columns), but is {tuple(w.shape)}")
+            raise ValueError(f"factor {i + 1} must be (S, rows, columns), got {tuple(w.shape)}")
     for i, (w, following) in enumerate(pairwise(factors)):
         if following.shape[-1] != w.shape[-2] or following.shape[0] != w.shape[0]:
             raise ValueError(

@@ -32,16 +32,16 @@ class Problem:
     def __post_init__(self) -> None:
         if self.target.ndim not in (2, 3) or not self.target.is_floating_point():
             raise ValueError(
-                "target must be a real (m, n) or (S, m, n) tensor, but is "
+                "target must be a real (m, n) or (S, m, n) tensor, got "
                 f"{tuple(self.target.shape)} of {self.target.dtype}"
             )
         object.__setattr__(self, "target", self.target.double())
         if not self.l2 >= 0.0:
-            raise ValueError(f"l2 must be at least 0, but is {self.l2}")
+            raise ValueError(f"l2 must be at least 0, got {self.l2}")
         if self.mask is None:
             return
         if self.mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a bool tensor, but is {self.mask.dtype}")
+            raise TypeError(f"mask must be a bool tensor, got {self.mask.dtype}")
         if self.mask.shape != self.target.shape[-2:]:
             raise ValueError(
                 f"mask must have the target's shape {tuple(self.target.shape[-2:])}, "
@@ -151,7 +151,7 @@ def random_mask(m: int, n: int, count: int, *, seed: int = 0) -> Tensor:
         (12, True)
     """
     if not 1 <= count <= m * n:
-        raise ValueError(f"count must be from 1 to {m * n}, but is {count}")
+        raise ValueError(f"count must be from 1 to {m * n}, got {count}")
     order = torch.randperm(m * n, generator=torch.Generator().manual_seed(seed))
     mask = torch.zeros(m * n, dtype=torch.bool)
     mask[order[:count]] = True

@@ -45,7 +45,7 @@ class LoraPair:
                 )
         if self.lora_b.shape[1] != self.lora_a.shape[0]:
             raise ValueError(
-                f"lora_b of {self.name!r} must be (m, r) and lora_a (r, n), but they are "
+                f"lora_b of {self.name!r} must be (m, r) and lora_a (r, n), got "
                 f"{tuple(self.lora_b.shape)} and {tuple(self.lora_a.shape)}"
             )
 

@@ -23,11 +23,11 @@ class _ConstantThenDecay(LRScheduler, ABC):
         last_epoch: int = -1,
     ) -> None:
         if not 0.0 <= final_factor <= 1.0:
-            raise ValueError(f"final_factor must be in [0, 1], but is {final_factor}")
+            raise ValueError(f"final_factor must be in [0, 1], got {final_factor}")
         if total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, but is {total_steps}")
+            raise ValueError(f"total_steps must be at least 1, got {total_steps}")
         if not 0.0 <= constant_fraction <= 1.0:
-            raise ValueError(f"constant_fraction must be in [0, 1], but is {constant_fraction}")
+            raise ValueError(f"constant_fraction must be in [0, 1], got {constant_fraction}")
         self.total_steps = total_steps
         self.constant_fraction = constant_fraction
         self.final_factor = final_factor
@@ -119,7 +119,7 @@ class ConstantThenGeometric(_ConstantThenDecay):
         last_epoch: int = -1,
     ) -> None:
         if final_factor == 0.0:
-            raise ValueError(f"final_factor must be in (0, 1], but is {final_factor}")
+            raise ValueError(f"final_factor must be in (0, 1], got {final_factor}")
         super().__init__(optimizer, total_steps, constant_fraction, final_factor, last_epoch)
 
     def decay(self, progress: float) -> float:
@@ -186,7 +186,7 @@ def check_travel_budget(
     if sigma_max < 0 or initial_norm < 0 or scale <= 0 or depth < 1:
         raise ValueError(
             "sigma_max and initial_norm must be at least 0, scale positive and depth at least 1, "
-            f"but they are {sigma_max}, {initial_norm}, {scale}, {depth}"
+            f"got {sigma_max}, {initial_norm}, {scale}, {depth}"
         )
     available = steps.travel() if isinstance(steps, _ConstantThenDecay) else math.fsum(steps)
     budget = TravelBudget(available, (sigma_max / scale) ** (1 / depth) + initial_norm)

@@ -71,7 +71,7 @@ def lora_singular_values(lora_b: Tensor, lora_a: Tensor, scale: float = 1.0) -> 
     """
     if lora_b.shape[-1] != lora_a.shape[-2]:
         raise ValueError(
-            "lora_b must be (..., m, r) and lora_a (..., r, n), but they are "
+            "lora_b must be (..., m, r) and lora_a (..., r, n), got "
             f"{tuple(lora_b.shape)} and {tuple(lora_a.shape)}"
         )
     with as_written(lora_b.device):

@@ -80,7 +80,7 @@ class SpectrumTracker:
         log: Any = None,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every must be at least 1, but is {every}")
+            raise ValueError(f"every must be at least 1, got {every}")
         self.every = every
         self.optimizer = optimizer
         self._send = sender(log)

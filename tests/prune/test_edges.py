@@ -1,0 +1,120 @@
+"""The pure functions of scores and selection, at their edges and against formulas of their own."""
+
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+from data_prune.score.scores import forgetting, tdds
+from data_prune.select.beta import (
+    C_D_RANGE,
+    LOG_SCORE,
+    P_BINS,
+    S_BINS,
+    auto_c_d,
+    beta_parameters,
+    expected_mean_prob,
+    log_beta_density,
+)
+
+
+def drawn(counts, p, log_weight, kept: float) -> float:
+    """Return the mean probability of an exponential race, its time found by another solver."""
+    w = np.exp(log_weight - log_weight.mean())
+
+    def missing(log_t: float) -> float:
+        return (counts * -np.expm1(-np.exp(log_t) * w)).sum() - kept
+
+    taken = counts * -np.expm1(-np.exp(brentq(missing, -40, 40, xtol=1e-13)) * w)
+    return float((taken * p).sum() / taken.sum())
+
+
+@pytest.mark.parametrize("kept", [1, 7, 40, 99])
+def test_a_draw_without_replacement_has_the_mean_of_a_race(kept):
+    """The number that c_D rests on, whatever constant the weights have."""
+    rng = np.random.default_rng(kept)
+    counts, p = np.array([10.0, 30.0, 20.0, 40.0]), np.array([0.1, 0.5, 0.7, 0.95])
+    log_weight = rng.normal(0, 2, 4)
+    expected = drawn(counts, p, log_weight, kept)
+    for constant in (0.0, 300.0, -300.0):
+        ours = expected_mean_prob(counts, p, log_weight + constant, kept)
+        assert ours == pytest.approx(expected, rel=1e-9)
+
+
+def test_all_that_is_there_has_the_mean_of_all() -> None:
+    """Where everything is kept, weights decide nothing."""
+    counts, p = np.array([1.0, 3.0]), np.array([0.2, 0.6])
+    for kept in (4, 9):
+        assert expected_mean_prob(counts, p, np.array([0.0, 5.0]), kept) == pytest.approx(0.5)
+    assert expected_mean_prob(counts, p, np.array([0.0, -60.0]), 1) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("typical", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("ratio", [0.3, 0.7])
+def test_auto_c_d_meets_its_target(ratio: float, typical: float) -> None:
+    """The data's own c_D: the kept examples are as probable as the rule says."""
+    rng = np.random.default_rng(0)
+    counts = np.zeros((P_BINS, S_BINS), dtype=np.int64)
+    p_bin = np.clip(rng.normal(130, 40, 4000), 0, P_BINS - 1).astype(int)
+    s_bin = np.clip(110 - p_bin / 9 + rng.normal(0, 4, 4000), 0, S_BINS - 1).astype(int)
+    np.add.at(counts, (p_bin, s_bin), 1)
+    kept, mu_d = round(4000 * (1 - ratio)), 0.35
+
+    i, j = np.nonzero(counts)
+    n, p = counts[i, j].astype(float), (i + 0.5) / P_BINS
+    decades = LOG_SCORE[0] + (j + 0.5) * (LOG_SCORE[1] - LOG_SCORE[0]) / S_BINS
+    log_score = np.log(10.0**decades)
+    hard = drawn(n, p, log_score, kept)
+    target = typical * (n @ p) / n.sum() + (1 - typical) * hard
+
+    def mean(c_d: float) -> float:
+        alpha, beta = beta_parameters(ratio, mu_d, c_d, C=15.0)
+        return drawn(n, p, log_score + log_beta_density(p, alpha, beta), kept)
+
+    ours = auto_c_d(counts, ratio, mu_d, kept, 15.0, typical)
+    low, high = C_D_RANGE
+    if (mean(low) - target) * (mean(high) - target) < 0:
+        assert ours == pytest.approx(brentq(lambda c: mean(c) - target, low, high), rel=1e-3)
+    else:
+        assert ours == (low if mean(low) < target else high)
+    assert ours == round(ours, 3)
+
+
+def test_auto_c_d_without_a_question_is_the_papers_four() -> None:
+    """Nothing removed, or no rows with a score: reports say 4, and nothing divides by zero."""
+    one = np.zeros((P_BINS, S_BINS), dtype=np.int64)
+    assert auto_c_d(one, 0.5, 0.4, 3, 15.0) == 4.0
+    one[10, 10] = 5
+    assert auto_c_d(one, 0.0, 0.4, 5, 15.0) == 4.0
+    assert auto_c_d(one, 0.5, 0.4, 2, 15.0) != 4.0
+
+
+def test_beta_parameters_at_the_ends_of_their_ranges() -> None:
+    """An anchor of 0 and a ratio of 0 are ordinary; what is outside is refused by name."""
+    assert beta_parameters(0.0, 0.0) == (0.0, 15.0)
+    assert beta_parameters(0.5, 0.4, 1.0, C=0.5, beta_sum=1.0) == pytest.approx((0.85, 0.15))
+    assert beta_parameters(0.5, 0.4, 1.0, C=2.0, beta_sum=2.0) == pytest.approx((1.4, 0.6))
+    refused = (
+        ("prune_ratio", (1.0, 0.4), {}),
+        ("prune_ratio", (-0.1, 0.4), {}),
+        ("c_d", (0.5, 0.4, 0.0), {}),
+        ("mu_d", (0.5, 1.0), {}),
+        ("mu_d", (0.5, 1.5), {}),
+        ("mu_d", (0.5, -0.1), {}),
+        ("C must", (0.5, 0.4), {"C": 0.0}),
+        ("beta_sum", (0.5, 0.4), {"beta_sum": 14.9}),
+    )
+    for name, args, options in refused:
+        with pytest.raises(ValueError, match=name):
+            beta_parameters(*args, **options)
+
+
+def test_scores_at_the_ends_of_their_ranges() -> None:
+    """Three epochs are enough for TDDS, two are not; half a right answer counts as right."""
+    log_probs = np.log(np.random.default_rng(0).dirichlet((1, 1), (3, 2)))
+    assert np.isfinite(tdds(log_probs, window=3)).all()
+    for window in (2, 4):
+        with pytest.raises(ValueError, match="window"):
+            tdds(log_probs, window)
+    # Seen twice in an epoch, right once: the mean of the two.
+    assert forgetting(np.array([[0.5], [0.0]])).tolist() == [1.0]
+    assert forgetting(np.array([[0.5, 0.4], [0.0, 0.4]])).tolist() == [1.0, 2.0]
