@@ -10,6 +10,7 @@ from .planning.plan import Plan
 from .schedule.named import SCHEDULES, resolve_schedule
 from .schedule.named import Coefficients as Coefficients
 from .schedule.schedule import Schedule
+from .spectral import eigenbasis, inverse_root, spectral_clip, spectral_power, spectral_smooth
 from .workshop.certificate import Certificate, certify
 from .workshop.cost import Cost, cost_on_paper
 from .workshop.design import design_schedule
@@ -23,10 +24,15 @@ __all__ = [
     "certify",
     "cost_on_paper",
     "design_schedule",
+    "eigenbasis",
+    "inverse_root",
     "momentum_step",
     "orthogonalize",
     "orthogonalize_together",
     "plan",
     "resolve_schedule",
+    "spectral_clip",
+    "spectral_power",
+    "spectral_smooth",
     "weight_step",
 ]

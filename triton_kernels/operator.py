@@ -7,6 +7,7 @@ product; and only so does it run, fake and compile the same way with and without
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +27,8 @@ def plain(request: Request) -> tuple[Any, ...]:
     method, schedule, *rest, restarts, tiles = request
     own = PLANNED if schedule is None else flatten(schedule)
     text = json.dumps({kind: dict(config) for kind, config in tiles}) if tiles else ""
-    return (method, *own, *rest, None if restarts is None else list(restarts), text)
+    weights = [] if schedule is None else list(schedule.weights)
+    return (method, *own, *rest, None if restarts is None else list(restarts), text, weights)
 
 
 def flatten(schedule: Schedule) -> tuple[list[float], list[int], float, str]:
@@ -38,22 +40,24 @@ def flatten(schedule: Schedule) -> tuple[list[float], list[int], float, str]:
 
 @lru_cache(maxsize=64)
 def _schedule(
-    coefficients: tuple[float, ...], widths: tuple[int, ...], safety: float, normalization: str
-) -> Schedule:
+    coefficients: tuple[float, ...], widths: tuple[int, ...], safety: float, normalization: str,
+    weights: tuple[float, ...],
+) -> Schedule:  # fmt: skip
     """Undo `flatten`."""
     ends = [sum(widths[: k + 1]) for k in range(len(widths))]
     steps = tuple(coefficients[end - width : end] for end, width in zip(ends, widths, strict=True))
-    return Schedule("given", steps, safety, 1e-3, normalization)
+    return Schedule("given", steps, safety, 1e-3, normalization, weights=weights)
 
 
 def _new(
     x: Tensor, method: str, coefficients: list[float], widths: list[int], safety: float,
     normalization: str, accuracy: str, eps: float, dtype: torch.dtype | None, smoothing: float,
     tolerance: float | None, restarts: list[int] | None = None, tiles: str = "",
+    weights: Sequence[float] = (),
 ) -> Tensor:  # fmt: skip
     steps = None
     if widths:
-        steps = _schedule(tuple(coefficients), tuple(widths), safety, normalization)
+        steps = _schedule(tuple(coefficients), tuple(widths), safety, normalization, tuple(weights))
     request = Request(
         method, steps, accuracy, eps, dtype, smoothing, tolerance,
         None if restarts is None else tuple(restarts), frozen(json.loads(tiles)) if tiles else (),
@@ -80,7 +84,7 @@ orthogonalize_op = torch.library.custom_op(
     schema=(
         "(Tensor x, str method, float[] coefficients, int[] widths, float safety, "
         "str normalization, str accuracy, float eps, ScalarType? dtype, float smoothing, "
-        "float? tolerance, int[]? restarts=None, str tiles='') -> Tensor"
+        "float? tolerance, int[]? restarts=None, str tiles='', float[] weights=[]) -> Tensor"
     ),
 )
 orthogonalize_op.register_fake(empty_result)

@@ -16,7 +16,10 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from reference import spectral as truth
 from torch_specgd.triton_kernels import SCHEDULES, orthogonalize
+from torch_specgd.triton_kernels.iterate.products import TorchProducts
+from torch_specgd.triton_kernels.spectral import turned_basis
 
 Cases = dict[str, dict[str, Tensor]]
 SIZES = ((1, 17), (17, 1), (33, 130), (130, 33))
@@ -129,6 +132,22 @@ def test_whole_orthogonalization(
         if form == "gram" and dtype == "float32":
             limit = 1e-2  # R is never formed anew: its own rounding, 1e-7, grows by 1320^2
     assert error.abs().max() < limit
+
+
+def test_functions_of_spectra_through_the_kernels(cases: Cases) -> None:
+    """A GPU would precondition by something else, or launch more than was counted."""
+    root, power, basis = (cases[f"spectral-{name}"] for name in ("root", "power", "basis"))
+    a, x = root["a"].double(), power["x"].double()
+    assert (root["y"] - truth.inverse_root(a, 4)).abs().max() < 0.02 * root["y"].abs().max()
+    norm = torch.linalg.matrix_norm(x @ x.mT, keepdim=True).sqrt()
+    assert (power["y"] - truth.power(x / norm, 0.5)).abs().max() < 5e-3
+    turned = turned_basis(a, basis["q"].double(), TorchProducts())
+    assert (basis["y"] - turned).abs().max() < 1e-4
+    # A^2; three polynomials of two, two and no products; H^2, M H and H^2 M H twice; Z twice. And
+    # nine steps of a Gram matrix, a square and an application.
+    assert root["counts"].tolist() == [1 + 2 + 2 + 2 * 3, 2]
+    assert power["counts"].tolist() == [18, 9]
+    assert basis["counts"].tolist() == [0, 3]
 
 
 @pytest.mark.parametrize("form", ["direct", "gram", "small", "scratch"])

@@ -123,6 +123,36 @@ def whole() -> Iterator[Case]:
                     )
 
 
+def roots() -> Iterator[Case]:
+    """An inverse root, a weighted sum of iterates and a round of an eigenbasis, and their launches.
+
+    Symmetric products and general ones are counted apart.
+    """
+    from reference.launches import recorded
+    from torch_specgd.triton_kernels import plan
+    from torch_specgd.triton_kernels.iterate.roots import inverse_root_of
+    from torch_specgd.triton_kernels.iterate.run import run_plan
+    from torch_specgd.triton_kernels.kernels.launch import TritonProducts
+    from torch_specgd.triton_kernels.spectral import power_schedule, root_schedule, turned_basis
+
+    x = torch.randn(2, 33, 70)
+    a, ops = x @ x.mT, TritonProducts()
+    y, chosen = torch.empty_like(x), plan(x.shape, schedule=power_schedule(0.5))
+    q = torch.linalg.eigh(a + torch.ones(33, 33))[1]
+    calls = {
+        "root": lambda: inverse_root_of(a, root_schedule(4), ops),
+        "power": lambda: run_plan(x, chosen, y, ops),
+        "basis": lambda: turned_basis(a, q, ops),
+    }
+    for name, call in calls.items():
+        with recorded() as seen:
+            found = call()
+        kinds = [kind for kind, _ in seen]
+        counts = torch.tensor([kinds.count(kind) for kind in ("symmetric", "apply")])
+        found = y if found is None else found
+        yield f"spectral-{name}", dict(x=x, a=a, q=q, y=found, counts=counts)
+
+
 def tiles() -> Iterator[Case]:
     """Plans whose tiles are overridden, and whether exactly those were launched."""
     from reference.launches import exactly, recorded
@@ -337,6 +367,7 @@ def main() -> None:
         descriptors,
         small,
         whole,
+        roots,
         tiles,
         offsets,
         fused,

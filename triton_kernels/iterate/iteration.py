@@ -83,9 +83,12 @@ def direct(
         spare: Two tensors like X to work in, of which `start.x` may be one; default new ones.
 
     Returns:
-        (b, n, m), `out`, one of `spare`, or fresh.
+        (b, n, m), `out`, one of `spare`, or fresh; in float32 or wider if the schedule has weights.
     """
     steps, x = schedule.coefficients, start.x
+    total = None
+    if schedule.weights:
+        total = x.to(start.factor.dtype) * (schedule.weights[0] * start.factor)
     # The start's R^2 has been rounded once more than the square that a step computes by itself.
     # Only schedules with the Schatten-8 normalization have room for that.
     u = start.u if schedule.normalization == "schatten8" else None
@@ -100,9 +103,11 @@ def direct(
         else:
             w = step_polynomial(ops.gram(x, -centre), step, ops, None, centre, spare=True)
         place = next((s for s in spare if s is not x), None)
-        last = k == len(steps) - 1 and out is not None
+        last = k == len(steps) - 1 and out is not None and total is None
         x = ops.apply(w, x, out if last else place)
-    return x
+        if total is not None:
+            total.add_(x, alpha=schedule.weights[k + 1])
+    return x if total is None else total
 
 
 def gram(

@@ -114,6 +114,8 @@ def planned(
 ) -> Plan:
     """Return the plan for checked and resolved arguments of `plan`; it is made once."""
     steps = schedule or schedule_of(accuracy, n)
+    if steps.weights and form == "gram":
+        raise ValueError(f"schedule must have no weights for the Gram form, got {steps.weights}")
 
     def in_form(form: str) -> Plan:
         own = arithmetic or arithmetic_dtype(dtype, n, device, form == "direct", arch)
@@ -121,12 +123,14 @@ def planned(
         again = () if form == "direct" else needed
         return Plan((n, m), batch, own, device, accuracy, steps, form, again)
 
-    chosen = min(map(in_form, FORMS if form is None else (form,)), key=Plan.work)
+    # A weighted sum needs what X becomes after each step, which the Gram form never has.
+    forms = ("direct",) if steps.weights else FORMS
+    chosen = min(map(in_form, forms if form is None else (form,)), key=Plan.work)
     one_launch = (
         device == "cuda" and n <= SMALL and (m <= STREAMED or batch >= MANY)
         and chosen.dtype == torch.float32
         and steps.normalization != "schatten8" and len(steps) <= UNROLLED
-        and all(len(step) != 4 for step in steps.steps)
+        and all(len(step) != 4 for step in steps.steps) and not steps.weights
     )  # fmt: skip
     found: dict[str, Config] = {}
     if arch is not None and has_table(arch) and one_launch:

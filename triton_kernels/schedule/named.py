@@ -77,6 +77,8 @@ def _with_steps(schedule: Schedule, steps: int | None) -> Schedule:
     """Cut a schedule to `steps`, or repeat its last step until it has as many."""
     if steps is None or steps == len(schedule):
         return schedule
+    if schedule.weights:
+        raise ValueError(f"steps must be {len(schedule)}, as the weights of the sum, got {steps}")
     head = schedule.steps[:steps]
     return replace(schedule, steps=head + (schedule.steps[-1],) * (steps - len(head)))
 
@@ -94,7 +96,8 @@ def resolve_schedule(schedule: ScheduleLike = None, steps: int | None = None) ->
         The schedule.
 
     Raises:
-        ValueError: For an unknown name, malformed coefficients, or steps outside [1, 99].
+        ValueError: For an unknown name, malformed coefficients, steps outside [1, 99], another
+            number of steps than a weighted sum has, or a schedule of `inverse_root`.
         TypeError: For something that is no schedule.
 
     Example:
@@ -110,6 +113,10 @@ def resolve_schedule(schedule: ScheduleLike = None, steps: int | None = None) ->
             raise ValueError(f"unknown schedule {schedule!r}; accepted: {sorted(SCHEDULES)}")
         schedule = SCHEDULES[schedule]
     if isinstance(schedule, Schedule):
+        if schedule.root != 2:
+            raise ValueError(
+                f"schedule must have the root 2, that of singular values, got {schedule.root}"
+            )
         return _with_steps(schedule, steps)
     if is_triple(schedule):
         triple = tuple(float(c) for c in schedule)  # type: ignore[arg-type]

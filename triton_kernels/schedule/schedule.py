@@ -18,6 +18,7 @@ import torch
 
 from .squares import Step, chain_of_squares
 
+ROOTS = (2, 4, 8)
 NORMALIZATIONS = ("frobenius", "schatten4", "schatten8")
 
 # Products of n x n matrices that one step needs beyond the Gram matrix, by its coefficients: h has
@@ -68,6 +69,8 @@ class Schedule:
     normalization: str = "frobenius"
     source: str = ""
     headroom: float | tuple[float, ...] = 1.0
+    root: int = 2
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -87,12 +90,18 @@ class Schedule:
             raise ValueError(
                 f"normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}"
             )
+        if self.weights and len(self.weights) != len(self.steps) + 1:
+            raise ValueError(
+                f"weights must be {len(self.steps) + 1} numbers, one more than steps, "
+                f"got {self.weights}"
+            )
 
     @cached_property
     def coefficients(self) -> tuple[Step, ...]:
         """The steps as they are applied: ``c_k / safety^(2k+1)`` on all but the last."""
         *head, last = self.steps
-        divided = [tuple(c / self.safety ** (2 * k + 1) for k, c in enumerate(s)) for s in head]
+        powers = [self.safety ** (self.root * k + 1) for k in range(9)]
+        divided = [tuple(c / p for c, p in zip(s, powers, strict=False)) for s in head]
         return (*divided, last)
 
     def __len__(self) -> int:
@@ -100,14 +109,20 @@ class Schedule:
 
     def __call__(self, sigma: float | np.ndarray) -> np.ndarray:
         """Apply the composed scalar map in float64: what happens to a singular value."""
-        s = np.asarray(sigma, dtype=np.float64)
+        found = self.iterates(sigma)
+        return np.tensordot(self.weights, found, axes=1) if self.weights else found[-1]
+
+    def iterates(self, sigma: float | np.ndarray) -> np.ndarray:
+        """Return what becomes of a singular value: itself, and its image after each step."""
+        found = [np.asarray(sigma, dtype=np.float64)]
         for step in self.coefficients:
-            s = s * np.polynomial.polynomial.polyval(s * s, step)
-        return s
+            s = found[-1]
+            found.append(s * np.polynomial.polynomial.polyval(s**self.root, step))
+        return np.stack(found)
 
     @property
     def slope(self) -> float:
-        """Derivative of the map at zero: how much the tiniest singular values grow."""
+        """Derivative of the steps at zero: how much the tiniest singular values grow."""
         return math.prod(step[0] for step in self.coefficients)
 
     def range(self, lower: float | None = None, upper: float = 1.0) -> tuple[float, float]:

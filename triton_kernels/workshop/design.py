@@ -14,18 +14,22 @@ digits of every published table, and fast enough (a schedule takes milliseconds 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal, localcontext
 
 import numpy as np
 
-from ..schedule.named import Schedule
+from ..schedule.schedule import ROOTS, Schedule
 from ..schedule.squares import Step
 from .search_chain import chained_step
 
 _DIGITS = 50
 _EXCHANGES = 200
+_POINTS = 1000
 _DEGREES = (3, 5, 7, 9, 17)
 Row = list[Decimal]
+Function = Callable[[np.ndarray], np.ndarray]
 
 
 def _solve(matrix: list[Row], right: Row) -> Row:
@@ -45,37 +49,38 @@ def _solve(matrix: list[Row], right: Row) -> Row:
     return solution
 
 
-def _evaluate(step: Row, s: Decimal) -> Decimal:
-    total, square = Decimal(0), s * s
+def _evaluate(step: Row, s: Decimal, root: int = 2) -> Decimal:
+    total, power = Decimal(0), s**root
     for c in reversed(step):
-        total = total * square + c
+        total = total * power + c
     return total * s
 
 
-def _turning_points(step: Row) -> Row:
-    """Return the points where p' vanishes, rising: roots in s^2, polished in full precision."""
-    slope = [(2 * j + 1) * c for j, c in enumerate(step)]
+def _turning_points(step: Row, root: int) -> Row:
+    """Return the points where p' vanishes, rising: roots in s^r, polished in full precision."""
+    slope = [(root * j + 1) * c for j, c in enumerate(step)]
     roots = np.roots([float(c) for c in reversed(slope)])
     points = []
-    for root in sorted(r.real for r in roots if r.real > 0 and abs(r.imag) < 1e-6 * abs(r)):
-        y = Decimal(float(root))
+    for first in sorted(r.real for r in roots if r.real > 0 and abs(r.imag) < 1e-6 * abs(r)):
+        y = Decimal(float(first))
         for _ in range(6):
             value = derivative = Decimal(0)
             for c in reversed(slope):
                 derivative = derivative * y + value
                 value = value * y + c
             y -= value / derivative
-        points.append(y.sqrt())
+        points.append(y ** (1 / Decimal(root)))
     return points
 
 
-def minimax_step(k: int, lower: Decimal, upper: Decimal) -> tuple[Row, Decimal]:
-    """Return the odd polynomial of degree 2k+1 closest to one on an interval, and its error.
+def minimax_step(k: int, lower: Decimal, upper: Decimal, root: int = 2) -> tuple[Row, Decimal]:
+    """Return the ``s h(s^r)`` closest to one on an interval, h of degree k, and its error.
 
     Args:
         k: At least 1.
         lower: Left end, positive.
         upper: Right end.
+        root: r; 2 makes odd polynomials.
 
     Raises:
         RuntimeError: If the exchange does not settle.
@@ -86,11 +91,11 @@ def minimax_step(k: int, lower: Decimal, upper: Decimal) -> tuple[Row, Decimal]:
     points[0], points[-1] = lower, upper
     for _ in range(_EXCHANGES):
         matrix = [
-            [*(s ** (2 * j + 1) for j in range(k + 1)), Decimal((-1) ** i)]
+            [*(s ** (root * j + 1) for j in range(k + 1)), Decimal((-1) ** i)]
             for i, s in enumerate(points)
         ]
         *step, error = _solve(matrix, [Decimal(1)] * (k + 2))
-        turning = _turning_points(step)
+        turning = _turning_points(step, root)
         if len(turning) != k:
             raise RuntimeError(
                 f"exchange lost its points on [{lower}, {upper}], degree {2 * k + 1}"
@@ -103,27 +108,27 @@ def minimax_step(k: int, lower: Decimal, upper: Decimal) -> tuple[Row, Decimal]:
     raise RuntimeError(f"exchange did not settle on [{lower}, {upper}], degree {2 * k + 1}")
 
 
-def _cushioned(k: int, lower: Decimal, upper: Decimal, cushion: Decimal) -> Row:
+def _cushioned(k: int, lower: Decimal, upper: Decimal, cushion: Decimal, root: int) -> Row:
     """Return the step for [max(lower, cushion upper), upper], centred on the whole interval."""
     start = max(lower, cushion * upper)
     if (upper - start) ** (k + 1) < Decimal(10) ** -17:
         # Converged: minimax and Taylor agree to the last digit, and the system is singular.
-        return _taylor(k)
-    step, _ = minimax_step(k, start, upper)
+        return _taylor(k, root)
+    step, _ = minimax_step(k, start, upper, root)
     if start > lower:
-        centre = (_evaluate(step, lower) + _evaluate(step, upper)) / 2
+        centre = (_evaluate(step, lower, root) + _evaluate(step, upper, root)) / 2
         step = [c / centre for c in step]
     return step
 
 
-def _taylor(k: int) -> Row:
-    """Return p with p(1) = 1 and k vanishing derivatives there: ``s sum_j a_j (1 - s^2)^j``."""
+def _taylor(k: int, root: int) -> Row:
+    """Return p with p(1) = 1 and k vanishing derivatives there: ``s sum_j a_j (1 - s^r)^j``."""
     total = [Decimal(0)] * (k + 1)
     weight, power = Decimal(1), [Decimal(1)]
     for j in range(k + 1):
         for i, c in enumerate(power):
             total[i] += weight * c
-        weight = weight * (2 * j + 1) / (2 * j + 2)
+        weight = weight * (root * j + 1) / (root * j + root)
         longer = [*power, Decimal(0)]
         power = [a - b for a, b in zip(longer, [Decimal(0), *power], strict=True)]
     return total
@@ -138,6 +143,8 @@ def design_schedule(
     normalization: str = "frobenius",
     name: str = "designed",
     headroom: float | tuple[float, ...] = 1.0,
+    root: int = 2,
+    function: Function | None = None,
 ) -> Schedule:
     r"""Design the composition of odd polynomials that is closest to one on ``[lower, 1]``.
 
@@ -157,12 +164,18 @@ def design_schedule(
         headroom: h, at least 1 (default 1), one for all steps or one a step: what rounding may
             lift a step's largest input by. Where the inputs cannot be lifted that far, safety may
             be 1; per step it buys more reach than one safety factor.
+        root: r of 2, 4 or 8, default 2. Steps are the ``s h(s^r)`` closest to one, whose h make up
+            A^(-1/r) for eigenvalues in [lower^r, 1], see `inverse_root`; above 2 no degree of 17.
+        function: f, which takes and returns a float64 array; default None: one. The result is then
+            ``w_0 X + w_1 X_1 + ... + w_T X_T``, X and what each step makes of it, whose scalar
+            sum is closest to f on ``[lower, 1]``: absolutely where |f| is below one, relatively
+            above. A smooth f wants many steps and a cushion of 0.5 to 0.7.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: For values outside the ranges above.
+        ValueError: For values outside the ranges above, or a function that is not finite there.
 
     Source:
         Polar Express, arXiv 2505.16932, algorithms 1 and 2; the chains are this package's.
@@ -170,6 +183,9 @@ def design_schedule(
     Example:
         >>> print([round(c, 4) for c in design_schedule(5, 2, safety=1.0).steps[0]])
         [8.4703, -25.1081, 18.6293]
+        >>> half = design_schedule(5, 9, safety=1.05, cushion=0.6, function=np.sqrt)
+        >>> round(float(half(0.25)), 2)
+        0.5
     """
     degrees = _degrees(degree, steps)
     rooms = headroom if isinstance(headroom, tuple) else (headroom,) * len(degrees)
@@ -179,6 +195,10 @@ def design_schedule(
         raise ValueError(f"safety must be at least 1, got {safety}")
     if not 0.0 <= cushion < 1.0:
         raise ValueError(f"cushion must be in [0, 1), got {cushion}")
+    if root not in ROOTS or (root > 2 and (17 in degrees or function is not None)):
+        raise ValueError(
+            f"root must be one of {ROOTS}, and 2 for a degree of 17 or a function, got {root}"
+        )
     if len(rooms) != len(degrees) or not all(room >= 1.0 for room in rooms):
         raise ValueError(f"headroom must be at least 1, one number or one a step, got {headroom}")
     found: list[Row] = []
@@ -187,11 +207,14 @@ def design_schedule(
         low, high = Decimal(repr(lower)), Decimal(1)
         s = Decimal(repr(safety))
         for t, (d, room) in enumerate(zip(degrees, rooms, strict=True)):
-            found.append(_step(d, low, high * Decimal(repr(room)), Decimal(repr(cushion))))
-            low = _evaluate(found[-1], low / s if t < len(degrees) - 1 else low)
+            found.append(_step(d, low, high * Decimal(repr(room)), Decimal(repr(cushion)), root))
+            low = _evaluate(found[-1], low / s if t < len(degrees) - 1 else low, root)
             high = 2 - low
-    coefficients = tuple(tuple(float(c) for c in step) for step in found)
-    return Schedule(name, coefficients, safety, lower, normalization, "design_schedule", headroom)
+    steps_found = tuple(tuple(float(c) for c in step) for step in found)
+    made = Schedule(
+        name, steps_found, safety, lower, normalization, "design_schedule", headroom, root
+    )
+    return made if function is None else replace(made, weights=fitted_weights(made, function))
 
 
 def _degrees(degree: int | tuple[int, ...], steps: int | None) -> tuple[int, ...]:
@@ -204,10 +227,39 @@ def _degrees(degree: int | tuple[int, ...], steps: int | None) -> tuple[int, ...
     return degrees
 
 
-def _step(degree: int, low: Decimal, high: Decimal, cushion: Decimal) -> Row:
-    step = _cushioned((degree - 1) // 2, low, high, cushion)
+def _step(degree: int, low: Decimal, high: Decimal, cushion: Decimal, root: int) -> Row:
+    step = _cushioned((degree - 1) // 2, low, high, cushion, root)
     if degree < 17:
         return step
     start: Step = tuple(float(c) for c in step)
     chain, _ = chained_step(float(low), float(high), start)
     return [Decimal(c) for c in chain.expanded()]
+
+
+def fitted_weights(schedule: Schedule, function: Function) -> tuple[float, ...]:
+    """Return the weights of the iterates whose sum is closest to a function on [lower, 1].
+
+    Lawson's algorithm: least squares, whose points gain weight by their errors.
+
+    Args:
+        schedule: The steps.
+        function: f, see `design_schedule`.
+    """
+    s = np.geomspace(schedule.lower, 1.0, _POINTS)
+    f = np.asarray(function(s), dtype=np.float64)
+    if f.shape != s.shape or not np.isfinite(f).all():
+        raise ValueError(
+            f"function must be finite on [{schedule.lower:g}, 1], an array for an array, got {f}"
+        )
+    unit = np.maximum(1.0, np.abs(f))
+    basis = schedule.iterates(s) / unit
+    best, least, mass = np.zeros(len(basis)), np.inf, np.full(_POINTS, 1 / _POINTS)
+    for _ in range(_EXCHANGES):
+        root_mass = np.sqrt(mass)
+        weights = np.linalg.lstsq((basis * root_mass).T, f / unit * root_mass, rcond=1e-12)[0]
+        error = np.abs(weights @ basis - f / unit)
+        if error.max() < least:
+            best, least = weights, error.max()
+        mass = mass * error
+        mass /= mass.sum()
+    return tuple(float(w) for w in best)
