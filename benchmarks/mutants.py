@@ -46,7 +46,9 @@ PLAN = (  # (modules, the test files that hold them)
     (["data_prune.score.scores"], each("prune/test_*.py", "edges tracker peers")),
     (
         each("data_prune.select.*", "beta noise plan planner strata survey together topk wishes"),
-        each("prune/test_*.py", "edges noise select default topk anchor nested wishes groups"),
+        each(
+            "prune/test_*.py", "edges noise order select default topk anchor nested wishes groups"
+        ),
     ),
     (
         each("warmstart.shrink.*", "factors floors"),
@@ -57,8 +59,14 @@ PLAN = (  # (modules, the test files that hold them)
         ["optimizers/test_momentum_warmup.py", "theory/test_schedules.py"],
     ),
     (
-        ["torch_specgd.step.adamw", "torch_specgd.step.rules", f"{ENGINE}.multi_tensor"],
-        each("optimizers/test_*.py", "muon muon_options light_state layouts"),
+        [
+            *each("torch_specgd.step.*", "adamw precondition rules second_moment"),
+            f"{ENGINE}.multi_tensor",
+        ],
+        [
+            "engine/test_multi_tensor.py",
+            *each("optimizers/test_*.py", "rules muon muon_options light_state"),
+        ],
     ),
     (each("torch_specgd.step.*", "precondition second_moment"), ["optimizers/test_rules.py"]),
     (each(f"{ENGINE}.schedule.*", "named schedule squares"), ["engine/test_schedules.py"]),

@@ -15,6 +15,7 @@ from torch_specgd.triton_kernels import (
     orthogonalize,
     resolve_schedule,
 )
+from torch_specgd.triton_kernels.schedule.named import is_triple
 from torch_specgd.triton_kernels.schedule.squares import chain_of_squares
 from torch_specgd.triton_kernels.workshop.design import minimax_step
 from torch_specgd.triton_kernels.workshop.search_chain import chained_step
@@ -240,6 +241,48 @@ def test_resolve() -> None:
     assert resolve_schedule(schedule) is schedule
 
 
+def test_the_ends_of_what_resolves() -> None:
+    """One step and 99 are schedules; a triple of booleans or of texts is no arithmetic."""
+    assert len(resolve_schedule("deep", 1)) == 1
+    assert len(resolve_schedule((1.5, -0.5, 0.0), 99)) == 99
+    for steps in (0, 100):
+        with pytest.raises(ValueError, match=r"steps must be in \[1, 99\]"):
+            resolve_schedule("deep", steps)
+    three_steps = ((1.5, -0.5), (1.5, -0.5), (1.875, -1.25, 0.375))
+    assert resolve_schedule(three_steps).steps == three_steps
+    assert not is_triple((True, 1.0, 1.0))
+    assert not is_triple((1.0, 2.0))
+    assert not is_triple("abc")
+    assert is_triple((3, -4.5, 2.0))
+
+
+def test_reach_is_where_outputs_stay_above_a_level() -> None:
+    """How small a singular value may be is what a schedule is chosen by."""
+    line = Schedule("line", ((1.5, -0.5),))  # rises from 0 to 1: reached once
+    for level in (0.3, 0.7):
+        first = line.reach(level)
+        assert float(line(first)) >= level
+        assert float(line(first / 1.001)) < level
+    assert line.reach(1.1) == float("inf")
+    assert line.reach(-1.0) == pytest.approx(1e-8)
+    # Falls below again behind its first peak: what counts is the last time.
+    swing = Schedule("swing", ((4.0, -8.0, 5.0),))
+    first = swing.reach(0.9)
+    assert float(swing(first)) >= 0.9 > float(swing(first / 1.001))
+    assert first > 0.9
+    assert float(swing(0.4)) > 1.1
+
+
+def test_products_and_restarts_are_counted() -> None:
+    """A plan takes the cheaper form by these numbers."""
+    deep = SCHEDULES["deep"]
+    assert deep.products() == (3, 9)
+    assert deep.products("gram") == (1, 9 + 3 * 2)
+    assert deep.products("gram", (2,)) == (2, 9 + 3)
+    assert deep.products("gram", (0, 1, 2)) == (3, 9)
+    assert Schedule("cubic", ((1.5, -0.5),) * 2).products("gram") == (1, 3)
+
+
 def test_prints_what_it_does() -> None:
     """A user compares schedules by their printed line."""
     line = str(SCHEDULES["flat"])
@@ -285,3 +328,6 @@ def test_schedule_refuses() -> None:
         Schedule("x", ((1.5, -0.5),), safety=0.5)
     with pytest.raises(ValueError, match="normalization"):
         Schedule("x", ((1.5, -0.5),), normalization="spectral")
+    for step in ((1.5,), (1.0,) * 6, (1.5, float("nan")), (float("inf"), -0.5)):
+        with pytest.raises(ValueError, match="2 to 5 finite coefficients"):
+            Schedule("x", (step,))

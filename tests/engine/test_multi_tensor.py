@@ -1,0 +1,103 @@
+"""Momentum and weight updates over lists of tensors, against one tensor at a time in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from torch_specgd.triton_kernels.multi_tensor import (
+    BLOCK,
+    momentum_step,
+    stochastic_round,
+    weight_step,
+)
+
+SHAPES = [(3, 4), (), (BLOCK + 7,), (2, 3, 4), (BLOCK,), (5, 1)]
+
+
+def tensors(seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """A list with small tensors, one of a block, one above a block, one of any strides."""
+    g = torch.Generator().manual_seed(seed)
+    made = [torch.randn(shape, generator=g).to(dtype) for shape in SHAPES]
+    return [*made, torch.randn(300, 500, generator=g).to(dtype).T]
+
+
+def close(ours: Tensor, expected: Tensor) -> None:
+    eps = torch.finfo(ours.dtype).eps
+    torch.testing.assert_close(ours.double(), expected, rtol=2 * eps, atol=4 * eps)
+
+
+@pytest.mark.parametrize("of_tensor", [False, True])
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("nesterov", [None, True, False])
+@pytest.mark.parametrize(
+    ("buffer", "out"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)]
+)
+def test_momentum_is_that_of_the_formula(buffer, out, nesterov, maximize, of_tensor) -> None:
+    """A buffer or an operand that is off bends every step of a run."""
+    grads, buffers, outs = tensors(0), tensors(1, buffer), tensors(2, out)
+    before, momentum = [b.double() for b in buffers], 0.75
+    options = {} if nesterov is None else {"nesterov": nesterov}
+    given = torch.tensor([momentum]) if of_tensor else momentum
+    momentum_step(grads, buffers, outs, given, maximize=maximize, **options)
+    for g, b, u, old in zip(tensors(0), buffers, outs, before, strict=True):
+        signed = -g.double() if maximize else g.double()
+        mean = old + (1 - momentum) * (signed - old)
+        close(b, mean)
+        close(u, mean if nesterov is False else signed + momentum * (mean - signed))
+
+
+def test_narrow_buffers_round_up_or_down_and_the_mean_is_exact() -> None:
+    """Contributions below half a unit would be lost for ever, or be added where there are none."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.full((40_000,), 1.0 + 2.0**-10)  # an eighth of the way from 1 to the next number
+    rounded = stochastic_round(x, generator)
+    assert set(rounded.tolist()) == {1.0, 1.0 + 2.0**-7}
+    # Five standard errors of the mean of so many draws with a chance of 1 / 8.
+    assert float((rounded > 1).double().mean()) == pytest.approx(0.125, abs=5 * 0.0017)
+    exact = torch.tensor([0.0, -2.5, float("inf"), 1.5 * 2.0**-120])
+    for _ in range(20):
+        assert stochastic_round(exact, generator).tolist() == exact.tolist()
+    buffers, grads = [torch.ones(40_000, dtype=torch.bfloat16)], [torch.full((40_000,), 1.015625)]
+    momentum_step(
+        grads, buffers, [torch.empty(40_000)], 0.9, nesterov=False, rounding=generator
+    )  # to 1.0015625, a fifth of the way
+    assert float((buffers[0] > 1).double().mean()) == pytest.approx(0.2, abs=5 * 0.002)
+
+
+@pytest.mark.parametrize(
+    ("weight", "direction"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("cautious", [None, False, True])
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_weights_move_by_the_formula(weight, direction, cautious, decay) -> None:
+    """W <- (1 - lr decay) W - lr s O, whichever way through memory a list takes."""
+    for of_tensor in (False, True):
+        weights, directions = tensors(0, weight), tensors(1, direction)
+        directions[0][0, 0] = 0.0  # nothing shrinks here: cautious decay leaves it
+        scales = [2.0, 2.0, 0.5, 0.0, 1.0, 2.0, 3.0]
+        lr = torch.tensor(0.25) if of_tensor else 0.25
+        options = {} if cautious is None else {"cautious": cautious}
+        args = () if decay is None else (decay,)
+        old = [w.double() for w in weights]
+        versions = [w._version for w in weights]
+        weight_step(weights, directions, scales, lr, *args, **options)
+        for w, before, o, s in zip(weights, old, directions, scales, strict=True):
+            o = o.double()
+            shrunk = before * (o * before > 0) if cautious else before
+            expected = before - 0.25 * (decay or 0.0) * shrunk - 0.25 * s * o
+            # Two or three roundings on the way, each of the size of what is added up.
+            eps = torch.finfo(weight).eps
+            torch.testing.assert_close(w.double(), expected, rtol=4 * eps, atol=8 * eps)
+        assert all(w._version > v for w, v in zip(weights, versions, strict=True))
+
+
+def test_no_tensor_is_no_step() -> None:
+    """A rank that owns nothing steps nothing."""
+    momentum_step([], [], [], 0.9)
+    weight_step([], [], [], 0.1)
