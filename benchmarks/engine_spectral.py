@@ -93,7 +93,7 @@ def errors() -> None:
         # A^2, the polynomials, and a carried step's M and Z: a general product counts twice.
         small = sum({2: 0, 3: 1, 5: 2}[len(s)] for s in root_schedule(root).steps)
         cubes = 1 + small + (len(root_schedule(root)) - 1) * (root.bit_length() + 2)
-        print(f"| A^(-1/{root}) | {cubes} n^3 | {root_error(root):.4f} | |", flush=True)
+        print(f"| A^(-1/{root}) | {cubes} n^3 | {root_error(root):.0e} | |", flush=True)
 
 
 def hard() -> None:

@@ -164,14 +164,14 @@ def test_clipped_and_smoothed_in_sixteen_bits(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("root", ROOTS)
 @pytest.mark.parametrize("n", [2, 12, 200])
-def test_inverse_roots_are_within_two_percent(n: int, root: int, dtype: torch.dtype) -> None:
+def test_inverse_roots_have_four_digits(n: int, root: int, dtype: torch.dtype) -> None:
     """Shampoo would scale some directions by another power than others."""
     a = 300 * torch.stack([_positive(_spectrum(1e-3, n, seed), seed) for seed in range(3)])
     found = inverse_root(a.to(dtype), root)
     assert found.dtype == dtype
     assert torch.equal(found, found.mT)
-    assert _error(a, found, root) < 0.02
-    assert (found - truth.inverse_root(a, root)).abs().max() < 0.02 * (0.3 ** (-1 / root))
+    assert _error(a, found, root) < 2e-4
+    assert (found - truth.inverse_root(a, root)).abs().max() < 2e-4 * (0.3 ** (-1 / root))
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
@@ -184,7 +184,7 @@ def test_inverse_root_of_any_spectrum(values: list[float], root: int, scale: flo
     """Statistics of gradients have any spectrum, at any scale."""
     a = _positive(torch.tensor([1.0, *values]))
     found = inverse_root((scale * a).float(), root)
-    assert _error(a, found.double() * scale ** (1 / root), root) < 0.021
+    assert _error(a, found.double() * scale ** (1 / root), root) < 2e-4
 
 
 class _ThreeProducts(SplitProducts):
@@ -218,9 +218,9 @@ def test_zeros_are_inverted_as_small_values() -> None:
     z = inverse_root(x @ x.T, 4)
     eigenvalues = torch.linalg.eigvalsh(z)
     largest = torch.linalg.eigvalsh(x @ x.T)[-1]
-    assert eigenvalues[-1] < 12 * largest**-0.25
+    assert eigenvalues[-1] < 15 * largest**-0.25
     ridged = x @ x.T + largest * torch.eye(30)
-    assert _error(ridged, inverse_root(ridged, 4), 4) < 0.02
+    assert _error(ridged, inverse_root(ridged, 4), 4) < 2e-4
 
 
 def _statistics(n: int) -> tuple[Tensor, Tensor]:

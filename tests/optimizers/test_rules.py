@@ -169,6 +169,18 @@ def test_a_basis_turns_into_the_eigenvectors() -> None:
     assert torch.equal(precondition.next_basis(torch.zeros(3, 3), torch.eye(3)).abs(), torch.eye(3))
 
 
+@pytest.mark.parametrize("power", [0.5, 0.25, 0.125])
+def test_inverse_roots_take_products_alone(power: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU takes longer for an eigendecomposition than for the rest of a step."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("decomposed")
+
+    monkeypatch.setattr(torch.linalg, "eigh", refused)
+    w = steps_of(gradients(5, 7), precondition=Shampoo(power=power))
+    assert w.norm() > 0.1
+
+
 def test_a_late_first_gradient_is_no_lost_step() -> None:
     """An expert that no token chose at first starts with the identity, not with zeros."""
     p, q = (nn.Parameter(torch.zeros(4, 6)) for _ in range(2))

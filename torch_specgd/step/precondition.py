@@ -11,9 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..triton_kernels import inverse_root as engine_root
+
 Precondition = str | Callable[[Tensor, Tensor, dict[str, Any]], Tensor] | None
 
 FLOOR = 0.01  # of what is divided by, relative to its own size: noise stays small
+ROOTS = {0.5: 2, 0.25: 4, 0.125: 8}  # powers that take matrix products alone
 LARGEST_SIDE = 8192  # its square would outgrow most models' weights
 
 
@@ -102,6 +105,7 @@ class Shampoo:
         every: Steps between two roots (default 10); the first ``every`` steps take one each.
         sides: "short": the shorter side alone (default), or "both".
         power: Of the inverse root, in (0, 1] (default 1/2); 1/4 on both sides is Shampoo's own.
+            1/2, 1/4 and 1/8 take matrix products alone, others an eigendecomposition.
 
     Raises:
         ValueError: On a value out of range.
@@ -170,11 +174,16 @@ def next_basis(covariance: Tensor, basis: Tensor) -> Tensor:
 def inverse_root(covariance: Tensor, power: float) -> Tensor:
     """Return A^(-power) of positive semidefinite matrices, up to a factor; of zero, the identity.
 
-    Eigenvalues below 1e-4 of the largest count as that: where gradients have a low rank the rest is
-    rounding noise, which would become as large.
+    Eigenvalues below 1e-4 of the largest count as about that: where gradients have a low rank the
+    rest is rounding noise, which would become as large.
     """
     mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    values, vectors = torch.linalg.eigh(covariance / mean.clamp(min=torch.finfo(mean.dtype).tiny))
+    scaled = covariance / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    if power in ROOTS:
+        eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+        found = engine_root(scaled, ROOTS[power], check=False)
+        return torch.where(mean > 0, found, eye)
+    values, vectors = torch.linalg.eigh(scaled)
     largest = values[..., -1:]
     values = torch.where(largest > 0, values / largest, 1.0).clamp(min=FLOOR**2)
     return (vectors * values.pow(-power)[..., None, :]) @ vectors.mT
