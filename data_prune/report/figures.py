@@ -20,8 +20,20 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"
 
 # More classes than this make bars that nobody can tell apart: then each class is a dot.
 MAX_BARS = 120
-# Names of classes that fit below their bars.
-MAX_NAMES = 30
+# Names of classes that fit below their bars, and letters of each that leave room for the bars.
+MAX_NAMES, MAX_LETTERS = 30, 16
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most so many letters, without its middle where it is longer.
+
+    Example:
+        >>> shortened("a long name of a class", 12)
+        'a long…class'
+    """
+    if len(text) <= most:
+        return text
+    return text[: most // 2] + "…" + text[len(text) + 1 + most // 2 - most :]
 
 
 def inline_png(draw: Any, alt: str, width: float = 4.8, height: float = 3.2) -> str:
@@ -122,9 +134,11 @@ def draw_beta(
     """Draw histograms of the mean probability, and the Beta density that favours some of it."""
     bins = np.linspace(0, 1, 51)
     share = {"density": True, "bins": bins}
-    p = table.mean_prob
-    axes.hist(p[~np.isnan(p)], color=GREY, alpha=0.5, label="all examples", **share)
-    axes.hist(p[kept], histtype="step", color=ORANGE, lw=1.8, label="kept", **share)
+    p, mine = (values[~np.isnan(values)] for values in (table.mean_prob, table.mean_prob[kept]))
+    if len(p):
+        axes.hist(p, color=GREY, alpha=0.5, label="all examples", **share)
+    if len(mine):
+        axes.hist(mine, histtype="step", color=ORANGE, lw=1.8, label="kept", **share)
     if "alpha" in settings:
         from math import exp, lgamma
 
@@ -136,7 +150,8 @@ def draw_beta(
         axes.axvline(settings["mu_d"], color=BLUE, ls=":", label=f"mu_D = {settings['mu_d']:.2f}")
     axes.set(xlabel="mean probability of the label", ylabel="density", xlim=(0, 1))
     axes.set_ylim(top=1.05 * min(axes.get_ylim()[1], 12))
-    axes.legend(frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
 
 
 def draw_classes(axes: Any, classes: list[dict[str, Any]], target: float) -> None:
@@ -168,7 +183,7 @@ def draw_classes(axes: Any, classes: list[dict[str, Any]], target: float) -> Non
     for i in np.flatnonzero(kept == 0) if len(classes) <= MAX_BARS else ():
         axes.text(i, 0, "empty", rotation=90, ha="center", va="bottom", color=ORANGE)
     if len(classes) <= MAX_NAMES:
-        names = [str(c["label"]) for c in classes]
+        names = [shortened(str(c["label"]), MAX_LETTERS) for c in classes]
         turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
         axes.set_xticks(range(len(classes)), names, **turned)
     axes.set(xlabel="class" if len(classes) <= MAX_BARS else "examples of the class")

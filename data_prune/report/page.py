@@ -19,13 +19,14 @@ from .figures import (
     say_beta,
     say_classes,
     say_map,
+    shortened,
 )
 from .markup import Html, table_of, whole_page
 from .thumbnails import thumbnail
 from .wrong import wrong_labels
 
-# Examples in the lists of highest scores and of likely wrong labels.
-LISTED = 12
+# Examples in the lists of highest scores and of likely wrong labels, and letters of a key in them.
+LISTED, MAX_KEY = 12, 64
 
 
 def describe_selection(table: ScoreTable, kept: NDArray[np.int64], seed: int = 0) -> dict[str, Any]:
@@ -103,14 +104,20 @@ def _notices(about: dict[str, Any], table: ScoreTable, settings: dict[str, Any])
         names = ", ".join(map(str, about["empty"][:20]))
         more = f" and {len(about['empty']) - 20:,} more" if len(about["empty"]) > 20 else ""
         notes.append(
-            f"{len(about['empty']):,} classes are empty after pruning: {names}{more}. "
+            f"{_number(len(about['empty']), 'class', 'classes')} "
+            f"{'is' if len(about['empty']) == 1 else 'are'} empty after pruning: {names}{more}. "
             f"{_advice(about, settings)}"
         )
     if about["unscored"]:
-        notes.append(f"{about['unscored']:,} examples have no complete window and rank last.")
+        few = _number(about["unscored"], "example has", "examples have")
+        notes.append(f"{few} no complete window: last in the ranking.")
     if table.meta.get("nonfinite"):
         notes.append(f"{table.meta['nonfinite']:,} observations had NaN or infinite logits.")
     return "".join(f'<p class="warn">{html.escape(note)}</p>' for note in notes)
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _advice(about: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -121,9 +128,8 @@ def _advice(about: dict[str, Any], settings: dict[str, Any]) -> str:
             return "Every method but ccs takes per_class=True, which gives every class its share."
         return "per_class=True (--per-class) gives every class its share."
     if kept < classes:
-        return (
-            f"{kept:,} examples cannot be of {classes:,} classes. A lower prune ratio keeps more."
-        )
+        few = _number(kept, "example", "examples")
+        return f"{few} cannot be of {classes:,} classes. A lower prune ratio keeps more."
     return "A lower prune ratio, or min_per_class=1, leaves some of each."
 
 
@@ -211,7 +217,7 @@ def _lists(table: ScoreTable, kept: Kept, data: Any) -> list[tuple[str, str, str
 
     def example(row: int) -> list[Any]:
         shown = _label(int(table.label[row]), names)
-        key = table.key[row : row + 1].tolist()[0]
+        key = shortened(str(table.key[row : row + 1].tolist()[0]), MAX_KEY)
         image = None if data is None else thumbnail(data[row])
         cells = [] if data is None else [Html("")]
         if image is not None:
@@ -233,8 +239,10 @@ def _lists(table: ScoreTable, kept: Kept, data: Any) -> list[tuple[str, str, str
     found = [
         (
             "Highest scores",
-            "Hard and undecided: what the score alone would keep first.",
-            table_of([*header, "score", "mean p", "kept"], highest),
+            "Hard and undecided: what the score alone would keep first."
+            if highest
+            else "No example has a score.",
+            table_of([*header, "score", "mean p", "kept"], highest) if highest else "",
         )
     ]
     if (table.label < 0).all():
@@ -301,9 +309,13 @@ def _tiles(
         (f"{len(kept):,}", f"of {len(table):,} examples stay"),
         (f"{settings['prune_ratio']:.1%}", "are pruned"),
         (settings["method"], f"method, seed {settings['seed']}"),
-        (f"{prob['all']:.3f} → {prob['kept']:.3f}", "mean probability, all → kept"),
+        (f"{_known(prob['all'])} → {_known(prob['kept'])}", "mean probability, all → kept"),
         (f"{about['overlap']['random']:.1%}", "in common with a random subset"),
     ]
+
+
+def _known(value: float) -> str:
+    return "unknown" if np.isnan(value) else f"{value:.3f}"
 
 
 def _all_settings(settings: dict[str, Any], table: ScoreTable) -> list[tuple[str, Any]]:

@@ -57,7 +57,8 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     values = array.astype(np.float64)
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    known = values[np.isfinite(values)]
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
     if low < 0 or high > 1:
         values = (values - low) / max(high - low, 1e-12)
-    return np.rint(255 * np.nan_to_num(values)).astype(np.uint8)
+    return np.rint(255 * np.nan_to_num(values, posinf=1.0, neginf=0.0)).astype(np.uint8)

@@ -219,6 +219,36 @@ def test_every_class_is_drawn_however_many_and_however_rare():
         assert len(axes.patches) + dots == count
 
 
+@pytest.mark.filterwarnings("ignore:.*highest scores belong to examples:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*have no complete window:UserWarning")
+@pytest.mark.parametrize("method", ["plausible", "top", "random"])
+def test_a_table_without_one_score_has_a_page(method):
+    """A recording that saw nothing says so, in words instead of in nan."""
+    nan = np.full(60, np.nan)
+    table = make_table(60, score=nan, mean_prob=nan, peers={})
+    page = build_report(table, 0.5, method=method)
+    for words in ("unknown → unknown", "No example has a score.", "60 examples have no complete"):
+        assert words in page
+    assert " nan " not in re.sub(r"<[^>]*>", " ", page)
+
+
+def test_long_names_leave_room():
+    """Names of 60 letters pushed the bars off their figure, a key of 500 filled a screen."""
+    import matplotlib.figure
+
+    name = "a very long name of a class, which nobody wants to read {}"
+    classes = [{"label": name.format(i), "examples": 9, "kept": 4, "share": 0.4} for i in range(25)]
+    axes = matplotlib.figure.Figure().add_subplot()
+    draw_classes(axes, classes, 0.5)
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert all(len(text) <= 16 for text in ticks)
+    assert len(set(ticks)) == 25
+    key = np.array([f"{'x' * 500}/{i}.jpg" for i in range(40)], dtype=object)
+    page = build_report(make_table(40, key=key), 0.5)
+    assert "x" * 65 not in page
+    assert re.search(r"xxx/\d+\.jpg<", page)
+
+
 def test_lists_name_examples_and_show_their_images():
     """Who prunes must see what goes: by key, by label, and as a picture."""
     label = np.array(["cat", "dog"], dtype=object)[np.arange(2000) % 2]
