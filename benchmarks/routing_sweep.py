@@ -133,7 +133,7 @@ def check(name: str, model: nn.Module) -> Outcome:
 
 
 def _faults(model: nn.Module, groups: ParamGroups) -> Iterator[tuple[str, str]]:
-    owners = dict(model.named_modules())
+    owners = dict(model.named_modules(remove_duplicate=False))
     outputs = _output_weights(model)
     labels = _is_used_once(model, LABELS)
     for name, p, settings, reason in groups.routes:

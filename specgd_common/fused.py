@@ -17,19 +17,22 @@ from .places import (
     place_of,
 )
 
-# Concatenated q, k, v; k, v; gate and up. Names of the layer, in lower case.
-QKV_NAMES = (
-    "c_attn", "qkv", "qkv_proj", "wqkv", "to_qkv", "in_proj", "in_proj_weight", "att_proj",
-    "w_pack",
-)  # fmt: skip
-KEY_VALUE_NAMES = ("kv", "kv_proj", "to_kv", "wkv", "key_value")
+# Concatenated q, k, v; two of them; gate and up. Names of the layer, in lower case.
+QKV = re.compile(
+    r"(?!in_proj_)(\w+_)?w?qkv(_(proj|lin|linear))?|c_attn|in_proj(_weight)?|att_proj|w_pack"
+)
+PAIR = re.compile(r"(\w+_)?w?(kv|qk)(_(proj|lin|linear))?|key_value")
 GATE_UP_NAMES = ("gate_up_proj", "w12", "gate_up", "proj_up_gate_z", "weights_in")
 GATES: dict[type, int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
 KV_HEADS = (
     "num_key_value_heads", "num_kv_heads", "kv_n_heads", "n_kv_heads", "multi_query_group_num",
 )  # fmt: skip
-OUTPUT = re.compile(r"(\w+_)?(o|out|wo|dense|output)(_(proj|lin|projection))?|c_proj|proj(ection)?")
+OUTPUT = re.compile(
+    r"(\w+_)?(o|out|wo|dense|output)(_(proj|lin|projection))?|c_proj|proj(ect(ion)?)?"
+)
+# Modules that are one layer, of which half of the outputs gates the other half.
+GATED_CLASS = re.compile(r"\w*(GEGLU|SwiGLU|ReGLU|GLU)")
 QUERY = re.compile(r"(to_|c_|w)?(q|query|queries)(_(proj|attn|lin|linear))?")
 # Attention of these classes stores q, k and v of one head after those of another.
 BY_HEAD = ("Bloom", "GPTNeoX", "Persimmon", "MiniMaxLightning", "DisentangledSelf")
@@ -131,16 +134,19 @@ def _cut_of_layer(place: Place) -> Cut | None:
         return None
     others = [x for x in siblings if x is not here]
     sizes: tuple[int, ...] | None
-    if hasattr(place.holder, "attention_ratio"):
-        return _by_ratio(place, here, name)
+    declared = getattr(place.holder, "in_split", None)  # timm's attention and MLP side by side
+    if name == "in_proj" and declared is not None:
+        return (dim, tuple(declared)) if sum(declared) == here.outputs else None
+    if _head_widths(place) is not None:
+        return _by_head_widths(place, here, name, dim)
     if name in DELTA_NETS:
         return DELTA_NETS[name](place)
     if name == "in_proj" and hasattr(place.holder, "A_log"):
         return _state_space(place, here, others)
-    if name in QKV_NAMES or name == "query_key_value":
+    if QKV.fullmatch(name) or name == "query_key_value":
         return _query_key_value(place, here, others, dim)
-    if name in KEY_VALUE_NAMES:
-        sizes = _key_value(place, here)
+    if PAIR.fullmatch(name):
+        sizes = _pair(place, here)
         return None if sizes is None else (dim, sizes)
     if name == "kv_a_proj_with_mqa":
         rank, rope = place.setting("kv_lora_rank"), place.setting("qk_rope_head_dim")
@@ -153,7 +159,8 @@ def _cut_of_layer(place: Place) -> Cut | None:
     ):
         width = place.setting("head_dim")  # the query and its gate
         return Interleaved(here.outputs // 2 // width, (width, width), dim) if width else None
-    if name in GATE_UP_NAMES or _is_gated(place, here, siblings):
+    gated = GATED_CLASS.fullmatch(type(place.holder).__name__) and not others
+    if name in GATE_UP_NAMES or gated or _is_gated(place, here, siblings):
         return _halves(place, dim)
     return None
 
@@ -169,6 +176,8 @@ def _is_gated(place: Place, here: Layer, siblings: list[Layer]) -> bool:
 
 
 def _query_key_value(place: Place, here: Layer, others: list[Layer], dim: int) -> Cut | None:
+    if place.module == "to_qkv" and here.outputs == 5 * here.inputs:
+        return dim, (here.inputs,) * 5  # differential attention has two queries and two keys
     width = _query_width(place, here, others)
     if width is None:
         return None
@@ -177,7 +186,7 @@ def _query_key_value(place: Place, here: Layer, others: list[Layer], dim: int) -
     if any(QUERY.fullmatch(x.name.lower()) for x in others):
         return (dim, (width, width)) if here.outputs == 2 * width else None
     rest, odd = divmod(here.outputs - width, 2)
-    if rest <= 0 or odd:
+    if not 0 < rest <= width or odd:
         return None
     heads = place.setting(*HEADS) or 0
     if _is_of(place, ("CodeGen",)):
@@ -190,6 +199,7 @@ def _query_key_value(place: Place, here: Layer, others: list[Layer], dim: int) -
         return Interleaved(groups, sizes, dim) if fits else None
     one_key = getattr(place.holder, "multi_query", None)
     by_head = place.module == "query_key_value" or one_key is False or _is_of(place, BY_HEAD)
+    by_head = by_head or getattr(place.holder, "head_first", False) is True
     if by_head and rest == width and not one_key:
         return Interleaved(heads, (width // heads,) * 3, dim) if heads else None
     return dim, (width, rest, rest)
@@ -197,12 +207,15 @@ def _query_key_value(place: Place, here: Layer, others: list[Layer], dim: int) -
 
 def _query_width(place: Place, here: Layer, others: list[Layer]) -> int | None:
     """Return the rows of q: what attention's output projection takes, or numbers of heads tell."""
+    heads, kv_heads = place.setting(*HEADS), place.setting(*KV_HEADS)
+    if heads and not kv_heads and here.outputs == 3 * heads * (place.setting("head_dim") or 0):
+        return here.outputs // 3
     takers = [x for x in others if OUTPUT.fullmatch(x.name.lower())]
-    if len(takers) == 1 and takers[0].inputs < here.outputs:
+    # Keys and values are no wider than queries.
+    if len(takers) == 1 and takers[0].inputs < here.outputs <= 3 * takers[0].inputs:
         return takers[0].inputs
     if here.outputs == 3 * here.inputs:
         return here.inputs
-    heads, kv_heads = place.setting(*HEADS), place.setting(*KV_HEADS)
     if not heads or not kv_heads or here.outputs % (heads + 2 * kv_heads):
         return None
     width = here.outputs // (heads + 2 * kv_heads)
@@ -211,7 +224,7 @@ def _query_width(place: Place, here: Layer, others: list[Layer]) -> int | None:
     return heads * width if width == known else None
 
 
-def _key_value(place: Place, here: Layer) -> tuple[int, int] | None:
+def _pair(place: Place, here: Layer) -> tuple[int, int] | None:
     if here.outputs % 2:
         return None
     half = here.outputs // 2
@@ -227,13 +240,32 @@ def _by_head(place: Place, here: Layer, names: tuple[str, ...]) -> Cut | None:
     return Interleaved(here.outputs // sum(sizes), sizes)
 
 
-def _by_ratio(place: Place, here: Layer, name: str) -> Cut | None:
-    """Cut LeViT's keys and values, and queries before them, of one head together."""
-    key, ratio = getattr(place.holder, "key_dim", 0), getattr(place.holder, "attention_ratio", 0)
-    kinds = {"queries_keys_values": 2, "keys_values": 1}.get(name, 0)
-    sizes = (*(key,) * kinds, ratio * key)
-    fits = kinds and key and not here.outputs % sum(sizes)
-    return Interleaved(here.outputs // sum(sizes), sizes) if fits else None
+def _head_widths(place: Place) -> tuple[int, int] | None:
+    """Return the rows of a head's keys and values where a module says that they differ."""
+    own = vars(place.holder)
+    key, ratio = own.get("key_dim"), own.get("attention_ratio")
+    if key and ratio:  # LeViT in transformers
+        return key, ratio * key
+    # LeViT in timm, HaloNets, SHViT.
+    for names in (("key_dim", "val_dim"), ("dim_head_qk", "dim_head_v"), ("qk_dim", "pdim")):
+        if all(own.get(name) for name in names):
+            return own[names[0]], own[names[1]]
+    return None
+
+
+def _by_head_widths(place: Place, here: Layer, name: str, dim: int) -> Cut | None:
+    """Cut keys and values, and queries before them, of one head together or one after another."""
+    widths = _head_widths(place)
+    kinds = {"queries_keys_values": 2, "qkv": 2, "keys_values": 1, "kv": 1}.get(name, 0)
+    if widths is None or not kinds:
+        return None
+    sizes = (*(widths[0],) * kinds, widths[1])
+    heads, odd = divmod(here.outputs, sum(sizes))
+    if odd or heads < 1:
+        return None
+    if hasattr(place.holder, "dim_head_qk") and kinds == 2:  # a bottleneck's attention
+        return dim, tuple(heads * n for n in sizes)
+    return Interleaved(heads, sizes, dim)
 
 
 def _state_space(place: Place, here: Layer, others: list[Layer]) -> Cut | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .cuts import Cut, Interleaved
-from .fused import GATE_UP_NAMES, OUTPUT, QKV_NAMES, QUERY
+from .fused import GATE_UP_NAMES, OUTPUT, QKV, QUERY
 
 Shapes = Mapping[str, Sequence[int]]
 # Layers of Bloom, GPT-NeoX, Persimmon and DeBERTa: q, k and v of one head after those of another.
@@ -64,7 +64,8 @@ def split_by_name(
     four = _IN_FOUR_RUNS.fullmatch(".".join(path)) and f"{holder}.out_proj.weight" in (shapes or {})
     if four and outputs == 3 * inputs and not outputs % 12:
         return Interleaved(4, (outputs // 12,) * 3, dim)
-    if module not in (*QKV_NAMES, "query_key_value") and own_name != "in_proj_weight":
+    fused = QKV.fullmatch(module) or module == "query_key_value"
+    if not fused and own_name != "in_proj_weight":
         return None
     if outputs == 3 * inputs:
         return dim, (inputs,) * 3

@@ -9,7 +9,9 @@ HEAD = re.compile(
 )
 # Outside of a model's blocks.
 OUTER_HEAD = re.compile(
-    r"(\w+_)?heads?(_linear|_proj)?|\w*classifiers?|logits?|score|\w+_logits|output_projection|fc_out"
-    r"|(class|bbox|box|mask|score)_predictor|seq_relationship|(\w+_)?pred(iction)?s?|predict_\w+",
+    r"(?!conv_head|pre_logits)"  # of nets for pictures: layers before the pooling and the head
+    r"((\w+_)?heads?(_linear|_proj)?|\w*classifiers?|logits?|score|\w+_logits|output_projection"
+    r"|fc_out|(class|bbox|box|mask|score)_predictor|seq_relationship|(\w+_)?pred(iction)?s?"
+    r"|predict_\w+|prototypes?)",
     re.IGNORECASE,
 )

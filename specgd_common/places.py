@@ -21,6 +21,7 @@ EMBEDDING_NAME = re.compile(
     re.IGNORECASE,
 )
 ROUTER = re.compile(r"\w*router\w*|gate|wg", re.IGNORECASE)
+SEQUENCES = (nn.ModuleList, nn.Sequential)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
@@ -68,13 +69,14 @@ class Place:
         """Say whether a module above the given depth (default: the owner's) is one of a sequence.
 
         Blocks are the modules with children in a ModuleList, and those in a Sequential of their
-        class: what stands in them is inside the model, neither its first nor its last layer.
+        class: what stands in them is inside the model, neither its first nor its last layer. A
+        list of one module around all of the model is a wrapper.
         """
-        depth = len(self.path) if depth is None else depth
-        return any(
-            is_block(self.chain[i], self.chain[i + 1])
-            for i in range(min(depth, len(self.path)) - 1)
-        )
+        last = len(self.path) if depth is None else min(depth, len(self.path))
+        first = 0
+        while isinstance(self.chain[first], SEQUENCES) and len(self.chain[first]._modules) == 1:
+            first += 1
+        return any(is_block(self.chain[i], self.chain[i + 1]) for i in range(first, last - 1))
 
     def setting(self, *names: str) -> Any:
         """Return the first of these attributes that a module or its config has, nearest first."""
@@ -229,16 +231,23 @@ def _layer(name: str, child: nn.Module) -> Layer | None:
     inner = [m for n, m in child._modules.items() if m is not None and _is_only_layer(child, n)]
     if inner:
         child = unwrapped(inner[0])
-    weight = raw_weight(child)
-    if weight is None or weight.ndim < 2:
-        return None
-    if has_class(child, "Conv1D"):
-        return Layer(name, child, weight.shape[1], weight.shape[0])
-    if is_applied(child):
-        return Layer(name, child, weight.shape[0], weight.shape[1])
-    if weight.ndim == 3:  # a stack of experts
+    weight, width = raw_weight(child), widths(child)
+    if width is not None:
+        return Layer(name, child, *width)
+    if weight is not None and weight.ndim == 3:  # a stack of experts
         return Layer(name, child, weight.shape[1], weight.shape[2])
     return None
+
+
+def widths(module: nn.Module) -> tuple[int, int] | None:
+    """Return how many outputs and inputs a linear layer or a convolution has, else None."""
+    weight = raw_weight(module)
+    if weight is None or weight.ndim < 2 or not is_applied(module):
+        return None
+    if isinstance(module, CONVOLUTION):  # of several groups a weight has but one's inputs
+        return module.out_channels, module.in_channels
+    outputs, inputs = weight.shape[:2]
+    return (inputs, outputs) if has_class(module, "Conv1D") else (outputs, inputs)
 
 
 def is_block(parent: nn.Module, child: nn.Module) -> bool:

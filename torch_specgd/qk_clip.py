@@ -11,14 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from specgd_common.cuts import pieces
-from specgd_common.fused import QKV_NAMES, fused_cut_of
+from specgd_common.fused import QKV, fused_cut_of
 from specgd_common.places import has_class, is_linear
 from specgd_common.tensors import is_dtensor
 
 from .attention_logits import Pairs, largest_logits, unwatch, watch
 from .groups.per_head import QUERY
 
-FUSED = {*QKV_NAMES, "query_key_value"} - {"in_proj"}  # the name of too much else
 KEY = re.compile(r"(to_|w|linear_)?(k|key|keys)(_(proj|lin|linear|head))?", re.IGNORECASE)
 NORM = re.compile(r"(q|k|qk|query|key)_?(layer_?)?norm|norm_[qk]|[qk]_ln", re.IGNORECASE)
 
@@ -212,7 +211,7 @@ class _Projections(NamedTuple):
                 "already: clipped weights would change nothing"
             )
         children = {n: m for n, m in module._modules.items() if m is not None}
-        fused = next((n for n in children if n.lower() in FUSED), None)
+        fused = next((n for n in children if _is_fused(n)), None)
         latent = "kv_b_proj" in children
         names: tuple[str, str]
         if latent:
@@ -291,9 +290,15 @@ def _has_heads(module: nn.Module) -> bool:
     """Say whether a module's children make queries and keys."""
     names = [n for n, m in module._modules.items() if m is not None and not _is_norm(m)]
     apart = any(map(QUERY.fullmatch, names)) and any(map(KEY.fullmatch, names))
-    fused = any(n.lower() in FUSED for n in names)
+    fused = any(map(_is_fused, names))
     latent = "kv_b_proj" in names and hasattr(module, "qk_nope_head_dim")
     return apart or latent or fused
+
+
+def _is_fused(name: str) -> bool:
+    """Say whether a layer of this name makes queries, keys and values; "in_proj" may be any."""
+    own = name.lower()
+    return own != "in_proj" and (own == "query_key_value" or bool(QKV.fullmatch(own)))
 
 
 def _is_norm(module: nn.Module | None) -> bool:

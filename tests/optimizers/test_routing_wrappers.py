@@ -186,3 +186,24 @@ def test_adapters_on_a_model() -> None:
     factors = {n: r.settings["use_muon"] for n, r in routes.items() if "lora_" in n}
     assert all(muon for name, muon in factors.items() if "query" in name)
     assert not factors["bert.embeddings.word_embeddings.lora_embedding_A.default"]
+
+
+@pytest.mark.parametrize("around", [nn.Sequential, lambda *nets: nn.ModuleList(nets)])
+def test_networks_in_lists_keep_their_heads(around: Callable[..., nn.Module]) -> None:
+    """A list around a model is a wrapper, and of several models each has a head of its own."""
+
+    def net() -> nn.Module:
+        made = nn.ModuleDict({"tokens": nn.Embedding(30, 8), "output": nn.Linear(8, 30)})
+        block = nn.ModuleDict({"fc": nn.Linear(8, 8), "head": nn.Linear(8, 8)})
+        made["blocks"] = nn.ModuleList([block, nn.ModuleDict({"fc": nn.Linear(8, 8)})])
+        made["head"] = nn.Linear(8, 5)
+        return made
+
+    bare = [(r.settings, r.reason) for r in param_groups(net()).routes]
+    assert [reason for _, reason in bare].count("output head") == 2
+    for count in (1, 2):
+        model = around(*(net() for _ in range(count)))
+        assert [(r.settings, r.reason) for r in param_groups(model).routes] == count * bare
+    last = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5))
+    guessed = param_groups(around(last)).routes[-2].reason
+    assert guessed == "output head (a guess: declared last)"

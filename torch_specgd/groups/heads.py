@@ -4,20 +4,25 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from specgd_common.head_names import HEAD, OUTER_HEAD
 from specgd_common.places import (
     Place,
     is_applied,
     is_block,
+    is_depthwise,
     is_embedding,
     is_linear,
     raw_weight,
     unwrapped,
+    widths,
 )
 
 HEAD_CLASS = re.compile(r"\w*(Heads?|Classifier|Predictions|Unembed(ding)?)")
+# Of networks whose results are pictures, sounds or noise: what stands beside their blocks.
+LEAVING = re.compile(r"(final|last)_(layer|linear)|(\w+_)?proj_out(_\d+)?", re.IGNORECASE)
+LEAVING_CONVOLUTION = re.compile(r"final_conv|conv_(out|final|last|post)|out_?c(onv)?")
 ATTENTION = re.compile(
     r"(\w+_)?(w?qkv|q|k|query|key|queries|keys|query_key_value|c_attn)(_\w+)?", re.IGNORECASE
 )
@@ -39,18 +44,20 @@ class Heads:
         self, model: nn.Module, places: Sequence[Sequence[Place]], guess: bool = True
     ) -> None:
         self._declared = _declared_outputs(model)
-        weights = {id(m): w for m in model.modules() if (w := raw_weight(m)) is not None}
-        layers = {id(p.owner): p.owner for some in places for p in some if is_applied(p.owner)}
-        self._taken = {weights[i].shape[1] for i in layers if i in weights and weights[i].ndim > 1}
+        weights = [w for m in model.modules() if (w := raw_weight(m)) is not None]
+        self._matrices = [w for w in weights if w.ndim > 1]
+        layers = {id(p.owner): p.owner for some in places for p in some}
+        self._taken = {width[1] for m in layers.values() if (width := widths(m)) is not None}
         tables = [p.param.shape for some in places for p in some if is_embedding(p)]
         self._embeddings = {shape[0]: shape[1] for shape in tables if len(shape) == 2}
         self._tensors = len(places)
         self._small: dict[int, bool] = {}
         outer = [p for some in places for p in some if not p.in_block()]
-        linear = [p for p in outer if p.param.ndim > 1 and is_linear(p.owner)]
+        applied = [p for p in outer if p.param.ndim > 1 and is_applied(p.owner)]
+        applied = [p for p in applied if is_linear(p.owner) or _may_end(p.owner)]
         self._guessed: set[int] = set()
-        if guess and not any(self.reason(p) for p in linear):
-            self._guessed = self._guesses(linear, [w for w in weights.values() if w.ndim > 1])
+        if guess and not any(self.reason(p) for p in applied):
+            self._guessed = self._guesses(applied)
 
     def reason(self, place: Place) -> str | None:
         """Return "output head", with what made it one where that is a guess, or None."""
@@ -66,51 +73,64 @@ class Heads:
             last = depth == len(place.path)
             if last and HEAD.fullmatch(name):
                 return True
-            if place.in_block(depth):
+            # Of several networks in a list each has its own.
+            if place.in_block(depth) and not _has_blocks(place.chain[depth - 1]):
                 return False
+            if OUTER_HEAD.fullmatch(name) and _holds_ends(module, name):
+                return True
             if HEAD_CLASS.fullmatch(type(module).__name__) and self._is_small(module):
                 return True
             # What has blocks of its own is a network, and the head a layer in it.
-            named = HEAD.fullmatch(name) or (
-                OUTER_HEAD.fullmatch(name) and (last or not _has_blocks(module))
-            )
+            outer = OUTER_HEAD.fullmatch(name) or self._leaves(place, depth)
+            named = HEAD.fullmatch(name) or (outer and (last or not _has_blocks(module)))
             if named and (last or self._is_small(module)):
                 return True
         return False
+
+    def _leaves(self, place: Place, depth: int) -> bool:
+        """Say whether a module beside a network's blocks is called as its last one, and ends it.
+
+        A layer ends a network if it narrows, or if it is the model's last.
+        """
+        name, module = place.path[depth - 1], place.chain[depth]
+        called = bool(LEAVING.fullmatch(name))
+        if not is_linear(module):
+            called = called or bool(LEAVING_CONVOLUTION.fullmatch(name))
+        if not called or not _has_blocks(place.chain[depth - 1]):
+            return False
+        return _narrows(module) or any(raw_weight(module) is x for x in self._matrices[-1:])
 
     def _is_small(self, module: nn.Module) -> bool:
         """Say whether a module can be a model's end: no attention, and not most of the model."""
         known = self._small.get(id(module))
         if known is None:
-            names = (n.rpartition(".")[2] for n, _ in module.named_modules())
-            attends = any(isinstance(m, nn.MultiheadAttention) for m in module.modules())
-            attends = attends or any(ATTENTION.fullmatch(n) for n in names)
             count = sum(1 for _ in module.parameters())
-            known = not attends and 2 * count < max(self._tensors, 2)
+            known = not _attends(module) and 2 * count < max(self._tensors, 2)
             self._small[id(module)] = known
         return known
 
     def _by_width(self, place: Place) -> bool:
         """Say whether a layer gives a number for each word or label, which no other layer takes."""
-        weight = raw_weight(place.owner) if is_linear(place.owner) else None
-        if weight is None or weight.ndim != 2 or place.in_block():
+        width = widths(place.owner) if is_linear(place.owner) else None
+        if width is None or (place.in_block() and not _has_blocks(place.chain[-2])):
             return False
-        outputs, inputs = weight.shape
+        outputs, inputs = width
         if outputs in self._taken:
             return False
         if any(outputs == place.setting(name) for name in WIDTHS):
             return True
         return outputs > inputs and self._embeddings.get(outputs) == inputs
 
-    def _guesses(self, linear: Sequence[Place], matrices: Sequence[Tensor]) -> set[int]:
+    def _guesses(self, outer: Sequence[Place]) -> set[int]:
         """Return the ids of the layer that is declared last, and of those that end as it does."""
-        last = next((p for p in linear if raw_weight(p.owner) is matrices[-1]), None)
+        matrices = self._matrices
+        last = next((p for p in outer if raw_weight(p.owner) is matrices[-1]), None)
         if last is None or len(matrices) < 2 or _is_inner(last):
             return set()
         found = {id(last.owner)}
-        for p in linear:
-            outputs = len(raw_weight(p.owner))  # type: ignore[arg-type]
-            beside = p.path[:-1] == last.path[:-1] or outputs == len(matrices[-1])
+        for p in outer:
+            outputs, _ = widths(p.owner)  # type: ignore[misc]
+            beside = p.path[:-1] == last.path[:-1] or outputs == widths(last.owner)[0]  # type: ignore[index]
             if (beside and outputs not in self._taken and not _is_inner(p)) or _twins(p, last):
                 found.add(id(p.owner))
         return found
@@ -137,6 +157,30 @@ def _declared_outputs(model: nn.Module) -> set[int]:
         if isinstance(head, nn.Module):
             found |= {id(head), id(unwrapped(head))}
     return found
+
+
+def _may_end(module: nn.Module) -> bool:
+    return _narrows(module) and not is_depthwise(module)
+
+
+def _narrows(module: nn.Module) -> bool:
+    """Say whether a layer has fewer outputs than inputs; modules of several layers may."""
+    width = widths(module)
+    return width is None or width[0] < width[1]
+
+
+def _holds_ends(module: nn.Module, name: str) -> bool:
+    """Say whether a container holds the heads of several tasks, which may be most of a model."""
+    several = isinstance(module, nn.ModuleDict) or (
+        isinstance(module, nn.ModuleList) and name.endswith("s")
+    )
+    return several and not _attends(module)
+
+
+def _attends(module: nn.Module) -> bool:
+    names = (n.rpartition(".")[2] for n, _ in module.named_modules())
+    attends = any(isinstance(m, nn.MultiheadAttention) for m in module.modules())
+    return attends or any(ATTENTION.fullmatch(n) for n in names)
 
 
 def _has_blocks(module: nn.Module) -> bool:

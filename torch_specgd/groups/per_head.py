@@ -5,7 +5,7 @@ import re
 from torch import nn
 
 from specgd_common.cuts import Cut, unpacked
-from specgd_common.fused import HEADS, KEY_VALUE_NAMES, OUTPUT, QKV_NAMES
+from specgd_common.fused import HEADS, OUTPUT, PAIR, QKV
 from specgd_common.places import Layer, Place, has_class, is_linear, layers_of
 
 WIDTHS = ("head_dim", "attention_head_size", "d_kv", "d_head", "dim_head", "key_value_proj_dim")
@@ -13,7 +13,6 @@ QUERY = re.compile(r"(to_|w|linear_)?(q|query|queries)(_(proj|lin|linear|head))?
 KEY_VALUE = re.compile(
     r"(to_|w|linear_)?(k|v|key|value|keys|values)(_(proj|lin|linear|head))?", re.IGNORECASE
 )
-FUSED = {*QKV_NAMES, *KEY_VALUE_NAMES, "query_key_value"}
 
 
 def head_cut(place: Place, cut: Cut | None) -> Cut | None:
@@ -36,7 +35,7 @@ def head_cut(place: Place, cut: Cut | None) -> Cut | None:
         dim, sizes, repeats = unpacked(cut)
         return dim, sizes * repeats
     siblings = layers_of(place.holder)
-    if name in FUSED or QUERY.fullmatch(name) or KEY_VALUE.fullmatch(name):
+    if _is_fused(name) or QUERY.fullmatch(name) or KEY_VALUE.fullmatch(name):
         dim = outputs
     elif OUTPUT.fullmatch(name) and any(_asks(x) for x in siblings):
         dim = 1 - outputs
@@ -64,4 +63,9 @@ def _width(place: Place, siblings: list[Layer]) -> int | None:
 
 
 def _asks(layer: Layer) -> bool:
-    return bool(QUERY.fullmatch(layer.name.lower())) or layer.name.lower() in FUSED
+    name = layer.name.lower()
+    return bool(QUERY.fullmatch(name)) or _is_fused(name)
+
+
+def _is_fused(name: str) -> bool:
+    return bool(QKV.fullmatch(name) or PAIR.fullmatch(name)) or name == "query_key_value"
