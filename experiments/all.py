@@ -36,9 +36,15 @@ REPORTS = {
     "prune_seconds": "--report",
     "warm_chunks": "--summary",
     "warm_mechanism": "--summary",
+    "lora_report": "",
+    "papers": "",
 }
 # Data that no requirement brings: without it a program is left out.
-NEEDS = {"theory_lora": "peft", "lora_pretrained": "peft", "warm_real_files": "safetensors"}
+NEEDS = {
+    "theory_lora": "peft",
+    "lora_pretrained": "peft",
+    "warm_real_files": "safetensors",
+}
 
 
 def programs() -> list[str]:

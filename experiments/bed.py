@@ -24,6 +24,13 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 Row = Mapping[str, Any]
 
+
+def result(name: str) -> Path:
+    """The path of a result file, wherever its program keeps it."""
+    found = (folder / name for folder in (RESULTS, GROWING, GROWING_MUON))
+    return next((path for path in found if path.exists()), RESULTS / name)
+
+
 # --- result files
 
 

@@ -49,11 +49,11 @@ EVERY = {"minilm": 5, "smollm2": 5}
 TUNING_SEED = 0
 # Rates to begin with; a grid is widened until its best rate is not at its edge.
 GRIDS = {
-    "Muon": (1e-3, 3e-3, 1e-2),
-    "SpecGD": (1e-3, 3e-3, 1e-2),
-    "torch.optim.Muon": (3e-4, 1e-3, 3e-3),
+    "Muon": (1e-2, 3e-2, 9e-2),
+    "SpecGD": (1e-2, 3e-2, 9e-2),
+    "torch.optim.Muon": (3e-3, 1e-2, 3e-2),
     "AdamW": (1e-3, 3e-3, 1e-2),
-    "coupled": (1e-3, 3e-3, 1e-2),
+    "coupled": (1e-2, 3e-2, 9e-2),
 }
 HEAD_LR = 1e-3
 FACTORWISE = ("Muon", "AdamW", "SpecGD", "torch.optim.Muon")
@@ -82,6 +82,7 @@ RUN_FIELDS = (
     "train_loss", "sigma_ratio", "stable_rank", "effective_rank", "norm", "seconds",
 )  # fmt: skip
 KEY = RUN_FIELDS[:6]
+LEFT: list[int | None] = [None]  # new runs until this process stops
 
 
 def optimizers(model: nn.Module, method: str, lr: float) -> list[Optimizer]:
@@ -158,6 +159,10 @@ def run(model: str, rank: int, method: str, lr: float, seed: int, data: Path) ->
     key = tuple(str(head[k]) for k in KEY)
     if key in known:
         return known[key]
+    if LEFT[0] is not None:
+        if LEFT[0] == 0:
+            raise SystemExit
+        LEFT[0] -= 1
     start = time.process_time()
     bed, tracker, losses = train(model, rank, method, lr, seed, data, STEPS[model])
     tuning = seed == TUNING_SEED
@@ -207,12 +212,14 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=lora_models.DATA)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--runs", type=int, help="stop after so many new runs")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.quick:
         quick(args.data)
         return
+    LEFT[0] = args.runs
     for name in args.parts:
         part = PARTS[name]
         for rank in part.ranks:

@@ -12,15 +12,17 @@ Source: Shin and Yun, arXiv 2603.04703; the closed form is derived in the docume
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
-from bed import DEPTHS
-from theory_bed import is_quick, plt, save
+from bed import DEPTHS, RESULTS, append, read, save_figure
+from theory_bed import is_quick, plt
 
 from torch_specgd import factorization as fz
 from torch_specgd import stable_rank
 
+CSV = RESULTS / "theory_depth.csv"
 ALPHAS = (0.45, 0.3, 0.1, 0.03, 0.01)
 CONTROLS = (2.0, 10.0, 100.0, math.inf)
 SIDES = (1, 2)  # of an observed block
@@ -34,42 +36,52 @@ def end(start: list[torch.Tensor], blocks: int, side: int, stop: float) -> torch
     return stable_rank(run.products[-1])
 
 
-def family(depths: tuple[int, ...], alphas: tuple[float, ...]) -> list[dict[str, object]]:
+def family(depth: int, side: int, alphas: tuple[float, ...] = ALPHAS) -> list[dict[str, object]]:
     """Flow and closed form from the (alpha, m) starts."""
     rows = []
-    for depth in depths:
-        for side in SIDES:
-            for m in CONTROLS:
-                for alpha in alphas:
-                    options = {"alpha": alpha, "m": m, "block_size": side}
-                    try:
-                        law = fz.limit_stable_rank(4, depth, **options)
-                    except ValueError:  # the start is already above what is observed
-                        continue
-                    measured = float(end(fz.family_init(4, depth, **options), 4, side, 1e-12))
-                    rows.append(
-                        {"start": "family", "block": side, "depth": depth, "m": m, "alpha": alpha,
-                         "stable_rank": measured, "low": measured, "high": measured,
-                         "closed_form": law}
-                    )  # fmt: skip
+    for m in CONTROLS:
+        for alpha in alphas:
+            options = {"alpha": alpha, "m": m, "block_size": side}
+            try:
+                law = fz.limit_stable_rank(4, depth, **options)
+            except ValueError:  # the start is already above what is observed
+                continue
+            measured = float(end(fz.family_init(4, depth, **options), 4, side, 1e-12))
+            rows.append(
+                {"start": "family", "block": side, "depth": depth, "m": m, "alpha": alpha,
+                 "stable_rank": measured, "low": measured, "high": measured,
+                 "closed_form": law, "difference": abs(measured - law)}
+            )  # fmt: skip
     return rows
 
 
-def gaussian(depths: tuple[int, ...], alphas: tuple[float, ...]) -> list[dict[str, object]]:
+def gaussian(depth: int, side: int) -> list[dict[str, object]]:
     """Quartiles over fifteen Gaussian starts."""
     rows = []
-    for depth in depths:
-        for side in SIDES:
-            for alpha in alphas:
-                start = fz.gaussian_init([10] * (depth + 1), std=alpha, seeds=range(15))
-                quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-                low, middle, high = end(start, 10 // side, side, 1e-5).quantile(quartiles).tolist()
-                rows.append(
-                    {"start": "gaussian", "block": side, "depth": depth, "m": math.nan,
-                     "alpha": alpha, "stable_rank": middle, "low": low, "high": high,
-                     "closed_form": math.nan}
-                )  # fmt: skip
+    for alpha in ALPHAS[1:]:
+        start = fz.gaussian_init([10] * (depth + 1), std=alpha, seeds=range(15))
+        quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        low, middle, high = end(start, 10 // side, side, 1e-5).quantile(quartiles).tolist()
+        rows.append(
+            {"start": "gaussian", "block": side, "depth": depth, "m": math.nan, "alpha": alpha,
+             "stable_rank": middle, "low": low, "high": high, "closed_form": math.nan,
+             "difference": math.nan}
+        )  # fmt: skip
     return rows
+
+
+def measured() -> list[dict[str, object]]:
+    """All rows; what the CSV holds is not run again."""
+    for name, run in (("family", family), ("gaussian", gaussian)):
+        for depth, side in itertools.product((2, 3, 4, 5, 10), SIDES):
+            key = (name, str(side), str(depth))
+            if key not in {(r["start"], r["block"], r["depth"]) for r in read(CSV)}:
+                append(CSV, run(depth, side))
+                print(*key, flush=True)
+    return [
+        {key: value if key == "start" else float(value) for key, value in row.items()}
+        for row in read(CSV)
+    ]
 
 
 def panels(rows: list[dict[str, object]], axes: list) -> None:
@@ -99,14 +111,14 @@ def ways(axes: list) -> None:
     problem = fz.Problem(torch.ones(10, 10), fz.diagonal_mask(5, 2))
     for depth in SHOWN:
         start = fz.gaussian_init([10] * (depth + 1), std=0.1, seeds=[0])
-        times = torch.cat([torch.zeros(1), torch.logspace(-1, 16, 171)]).double()
-        run = fz.gradient_flow(start, problem, times, stop_loss=1e-5, rtol=1e-5)
+        # The plateau before a tenth is fitted grows with depth: time counts from its end.
+        begin = 0.9 * float(fz.gradient_flow(start, problem, [0.0, 1e-9]).loss[0, 0])
+        fitted = fz.gradient_flow(start, problem, [0.0, 1e60], stop_loss=begin, rtol=1e-5)
+        times = torch.cat([torch.zeros(1), torch.logspace(-2, 3, 101)]).double()
+        run = fz.gradient_flow(fitted.final, problem, times, stop_loss=1e-5, rtol=1e-5)
         still = int((run.loss[:, 0] > 1e-5).sum()) + 1
-        # From the time at which a tenth is fitted: the plateau before it grows with depth.
-        begin = int((run.loss[:, 0] < 0.9 * run.loss[0, 0]).double().argmax())
-        at = times[begin - 1 : still] - times[begin - 1] + 0.05
         for ax, y in zip(axes, (run.loss[:, 0], stable_rank(run.products[:, 0])), strict=True):
-            ax.plot(at, y[begin - 1 : still], color=DEPTHS[depth], label=f"depth {depth}")
+            ax.plot(times[1:still], y[1:still], color=DEPTHS[depth], label=f"depth {depth}")
     axes[0].set(yscale="log", ylabel="loss on the blocks", title="training loss, one start")
     axes[1].set(ylabel="stable rank", title="stable rank on the way", ylim=(0.9, None))
     for ax in axes:
@@ -116,12 +128,11 @@ def ways(axes: list) -> None:
 
 def main() -> None:
     if is_quick(__doc__):
-        rows = family((2, 3, 10), (0.3,))
-        gap = max(abs(r["stable_rank"] - r["closed_form"]) for r in rows)
+        rows = [row for depth in (2, 3, 10) for row in family(depth, 2, (0.3,))]
+        gap = max(r["difference"] for r in rows)
         assert gap < 1e-3, gap
         return
-    alphas = (0.3, 0.1, 0.03, 0.01)
-    rows = [*family(tuple(DEPTHS), ALPHAS), *gaussian(tuple(d for d in DEPTHS if d != 6), alphas)]
+    rows = measured()
     figure, axes = plt.subplots(2, 4, figsize=(14, 7.6))
     panels(rows, axes[0])
     for ax, side in zip(axes[1], SIDES, strict=False):
@@ -131,16 +142,16 @@ def main() -> None:
             y = [r["stable_rank"] for r in mine]
             error = [[r["stable_rank"] - r["low"] for r in mine],
                      [r["high"] - r["stable_rank"] for r in mine]]  # fmt: skip
-            ax.errorbar(alphas, y, error, fmt="o-", color=DEPTHS[depth], capsize=3, markersize=4,
-                        label=f"depth {depth}")  # fmt: skip
+            ax.errorbar(ALPHAS[1:], y, error, fmt="o-", color=DEPTHS[depth], capsize=3,
+                        markersize=4, label=f"depth {depth}")  # fmt: skip
         name = "diagonal" if side == 1 else "5 blocks of 2 x 2"
         ax.set(title=f"Gaussian starts, 10 x 10, {name}", xscale="log", ylim=(0.9, 2.5),
                xlabel=r"standard deviation of an entry, $\alpha$")  # fmt: skip
         ax.legend()
     axes[1, 0].set_ylabel("stable rank of the fitted matrix")
     ways(axes[1, 2:])
-    save("theory_depth", figure, rows)
-    gap = max(abs(r["stable_rank"] - r["closed_form"]) for r in rows if r["start"] == "family")
+    save_figure(figure, "theory_depth")
+    gap = max(r["difference"] for r in rows if r["start"] == "family")
     print("largest difference from the closed form:", gap)
 
 

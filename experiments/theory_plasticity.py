@@ -130,9 +130,9 @@ def draw() -> None:
     plt = pyplot()
     rows = read(CSV)
     figure, axes = plt.subplots(1, 4, figsize=(15, 4.2))
-    titles = {"family": r"family, $\alpha$ = 0.01, m = 10: diagonal, then chain",
-              "gaussian": "Gaussian starts: the same data",
-              "random": "Gaussian starts: random masks, rank d / 20"}  # fmt: skip
+    titles = {"family": "family, m = 10: diagonal, then chain",
+              "gaussian": "Gaussian: diagonal, then chain",
+              "random": "Gaussian: random entries"}  # fmt: skip
     for ax, (protocol, title) in zip(axes, titles.items(), strict=False):
         for depth, color in ((2, BLUE), (3, RED)):
             own = {"protocol": protocol, "depth": str(depth)}
@@ -141,7 +141,8 @@ def draw() -> None:
             line(ax, mine, "size", "cold_rmse", color=color, fmt="o:", label=f"depth {depth}, cold")
             line(ax, mine, "size", "warm_rmse", color=color, fmt="s-", label=f"depth {depth}, warm")
         ax.axhline(1.0, color="gray", linewidth=0.8, linestyle="--")
-        ax.set(title=title, xscale="log", xlabel="side of the matrix", ylim=(-0.05, 2.1))
+        ax.set(title=title, xscale="log", xlabel="side of the matrix", ylim=(-0.05, 2.1),
+               xlim=(4.5, 112))  # fmt: skip
         ax.set_xticks(SIZES, [str(s) for s in SIZES])
         ax.minorticks_off()
         ax.legend(loc="upper right")

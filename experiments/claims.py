@@ -1,0 +1,132 @@
+"""A paper's claims against result files: one row each, with a verdict that the rows decide.
+
+A claim about two methods is judged by paired runs: it holds if the 95 % interval of the mean
+difference (Student) lies on its side of zero, fails if it lies on the other side, and is undecided
+otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from bed import read
+from bed import result as path_of
+
+from data_prune.report.evaluate import compare
+
+HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "**fails**", "**undecided**", "not run"
+Rows = list[dict[str, str]]
+
+
+class Outcome(NamedTuple):
+    """What came out, whether the claim holds there, and of how many seeds that was seen."""
+
+    verdict: str
+    text: str
+    seeds: str = ""
+
+
+class Claim(NamedTuple):
+    """One row of a page: what is claimed, by which program, where, and how to judge it."""
+
+    claim: str
+    program: str
+    setting: str
+    judge: Callable[[], Outcome]
+
+
+class Missing(Exception):
+    """A result file has no rows for a claim yet."""
+
+
+@functools.cache
+def whole(name: str) -> Rows:
+    """All rows of a result file."""
+    return read(path_of(f"{name}.csv"))
+
+
+def rows(name: str, **where: object) -> Rows:
+    """Rows of a result file whose columns have these values.
+
+    Raises:
+        Missing: If there are none.
+    """
+    wanted = {key: str(value) for key, value in where.items()}
+    found = [row for row in whole(name) if wanted.items() <= row.items()]
+    if not found:
+        raise Missing(f"{name}.csv has no such rows yet")
+    return found
+
+
+def by_seed(found: Iterable[Mapping[str, str]], column: str) -> dict[str, float]:
+    """One number for each seed; the last row of a seed counts."""
+    return {row["seed"]: float(row[column]) for row in found}
+
+
+def paired(
+    one: Mapping[str, float], other: Mapping[str, float], unit: str = "", sign: int = 1,
+    scale: float = 1.0, digits: int = 1,
+) -> Outcome:  # fmt: skip
+    """Judge "one is above the other" (sign -1: below) on the seeds that both have."""
+    seeds = sorted(one.keys() & other.keys())
+    if len(seeds) < 2:
+        return Outcome(NOT_RUN, "fewer than two pairs of runs")
+    pair = compare([scale * one[s] for s in seeds], [scale * other[s] for s in seeds])
+    low, high = sorted((sign * pair.low, sign * pair.high))
+    verdict = HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
+    half = (pair.high - pair.low) / 2
+    text = f"{pair.difference:+.{digits}f} ± {half:.{digits}f}{unit}"
+    return Outcome(verdict, text, str(len(seeds)))
+
+
+def together(parts: Mapping[str, Outcome]) -> Outcome:
+    """Judge a claim in several places: it holds if it holds in all, fails if it fails in one."""
+    verdicts = [part.verdict for part in parts.values() if part.verdict != NOT_RUN]
+    text = "; ".join(f"{name}: {part.text}" for name, part in parts.items())
+    counts = sorted({part.seeds for part in parts.values() if part.seeds}, key=int)
+    seeds = " to ".join(dict.fromkeys((*counts[:1], *counts[-1:])))
+    order = (FAILS, UNDECIDED, HOLDS)
+    return Outcome(min(verdicts, key=order.index, default=NOT_RUN), text, seeds)
+
+
+def numbers(found: Sequence[Mapping[str, str]], column: str) -> list[float]:
+    """A column as numbers."""
+    return [float(row[column]) for row in found]
+
+
+def middle(values: Sequence[float]) -> float:
+    """The median."""
+    return float(np.median(values))
+
+
+def decided(holds: bool, text: str, seeds: int | str = "") -> Outcome:
+    """A claim that its numbers decide without an interval: laws, counts and orders."""
+    return Outcome(HOLDS if holds else FAILS, text, str(seeds))
+
+
+def not_run(why: str) -> Callable[[], Outcome]:
+    """Where the paper's setting is not here, or cannot be recovered."""
+    return lambda: Outcome(NOT_RUN, why)
+
+
+def table(claims: Iterable[Claim]) -> str:
+    """The rows, and how many have each verdict."""
+    lines = ["| claim | program | setting | seeds | what came out | verdict |", "|---" * 6 + "|"]
+    count: dict[str, int] = {}
+    for claim in claims:
+        try:
+            outcome = claim.judge()
+        except Missing as why:
+            outcome = Outcome(NOT_RUN, str(why))
+        count[outcome.verdict] = count.get(outcome.verdict, 0) + 1
+        program = f"`{claim.program}`" if claim.program else ""
+        lines.append(
+            f"| {claim.claim} | {program} | {claim.setting} | {outcome.seeds} | {outcome.text} | "
+            f"{outcome.verdict} |"
+        )
+    verdicts = (HOLDS, FAILS, UNDECIDED, NOT_RUN)
+    told = ", ".join(f"{count[v]} {v.strip('*')}" for v in verdicts if v in count)
+    return f"{sum(count.values())} claims: {told}.\n\n" + "\n".join(lines)
