@@ -6,7 +6,7 @@ An MLP on Fashion-MNIST (4 chunks of 250), a conv net with BatchNorm on hard Fas
 and 30. Where labels are wrong, a fifth is drawn anew. A method is applied between two chunks, and
 every optimizer starts from nothing, as in ``warmstart.compare``. Each method of each net and
 optimizer chooses among three rates by the accuracy at the stream's end on seed 0 with clean labels;
-seeds 1, 2, ... draw other examples and weights, and only these are in the tables. Seconds are
+seeds 1 and 2 draw other examples and weights, and only these are in the tables. Seconds are
 processor time of the last chunk, with the method's own passes.
 
     python experiments/warm_breadth.py             # every run that the CSV does not hold yet
@@ -37,7 +37,7 @@ MARKS = ("<!-- tables of the breadth -->", "<!-- end of the breadth -->")
 CHOSEN = ("none", "cold", "uniform", "fire", "dash", "shrink_and_perturb", "recycle")
 FIRST_TO_RUN = 5  # methods that run on all seeds before the others
 RATES = {"SGD": (0.03, 0.1, 0.3), "AdamW": (0.001, 0.003, 0.01), "Muon": (0.001, 0.003, 0.01)}
-LABELS, SEEDS, TARGET = ("clean", "wrong"), (1, 2, 3), 0.99
+LABELS, SEEDS, TARGET = ("clean", "wrong"), (1, 2), 0.99
 COLUMNS = (
     "net", "labels", "optimizer", "method", "rate", "seed", "accuracy", "fitted", "steps",
     "seconds", "method_seconds", "stream_steps",

@@ -44,8 +44,8 @@ CHOSEN = ("none", "cold", "uniform", "shrink_and_perturb", "fire", "dash")
 ASKED, FRESH, MARGIN, TARGET = (0, 1, 2), (10, 11, 12, 13, 14), 0.5, 0.99
 KINDS = {
     "MLP": Kind(2, 300, 64, 20, 40),
-    "conv net": Kind(2, 150, 64, 20, 40),
-    "transformer": Kind(2, 200, 64, 10, 20),
+    "conv net": Kind(2, 150, 64, 12, 30),
+    "transformer": Kind(2, 200, 64, 8, 16),
 }
 # Rates at which a cold start does well.
 RATES = {"SGD": 0.1, "AdamW": 0.003}
