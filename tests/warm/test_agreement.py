@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from specgd_common.fused import HEADS
 from warm.architectures import NAMES, small
@@ -65,6 +66,10 @@ MODULES = {
     "weight_norm of all": nn.utils.parametrizations.weight_norm(nn.Linear(3, 4), dim=None),
     "spectral_norm": nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)),
     "orthogonal": nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)),
+    "spectral_norm, older": nn.utils.spectral_norm(nn.Linear(3, 4)),
+    "pruned": prune.random_unstructured(
+        prune.random_unstructured(nn.Linear(3, 4), "bias", 0.5), "weight", 0.5
+    ),
     "bidirectional": nn.LSTM(4, 5, num_layers=2, bidirectional=True, proj_size=3),
     "grouped transpose": nn.ConvTranspose1d(4, 6, 2, groups=2),
     "kdim": nn.MultiheadAttention(8, 2, kdim=3, vdim=5, add_bias_kv=True),
@@ -94,6 +99,10 @@ def test_every_module_with_weights(name: str) -> None:
     model.add_module("fc", nn.Linear(2, 2))
     targets, skipped = state_targets(model.state_dict())
     assert choice(targets) == of_model(model)
+    assert name != "pruned" or [t.name for t in targets][:2] == [
+        "layer.bias_orig",
+        "layer.weight_orig",
+    ]
     names = {n for t in targets for n in (t.name, *t.aliases)} | {s.name for s in skipped}
     assert names == {n for n, x in model.state_dict().items() if isinstance(x, torch.Tensor)}
     filters, _ = state_targets(model.state_dict(), units="filter")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .parameters import BESIDE_ORIGINAL
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 _BUFFERS = re.compile(
@@ -53,14 +55,16 @@ class Names:
         # Weights by the names that their modules use, with the shapes that they have there.
         self.weights: dict[str, tuple[int, ...]] = {}
         for name, shape in shapes.items():
-            module, attribute, slot = _looked_through(name)
+            module, attribute, slot = self._looked_through(name)
             if slot in ("", "1", "v"):
                 self.weights[_joined(module, attribute)] = shape
         self.flipped = self._stored_in_out()
 
     def told(self, name: str) -> Told:
         """Return what the names tell of one tensor."""
-        module, attribute, slot = _looked_through(name)
+        module, attribute, slot = self._looked_through(name)
+        if slot == "buffer":
+            return Told(module, attribute, "buffer")
         if slot in ("0", "g") and (partner := self._direction(name)):
             return Told(module, attribute, "weight", partner=partner)
         if slot in ("1", "v") and self._direction(self._magnitude(name)):
@@ -72,6 +76,22 @@ class Names:
         if slot in ("g", "v"):
             attribute = name.rpartition(".")[2]
         return Told(module, attribute, self._role(module, attribute, self.shapes[name]))
+
+    def _looked_through(self, name: str) -> tuple[str, str, str]:
+        """Return module, attribute, and which of several tensors makes the attribute."""
+        found = _PARAMETRIZED.fullmatch(name)
+        if found:
+            return found[1] or "", found[2], found[3]
+        module, _, leaf = name.rpartition(".")
+        base, _, slot = leaf.rpartition("_")
+        original = _joined(module, f"{base}_orig")
+        if slot == "orig" and any(
+            _joined(module, base + b) in self.shapes for b in BESIDE_ORIGINAL
+        ):
+            return module, base, ""
+        if slot in ("mask", "u", "v") and original in self.shapes:
+            return module, leaf, "buffer"
+        return (module, base, slot) if slot in ("g", "v") and base else (module, leaf, "")
 
     def _role(self, module: str, attribute: str, shape: tuple[int, ...]) -> str:
         if _BUFFERS.fullmatch(attribute):
@@ -131,17 +151,6 @@ class Names:
 
     def _kind(self, name: str) -> tuple[str, int]:
         return ".".join(name.split(".")[-2:]), len(self.weights[name])
-
-
-def _looked_through(name: str) -> tuple[str, str, str]:
-    """Return module, attribute, and which of several tensors makes the attribute."""
-    found = _PARAMETRIZED.fullmatch(name)
-    if found:
-        return found[1] or "", found[2], found[3]
-    module, _, leaf = name.rpartition(".")
-    if leaf.endswith(("_g", "_v")):
-        return module, leaf[:-2], leaf[-1]
-    return module, leaf, ""
 
 
 def _joined(module: str, attribute: str) -> str:

@@ -16,6 +16,8 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TABLE = (nn.Embedding, nn.EmbeddingBag)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+# Buffers beside "weight_orig" that tell that "weight" is computed from it.
+BESIDE_ORIGINAL = ("_mask", "_u")
 
 
 @dataclass
@@ -113,6 +115,11 @@ def _look_through_parametrization(model: nn.Module, owned: OwnedParameter) -> No
             prefix = f"{owned.owner_name}.{base}_v".lstrip(".")
             owned.attribute = base
             _weight_norm_roles(owned, is_g, prefix, owner)
+    elif owned.attribute.endswith("_orig"):
+        # What torch.nn.utils.prune masks, and what its older spectral_norm divides.
+        base = owned.attribute.removesuffix("_orig")
+        if any(hasattr(owner, base + beside) for beside in BESIDE_ORIGINAL):
+            owned.attribute = base
 
 
 def _weight_norm_roles(owned: OwnedParameter, is_g: bool, v_name: str, holder: nn.Module) -> None:
