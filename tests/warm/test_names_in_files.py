@@ -100,11 +100,27 @@ def test_buffers_of_older_versions_are_left(tmp_path: Path, entry: str, capsys) 
         ({"model": {"state_dict": {"a": torch.ones(1)}}}, ("model", "state_dict")),
         ({"state_dict": {"a": torch.ones(1)}, "loss": torch.ones(())}, ("state_dict",)),
         ({"a": torch.ones(1)}, ()),
+        (
+            {"state": {"net": {"a": torch.ones(1, 1)}}, "rng": {"cpu": torch.ones(9)}},
+            ("state", "net"),
+        ),
+        ({"train": {"run": {"model": {"a": torch.ones(1, 1)}}}}, ("train", "run", "model")),
     ],
 )
 def test_usual_keys(content: dict, keys: tuple[str, ...]) -> None:
     """Training scripts keep the weights under names of their own."""
     assert find_weights(content, None) == keys
+
+
+def test_several_unusual_keys_are_offered() -> None:
+    """A user reads which to name, and need not open the file."""
+    weights = {"a.weight": torch.ones(2, 2)}
+    content = {"generator": weights, "nets": {"critic": weights}, "epoch": 3}
+    with pytest.raises(
+        ValueError, match=r"2 state dicts; name one: --key generator or --key nets\.critic"
+    ):
+        find_weights(content, None)
+    assert find_weights(content, "nets.critic") == ("nets", "critic")
 
 
 def test_statistics_are_renewed_with_the_model(tmp_path: Path, entry: str) -> None:

@@ -27,11 +27,20 @@ def is_state_dict(value: object) -> bool:
     return named and any(isinstance(v, Tensor) for v in value.values())  # type: ignore[attr-defined]
 
 
+def _has_matrices(value: object) -> bool:
+    """Say whether a value is a state dict of weights, not of statistics or random states."""
+    return is_state_dict(value) and any(
+        isinstance(x, Tensor) and x.ndim > 1 and x.is_floating_point()
+        for x in value.values()  # type: ignore[attr-defined]
+    )
+
+
 def find_weights(loaded: Mapping[str, Any], key: str | None) -> tuple[str, ...]:
     """Return the keys that lead to the state dict; none where ``loaded`` is one itself.
 
     Raises:
-        ValueError: If there is none at ``key``, or under the usual names.
+        ValueError: If there is none at ``key``; without one, if there is none under the usual
+            names and not one alone elsewhere.
     """
     if key is not None:
         keys = resolve(loaded, key)
@@ -49,6 +58,12 @@ def find_weights(loaded: Mapping[str, Any], key: str | None) -> tuple[str, ...]:
     # Last: a training checkpoint may hold a tensor, its loss say, beside the weights.
     if is_state_dict(loaded):
         return ()
+    others = [path for path, value in _dictionaries(loaded) if _has_matrices(value)]
+    if len(others) == 1:
+        return others[0]
+    if others:
+        choice = " or ".join(f"--key {'.'.join(path)}" for path in others[:4])
+        raise ValueError(f"has {len(others)} state dicts; name one: {choice}")
     raise ValueError(f"has no state dict under {', '.join(WEIGHT_KEYS)}; {_keys(loaded)}")
 
 
