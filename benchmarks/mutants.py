@@ -60,7 +60,7 @@ PLAN = (  # (modules, the test files that hold them)
     ),
     (
         [
-            *each("torch_specgd.step.*", "adamw precondition rules second_moment"),
+            *each("torch_specgd.step.*", "adamw rules"),
             f"{ENGINE}.multi_tensor",
         ],
         [
