@@ -125,9 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return [json.dumps(settings, indent=2)]
         if args.command == "wrong":
             why = " (improbable labels still move: hard, not wrong)" * settings["merely_hard"]
-            return [f"{settings['wrong']:,} labels listed{why} -> {args.output}"]
-        kept, examples = settings["kept"], settings["examples"]
-        return [f"{kept:,} of {examples:,} examples kept -> {args.output}"]
+            said = f"{settings['wrong']:,} labels listed{why}"
+        else:
+            said = f"{settings['kept']:,} of {settings['examples']:,} examples kept"
+        written = (args.output, getattr(args, "dropped", None))
+        return [said, *(f"wrote {path}" for path in written if path is not None)]
 
     return answer(lines)
 

@@ -183,7 +183,8 @@ def parquet_files(source: Path) -> list[Path]:
     if source.is_dir():
         files = sorted(file for file in source.rglob("*.parquet") if not file.name.startswith("."))
     if not files or not files[0].exists():
-        raise FileNotFoundError(f"no Parquet file at {source}")
+        what = "does not exist" if files else "holds no Parquet file"
+        raise FileNotFoundError(f"{source}: {what}")
     return files
 
 

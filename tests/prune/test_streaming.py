@@ -109,8 +109,11 @@ def test_nothing_is_overwritten_and_bad_input_is_named(tmp_path):
     table.to_parquet(tmp_path / "s.parquet")
     with pytest.raises(FileExistsError, match="not overwritten"):
         select_parquet(tmp_path / "s.parquet", tmp_path / "s.parquet", 0.5)
-    with pytest.raises(FileNotFoundError, match="no Parquet file at"):
+    with pytest.raises(FileNotFoundError, match=r"t\.parquet: does not exist"):
         select_parquet(tmp_path / "t.parquet", tmp_path / "k", 0.5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty: holds no Parquet file"):
+        select_parquet(tmp_path / "empty", tmp_path / "k", 0.5)
     with pytest.raises(ValueError, match="engine must be 'local' or 'ray', got 'spark'"):
         select_parquet(tmp_path / "s.parquet", tmp_path / "k", 0.5, engine="spark")
     data = pq.read_table(tmp_path / "s.parquet")
