@@ -15,6 +15,7 @@ from data_prune.select.beta import (
     expected_mean_prob,
     log_beta_density,
 )
+from data_prune.select.planner import Options, check_forced, class_quotas
 
 
 def drawn(counts, p, log_weight, kept: float) -> float:
@@ -118,3 +119,45 @@ def test_scores_at_the_ends_of_their_ranges() -> None:
     # Seen twice in an epoch, right once: the mean of the two.
     assert forgetting(np.array([[0.5], [0.0]])).tolist() == [1.0]
     assert forgetting(np.array([[0.5, 0.4], [0.0, 0.4]])).tolist() == [1.0, 2.0]
+
+
+def test_options_at_the_ends_of_their_ranges() -> None:
+    """Counts of one and of none are ordinary; what is no count is refused by name."""
+    columns = ("score", "mean_prob", "aum")
+    Options(min_per_class=0, anchor=1, columns=columns)
+    Options(min_per_class=np.int64(2), seed=np.int64(-3), columns=columns)
+    Options(method="ccs", strata=1, columns=columns)
+    refused = (
+        (TypeError, "min_per_class", {"min_per_class": True}),
+        (TypeError, "min_per_class", {"min_per_class": 1.0}),
+        (ValueError, "min_per_class", {"min_per_class": -1}),
+        (TypeError, "seed", {"seed": True}),
+        (TypeError, "seed", {"seed": 0.5}),
+        (ValueError, "anchor", {"anchor": 0}),
+        (ValueError, "strata", {"method": "ccs", "strata": 0}),
+    )
+    for kind, name, options in refused:
+        with pytest.raises(kind, match=f"{name} must"):
+            Options(**options, columns=columns)
+
+
+def test_lists_that_leave_exactly_what_stays_are_enough() -> None:
+    """As many to keep as stay, and as many left as stay: a choice without a choice."""
+    check_forced(np.array([2, 3]), np.array([5, 5]), 5)
+    check_forced(np.array([0]), np.array([5]), 5)
+    with pytest.raises(ValueError, match="keep names 6"):
+        check_forced(np.array([2, 4]), np.array([9]), 5)
+    with pytest.raises(ValueError, match="leave 4 examples"):
+        check_forced(np.array([0]), np.array([4]), 5)
+
+
+def test_quotas_at_their_limits() -> None:
+    """The wish for a few of each class holds as long as it can, and what must stay stays."""
+    sizes = np.array([6, 3, 1])
+    assert class_quotas(sizes, 3, least=1).tolist() == [1, 1, 1]
+    assert class_quotas(sizes, 6, least=2).tolist() == [3, 2, 1]
+    assert class_quotas(sizes, 2, least=1).tolist() == [1, 1, 0]
+    assert class_quotas(sizes, 5, [np.array([2, 3, 1])]).tolist() == [2, 2, 1]
+    must = np.array([0, 2, 1])
+    assert class_quotas(sizes, 3, least=1, must=must).tolist() == [0, 2, 1]
+    assert class_quotas(sizes, 4, least=1, must=must).tolist() == [1, 2, 1]
