@@ -65,10 +65,13 @@ PLAN = (  # (modules, the test files that hold them)
         ],
         [
             "engine/test_multi_tensor.py",
-            *each("optimizers/test_*.py", "rules muon muon_options light_state"),
+            *each("optimizers/test_*.py", "adamw_step rules muon_options light_state"),
         ],
     ),
-    (each("torch_specgd.step.*", "precondition second_moment"), ["optimizers/test_rules.py"]),
+    (
+        each("torch_specgd.step.*", "precondition second_moment"),
+        each("optimizers/test_*.py", "rules muon_options"),
+    ),
     (each(f"{ENGINE}.schedule.*", "named schedule squares"), ["engine/test_schedules.py"]),
 )
 SWAPS = {
