@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,10 +37,13 @@ REPORTS = {
     "prune_seconds": "--report",
     "warm_chunks": "--summary",
     "warm_mechanism": "--summary",
+    "warm_features": "--summary",
+    "prune_report": "",
+    "tables": "",
     "lora_report": "",
     "papers": "",
 }
-# Data that no requirement brings: without it a program is left out.
+# Packages and commands that not everybody has: without them a program is left out.
 NEEDS = {
     "theory_lora": "peft",
     "lora_pretrained": "peft",
@@ -79,7 +83,7 @@ def command_lines(names: list[str], quick: bool, reports: bool) -> list[tuple[st
 def run(name: str, arguments: str) -> bool:
     """Run one program; say how long it took, and what it printed if it failed."""
     needed = NEEDS.get(name)
-    if needed is not None and find_spec(needed) is None:
+    if needed is not None and find_spec(needed) is None and shutil.which(needed) is None:
         print(f"{name}: left out, {needed} is not installed", flush=True)
         return True
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Draws docs/figures/muon_*.png and prints the tables of docs/muon_results.md from the CSVs.
+"""Draws docs/figures/muon_curves.* and prints tables of docs/muon_results.md from the CSVs.
 
 python experiments/muon_figures.py
 """
@@ -34,21 +34,22 @@ def summary(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f}{spread}"
 
 
-def tuning_table(found: Curves) -> None:
-    print(
-        "\nTuning, seed 0, held-out loss at the end\n\n| optimizer | lr | loss |\n|---|---:|---:|"
-    )
+def tuning_table(found: Curves) -> str:
+    """Losses of the tuning seed at the end, by rate."""
+    lines = ["| optimizer | lr | loss |", "|---|---:|---:|"]
     for (setting, name, lr), seeds in sorted(
         found.items(), key=lambda x: (x[0][1], float(x[0][2]))
     ):
         if setting == "plain" and str(TUNING_SEED) in seeds:
-            print(f"| {name} | {lr} | {seeds[str(TUNING_SEED)][SETTINGS[setting].steps][0]:.4f} |")
+            loss = seeds[str(TUNING_SEED)][SETTINGS[setting].steps][0]
+            lines.append(f"| {name} | {lr} | {loss:.4f} |")
+    return "\n".join(lines)
 
 
-def comparison_table(found: Curves, setting: str) -> None:
+def comparison_table(found: Curves, setting: str) -> str:
     """Final losses over the test seeds, and differences to torch.optim.Muon seed by seed."""
-    print(f"\n{setting}\n\n| method | lr | held-out | training | gap | training gap | seeds |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    lines = ["| method | lr | held-out | training | gap | training gap | seeds |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
     last = SETTINGS[setting].steps
     ends = {
         key: {s: c[last] for s, c in seeds.items() if s != str(TUNING_SEED)}
@@ -62,20 +63,23 @@ def comparison_table(found: Curves, setting: str) -> None:
         held, trained = ([e[i] for e in end.values()] for i in (0, 1))
         gaps = [[end[s][i] - base[s][i] for s in end if s in base] for i in (0, 1)]
         cells = (name, lr, *map(summary, (held, trained, *gaps)), str(len(end)))
-        print(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def spectra_table() -> None:
+def spectra_table() -> str:
+    """Quantiles of the singular values of what Muon orthogonalizes."""
     values = defaultdict(list)
     for row in read(SPECTRA):
         key = (row["setting"], int(row["step"]), float(row["quantile"]))
         values[key].append(float(row["singular_value"]))
     order = sorted(QUANTILES, reverse=True)
-    print("\n| setting, step | " + " | ".join(f"q{q:g}" for q in order) + " |")
-    print("|---|" + "---:|" * len(order))
+    lines = ["| setting, step | " + " | ".join(f"q{q:g}" for q in order) + " |"]
+    lines.append("|---|" + "---:|" * len(order))
     for setting, step in sorted({k[:2] for k in values}):
         medians = (statistics.median(values[setting, step, q]) for q in order)
-        print(f"| {setting}, {step} | " + " | ".join(f"{m:.1e}" for m in medians) + " |")
+        lines.append(f"| {setting}, {step} | " + " | ".join(f"{m:.1e}" for m in medians) + " |")
+    return "\n".join(lines)
 
 
 def loss_figure(found: Curves) -> None:
@@ -107,10 +111,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the tables, no figure")
     quick = parser.parse_args().quick
     found = curves()
-    tuning_table(found)
+    print(tuning_table(found))
     for setting in SETTINGS:
-        comparison_table(found, setting)
-    spectra_table()
+        print(f"\n{setting}\n\n{comparison_table(found, setting)}")
+    print(f"\n{spectra_table()}")
     if not quick:
         loss_figure(found)
 

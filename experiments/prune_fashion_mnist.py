@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bed import COLORS, GROWING, ROOT, append, fashion_mnist, pyplot, save_figure
 from bed import FASHION as PACKAGED
-from bed import FIGURES, GROWING, ROOT, append, fashion_mnist
 from bed import read as rows_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -34,7 +34,6 @@ from data_prune import DualTracker, ScoreTable
 
 MARKS = ("<!-- tables of the larger CSV -->", "<!-- end of the larger tables -->")
 PAGE = ROOT / "docs" / "pruning_results.md"
-FIGURE = FIGURES / "prune_fashion_mnist.png"
 SCORES = ROOT / "experiments" / "prune_scores"
 RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3)
 METHODS: dict[str, dict] = {
@@ -340,26 +339,20 @@ def write_tables(rows: list[dict[str, str]], page: Path) -> None:
     page.write_text(f"{before}{MARKS[0]}\n\n{tables}\n\n{MARKS[1]}{after}")
 
 
-def figure(rows: list[dict[str, str]], path: Path) -> None:
+def figure(rows: list[dict[str, str]]) -> None:
     """Accuracy against prune ratio, one panel without and one with wrong labels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cells = summary(rows)
     noises = sorted({noise for noise, _, _ in cells})
-    fig = Figure(figsize=(2.4 + 5.0 * len(noises), 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(fig)
-    colours = ("#000000", "#8a8a8a", "#CC79A7", "#999933", "#56B4E9", "#009E73", "#E69F00")
-    colours += ("#0072B2", "#009292", "#D55E00")
+    fig = pyplot().figure(figsize=(2.4 + 5.0 * len(noises), 4.2))
     for panel, noise in enumerate(noises):
         axes = fig.add_subplot(1, len(noises), panel + 1)
-        for name, colour in zip(METHODS, colours, strict=True):
+        for name in METHODS:
             points = sorted((r, *cells[n, m, r]) for n, m, r in cells if (n, m) == (noise, name))
             if points:
                 ratio, mean, spread, _ = zip(*points, strict=True)
                 bold = name == "random" or "DUAL" in name
                 axes.errorbar(
-                    ratio, mean, np.nan_to_num(spread), color=colour, label=name, marker="o",
+                    ratio, mean, np.nan_to_num(spread), color=COLORS[name], label=name, marker="o",
                     ms=4, lw=2 if bold else 1, ls="--" if name == "random" else "-", capsize=2,
                 )  # fmt: skip
         axes.set(xlabel="prune ratio (fraction removed)", ylabel="test accuracy, last step, %")
@@ -368,7 +361,7 @@ def figure(rows: list[dict[str, str]], path: Path) -> None:
         axes.set_xticks(sorted(RATIOS))
     handles, labels = axes.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
-    fig.savefig(path)
+    save_figure(fig, "prune_fashion_mnist")
 
 
 def main() -> None:
@@ -389,13 +382,13 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=GROWING / "prune_fashion_mnist.csv")
     parser.add_argument("--scores", type=Path, default=SCORES)
     parser.add_argument("--quick", action="store_true", help="a minute, with assertions")
-    parser.add_argument("--report", type=Path, nargs="?", const=FIGURE, help="figure to write")
+    parser.add_argument("--report", action="store_true", help="tables and figure from the CSV")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.report is not None:
+    if args.report:
         rows = rows_of(args.csv)
         write_tables(rows, PAGE)
-        figure(rows, args.report)
+        figure(rows)
         return
     if args.quick:
         quick(load_idx(args.data) if args.data.exists() else load_digits())

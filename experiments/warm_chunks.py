@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from bed import FIGURES, GROWING, append, read
+from bed import GROWING, append, read
 from torch import Tensor
 from warm_bed import DEFAULT_DATA, Learner, conv_net, hard_fashion_mnist
 from warm_methods import METHODS, TRIED
@@ -150,7 +150,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of the IDX files")
     parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--figure", type=Path, default=FIGURES / "warm_chunks.png")
+    parser.add_argument("--figure", default="warm_chunks", help="its name in docs/figures")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--shard", default="0/1", help="i/n: seeds i modulo n, for parallel runs")

@@ -20,7 +20,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from bed import FIGURES, GROWING, write
+from bed import COLORS, GROWING, pyplot, read, save_figure, write
 
 # N inputs per experiment, K features per class, C classes, thresholds gamma and tau.
 N, K, C, GAMMA, TAU, TEST = 1000, 50, 2, 50, 3, 10_000
@@ -119,25 +119,23 @@ def check(rows: list[dict], seeds: int) -> None:
             assert abs(mean - value) <= std, (j, mode, mean, value, std)
 
 
-def plot(rows: list[dict], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axes = figure.subplots(1, 3)
+def plot(rows: list[dict], name: str) -> None:
+    """Draw mean and deviation over the seeds of three quantities."""
+    figure, axes = pyplot().subplots(1, 3, figsize=(9, 3.2))
     for axis, column in zip(axes, ("accuracy", "features", "active"), strict=True):
         for mode in ("cold", "warm", "ideal"):
             js = sorted({int(r["experiment"]) for r in rows})
             mean, std = np.array([mean_std(rows, mode, j, column) for j in js]).T
             # Cold and ideal lie on top of each other in the first two panels.
-            axis.plot(js, mean, "--" if mode == "ideal" else "-", label=mode)
-            axis.fill_between(js, mean - std, mean + std, alpha=0.2)
+            axis.plot(js, mean, "--" if mode == "ideal" else "-", label=mode,
+                      color=COLORS[mode])  # fmt: skip
+            axis.fill_between(js, mean - std, mean + std, alpha=0.2, color=COLORS[mode])
         titles = {"accuracy": "test accuracy (%)", "active": "inputs with a gradient"}
         axis.set(xlabel="experiment", title=titles.get(column, "features learned"))
         axis.grid(alpha=0.3)
     axes[2].set_yscale("log")
     axes[0].legend(frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, name)
 
 
 def main() -> None:
@@ -146,8 +144,15 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--csv", type=Path, default=GROWING / "warm_features.csv")
-    parser.add_argument("--figure", type=Path, default=FIGURES / "warm_features.png")
+    parser.add_argument("--figure", default="warm_features", help="its name in docs/figures")
+    parser.add_argument("--summary", action="store_true", help="table and figure from the CSV")
     args = parser.parse_args()
+    if args.summary:
+        rows = read(args.csv)
+        print(table(rows))
+        check(rows, 10)
+        plot(rows, args.figure)
+        return
     experiments, seeds = (10, 2) if args.quick else (50, 10)
     rows = run(experiments, seeds)
     print(table(rows))

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from bed import FIGURES, GROWING, append, read
+from bed import COLORS, GROWING, append, pyplot, read, save_figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from warm_bed import DEFAULT_DATA, Learner, conv_net, hard_fashion_mnist
@@ -124,16 +124,14 @@ def told(values: list[float]) -> str:
     return f"{fmean(values):.1f}{error}"
 
 
-def summary(path: Path, figure: Path) -> None:
-    """Print the table and draw the figure."""
-    rows = read(path)
-    nets = list(dict.fromkeys(r["net"] for r in rows))
-    print("clean / wrong labels that are fitted, in percent (difference ± standard error)")
-    for net in nets:
+def tables(rows: list[dict[str, str]]) -> str:
+    """Clean / wrong labels that are fitted, in percent (difference ± standard error)."""
+    lines: list[str] = []
+    for net in dict.fromkeys(r["net"] for r in rows):
         seeds = len({r["seed"] for r in rows if r["net"] == net})
-        print(f"\n**net {net}, lr {NETS[net][0]}, floor {NETS[net][1]}, {seeds} seeds**\n")
-        print("| method | right after | 10 steps | 50 steps | wrong ones corrected at 50 |")
-        print("|---|---|---|---|---|")
+        lines.append(f"\n**net {net}, lr {NETS[net][0]}, floor {NETS[net][1]}, {seeds} seeds**\n")
+        lines.append("| method | right after | 10 steps | 50 steps | wrong ones corrected at 50 |")
+        lines.append("|---|---|---|---|---|")
         for method in METHODS:
             cells = [
                 f"{fmean(of(rows, net, method, step, 'clean')):.1f} / "
@@ -142,23 +140,30 @@ def summary(path: Path, figure: Path) -> None:
                 for step in (0, 10, 50)
             ]
             cells.append(told(of(rows, net, method, 50, "corrected")))
-            print(f"| {method} | {' | '.join(cells)} |")
-    plot(rows, nets, figure)
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines).strip()
 
 
-def plot(rows: list[dict[str, str]], nets: list[str], path: Path) -> None:
+def summary(path: Path, figure: str) -> None:
+    """Print the table and draw the figure."""
+    rows = read(path)
+    print(tables(rows))
+    plot(rows, list(dict.fromkeys(r["net"] for r in rows)), figure)
+
+
+def plot(rows: list[dict[str, str]], nets: list[str], name: str) -> None:
     """Draw clean and wrong labels side by side, one row of panels for each net."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4 * len(nets)), layout="constrained")
-    axes = figure.subplots(len(nets), 2, squeeze=False, sharey=True, sharex=True)
+    size = (9, 3.4 * len(nets))
+    figure, axes = pyplot().subplots(
+        len(nets), 2, squeeze=False, sharey=True, sharex=True, figsize=size
+    )
     for net, pair in zip(nets, axes, strict=True):
         for axis, column in zip(pair, ("clean", "wrong"), strict=True):
             for method in METHODS:
                 values = [of(rows, net, method, step, column) for step in STEPS]
                 error = [stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values]
                 axis.errorbar(STEPS, [fmean(v) for v in values], error, marker=".", capsize=2,
-                              label=method)  # fmt: skip
+                              label=method, color=COLORS[method])  # fmt: skip
             kind = "BatchNorm" if net == "norm" else "no normalization"
             axis.set(title=f"{column} labels, {kind}", ylim=(0, 103))
             axis.grid(alpha=0.3)
@@ -167,8 +172,7 @@ def plot(rows: list[dict[str, str]], nets: list[str], path: Path) -> None:
         axis.set_xlabel("steps after the shrink")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, name)
 
 
 def main() -> None:
@@ -177,7 +181,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of the IDX files")
     parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--figure", type=Path, default=FIGURES / "warm_mechanism.png")
+    parser.add_argument("--figure", default="warm_mechanism", help="its name in docs/figures")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--quick", action="store_true", help="40 images, no files")

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
+from bed import COLORS, pyplot, read, save_figure
 
 Group = dict[tuple[str, str], dict[str, dict[int, dict[str, str]]]]
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f))
 
 
 def groups(rows: list[dict[str, str]]) -> dict[tuple[str, str, str], Group]:
@@ -54,15 +47,23 @@ def lines_of(group: Group, chunk: int) -> list[str]:
     return out
 
 
-def summary(path: Path, figure: Path) -> None:
-    """Markdown tables of every group, the figure, and what held in all of our runs."""
-    everything = groups(read(path))
-    for (purpose, net, lr), group in everything.items():
+def tables(rows: list[dict[str, str]]) -> str:
+    """Markdown tables of every group."""
+    out: list[str] = []
+    for (purpose, net, lr), group in groups(rows).items():
         chunk = min(max(run) for runs in group.values() for run in runs.values())
-        print(f"\n**{purpose}: net {net}, lr {lr}, {500 * chunk} examples at the end**\n")
-        print("| method, floor | seeds | test % | mean over chunks | steps | mean steps |")
-        print("|---|---|---|---|---|---|")
-        print("\n".join(lines_of(group, chunk)))
+        out.append(f"\n**{purpose}: net {net}, lr {lr}, {500 * chunk} examples at the end**\n")
+        out.append("| method, floor | seeds | test % | mean over chunks | steps | mean steps |")
+        out.append("|---|---|---|---|---|---|")
+        out += lines_of(group, chunk)
+    return "\n".join(out).strip()
+
+
+def summary(path: Path, figure: str) -> None:
+    """Print the tables, draw the figure, and assert what held in all of our runs."""
+    rows = read(path)
+    everything = groups(rows)
+    print(tables(rows))
     check(everything.get(("grid", "norm", "0.01"), {}))
     check_auto(everything)
     plot(everything, figure)
@@ -114,13 +115,11 @@ NETS = {
 }
 
 
-def plot(everything: dict[tuple[str, str, str], Group], path: Path) -> None:
+def plot(everything: dict[tuple[str, str, str], Group], name: str) -> None:
     """Draw accuracy and steps over the chunks for two nets, with standard errors."""
-    from matplotlib.figure import Figure
-
     shown = {k: g for k, g in everything.items() if k in NETS} or everything
-    figure = Figure(figsize=(5 * len(shown), 6.5), layout="constrained")
-    axes = figure.subplots(2, len(shown), squeeze=False, sharex=True)
+    size = (5 * len(shown), 6.5)
+    figure, axes = pyplot().subplots(2, len(shown), squeeze=False, sharex=True, figsize=size)
     for column, (key, group) in zip(axes.T, shown.items(), strict=True):
         title, floor = NETS.get(key, (" ".join(key), "1.0"))
         chunks = range(1, min(max(run) for g in group.values() for run in g.values()) + 1)
@@ -132,7 +131,7 @@ def plot(everything: dict[tuple[str, str, str], Group], path: Path) -> None:
                 error = [v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in values]
                 axis.errorbar([500 * k for k in chunks], [v.mean() for v in values], error,
                               marker=".", capsize=2, label=SHOWN[method],
-                              color=f"C{list(SHOWN).index(method)}")  # fmt: skip
+                              color=COLORS[method])  # fmt: skip
         column[0].set_title(title)
         column[1].set_xlabel("examples seen")
         for axis in column:
@@ -141,5 +140,4 @@ def plot(everything: dict[tuple[str, str, str], Group], path: Path) -> None:
     axes[1][0].set_ylabel("steps to 99.9 % train accuracy")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, name)
