@@ -33,6 +33,15 @@ def lines(head: str, rows: list[list[str]], right: int = 0) -> str:
 
 # --- theory
 
+EQUAL_RATE = {
+    "SpecGD, svd": '`SpecGD(method="svd")`',
+    "SpecGD, precise": '`SpecGD(method="precise")`',
+    "SpecGD, smoothed 1e-2": '`SpecGD(method="smoothed")`',
+    "SpecGD, newton_schulz": '`SpecGD(method="newton_schulz")`',
+    "SpecGD, Jordan's 5 steps": "the same with Jordan's five steps",
+    "torch.optim.Muon": "`torch.optim.Muon` (its prediction: 0.54 of the above)",
+}
+
 
 def equal_rate() -> str:
     """Steps to 95 % of each mode, and the spread of the rates."""
@@ -46,7 +55,9 @@ def equal_rate() -> str:
         if name != "Spectral gradient flow":
             steps = (float(r["step_at_95_percent"]) for r in modes)
             cells = [f"{s:.0f}" if s == s else "not in 520" for s in steps]
-            rows.append([name, *cells, f"{100 * float(modes[0]['spread']):.2g} %"])
+            spread = 100 * float(modes[0]["spread"])
+            told = f"{spread:.2g}" if spread < 10 else f"{spread:.0f}"
+            rows.append([EQUAL_RATE.get(name, name), *cells, f"{told} %"])
     sigma = [f"{float(r['sigma']):g}" for r in exact]
     return lines(f"| method | σ = {' | '.join(sigma)} | spread |", rows)
 
@@ -70,6 +81,15 @@ def adapters() -> str:
 
 # --- Muon
 
+FROM_ADAMW = {
+    "narrow, 4 layers": "width 48, 4 layers",
+    "wide, 1 layer": "width 128, 1 layer, batch 4, 300 steps",
+    "long warm-up": "width 64, batch 4, warm-up over 0.4 of the steps",
+    "AdamW's betas, decay 1": "width 80, context 32, 500 steps, betas (0.9, 0.999), decay 1",
+    "short text": "width 80, context 48, batch 12, 200 steps on 40 kB",
+    "beta 0.999": "betas (0.9, 0.999)",
+}
+
 
 def from_adamw(found: bool = False) -> str:
     """Tuned rates; for settings that the rule was not found on, the losses of both as well."""
@@ -77,14 +97,17 @@ def from_adamw(found: bool = False) -> str:
         head = (
             "| setting | AdamW's rate | best multiple | tuned Muon | `from_adamw` | behind tuned |"
         )
-        rows = [muon_from_adamw.compare(name) for name in muon_from_adamw.CONFIRMED]
+        rows = [
+            muon_from_adamw.compare(name).replace(f"| {name} |", f"| {FROM_ADAMW[name]} |")
+            for name in muon_from_adamw.CONFIRMED
+        ]
         return "\n".join([lines(head, [], right=5), *rows])
     rows = []
     for name, case in muon_from_adamw.FOUND.items():
         tuned = [muon_from_adamw.tuned(name, (seed,), aside=3e-3) for seed in case.tuning]
         seeds = f", {len(tuned)} seeds" if len(tuned) > 1 else ""
         rates, multiples = zip(*tuned, strict=True)
-        rows.append([f"{name}{seeds}", ", ".join(f"{r:.4f}" for r in rates),
+        rows.append([f"{FROM_ADAMW.get(name, name)}{seeds}", ", ".join(f"{r:.4f}" for r in rates),
                      ", ".join(f"{m:.1f}" for m in multiples)])  # fmt: skip
     return lines("| setting | AdamW's best rate | Muon's over it |", rows, right=2)
 
