@@ -1,0 +1,137 @@
+"""What a plan takes from all rows: strata, believed labels, counts that add up over chunks."""
+
+from functools import reduce
+
+import numpy as np
+import pytest
+
+from data_prune.select.planner import Options, plan_rows
+from data_prune.select.strata import find_strata, stratum_budgets
+from data_prune.select.survey import BINS, SHARE, STEPS, class_index, floors
+
+
+def rows(n: int = 120, unseen: int = 7) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(n)
+    score, p = rng.uniform(0.01, 0.3, n), rng.uniform(0.01, 0.99, n)
+    score[:unseen] = np.nan
+    return {
+        "id": np.arange(n, dtype=np.uint64),
+        "label": rng.integers(0, 3, n),
+        "score": score,
+        "mean_prob": p,
+    }
+
+
+def folded(columns: dict[str, np.ndarray], pieces: int):
+    """Return how a function of chunks is applied and merged."""
+    cuts = np.array_split(np.arange(len(columns["id"])), pieces)
+    chunks = [{name: values[cut] for name, values in columns.items()} for cut in cuts]
+    return lambda f, merge: reduce(merge, map(f, chunks))
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("cutoff", [0.0, 0.25])
+def test_strata_are_ranges_of_equal_width_below_the_cut(cutoff: float, pieces: int) -> None:
+    """The hardest go, and each range of difficulty gets the same budget."""
+    columns, count, kept = rows(), 5, 40
+    value = columns["score"]
+    settings = {"by": "score", "strata": count, "examples": 120, "kept": kept, "prune_ratio": 0.6}
+    found = find_strata(folded(columns, pieces), cutoff, settings)
+    hardest = np.argsort(-np.nan_to_num(value, nan=-1.0), kind="stable")[: round(120 * cutoff)]
+    expected = np.full(120, count)
+    inside = np.setdiff1d(np.flatnonzero(~np.isnan(value)), hardest)
+    low, high = value[inside].min(), value[inside].max()
+    expected[inside] = np.minimum((value[inside] - low) / (high - low) * count, count - 1)
+    expected[hardest] = count + 1
+    assert found["strata"].of(columns, "score").tolist() == expected.tolist()
+    budgets = stratum_budgets(np.bincount(expected[inside], minlength=count), kept)
+    assert found["quotas"].tolist() == [*budgets.tolist(), 0, 0]
+    assert settings["cutoff"] == cutoff
+
+
+def test_cutoffs_are_the_published_ones_and_leave_enough() -> None:
+    """Between the published ratios it is a line; what is not enough is refused."""
+    columns = rows(unseen=0)
+    for ratio, cutoff in ((0.1, 0.0), (0.5, 0.0), (0.6, 0.05), (0.7, 0.1), (0.85, 0.2), (0.9, 0.3)):
+        settings = {"by": "score", "strata": 4, "examples": 120, "kept": 9, "prune_ratio": ratio}
+        find_strata(folded(columns, 1), None, settings)
+        assert settings["cutoff"] == pytest.approx(cutoff)
+    settings = {"by": "score", "strata": 4, "examples": 120, "kept": 90, "prune_ratio": 0.25}
+    found = find_strata(folded(columns, 1), 0.25, settings)
+    assert found["quotas"].sum() == 90
+    for cutoff, message in (
+        (0.26, "leaves 89 examples"),
+        (1.0, "must be in"),
+        (-0.1, "must be in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_strata(folded(columns, 1), cutoff, settings)
+
+
+@pytest.mark.parametrize("options", [{}, {"c_d": "auto"}, {"c_d": "auto", "per_class": True}])
+def test_plans_of_chunks_are_the_plan_of_all_rows(options: dict) -> None:
+    """Memory, a stream and a cluster keep the same examples: counts add up."""
+    columns = rows(900)
+    how = Options(**options, columns=("score", "mean_prob"))
+    whole, parts = (plan_rows(folded(columns, pieces), 0.7, how) for pieces in (1, 4))
+    assert whole.settings == parts.settings
+    assert whole.quotas.tolist() == parts.quotas.tolist()
+    assert whole.settings["c_d"] != 4.0
+    assert whole.draw(columns).tolist() == parts.draw(columns).tolist()
+
+
+def test_rows_of_no_class_keep_no_least_number() -> None:
+    """A label of -1 is unknown, not a class of which one example has to stay."""
+    columns = rows(60, unseen=0)
+    columns["label"][:2] = -1
+    columns["mean_prob"][:2] = columns["score"][:2] = np.nan
+    names = Options(columns=("score", "mean_prob"), class_names=["cat", "dog", "owl"])
+    plan = plan_rows(folded(columns, 1), 0.9, names)
+    assert plan.settings["quotas"].keys() == {"-1", "cat", "dog", "owl"}
+    assert plan.settings["quotas"]["-1"] == 0
+
+
+def believed_from(counts: np.ndarray) -> tuple[list[int], list[int]]:
+    """Return the lowest bins that are believed, and how many rows, by the rule written out."""
+    medians = [int((2 * row.cumsum() >= row.sum()).argmax()) for row in counts]
+    half = SHARE**0.5
+    crowd = np.zeros(STEPS)
+    for row, median in zip(counts, medians, strict=True):
+        for b, rows_there in enumerate(row):
+            place = (b + 0.5) / (median + 0.5)
+            if place <= half:
+                crowd[min(int(place / half * STEPS), STEPS - 1)] += rows_there
+    edge = [crowd[0], *crowd, crowd[-1]]
+    smooth = [sum(edge[k : k + 3]) for k in range(STEPS)]
+    fullest = smooth.index(max(smooth))
+    emptiest = max(k for k in range(fullest, STEPS) if smooth[k] == min(smooth[fullest:]))
+    gap = half if emptiest == STEPS - 1 else (emptiest + 0.5) * half / STEPS
+    lowest = [int((median + 0.5) * gap) for median in medians]
+    return lowest, [int(row[low:].sum()) for row, low in zip(counts, lowest, strict=True)]
+
+
+@pytest.mark.parametrize("crowd", [0, 30, 200])
+def test_labels_are_believed_from_the_emptiest_place_on(crowd: int) -> None:
+    """One bin more or less decides about labels that are merely hard."""
+    rng = np.random.default_rng(crowd)
+    counts = np.zeros((4, BINS), dtype=np.int64)
+    for row, centre in zip(counts, (60, 120, 200, 250), strict=True):
+        np.add.at(row, np.clip(rng.normal(centre, centre / 4, 500), 0, BINS - 1).astype(int), 1)
+        np.add.at(row, rng.integers(0, max(centre // 12, 1), crowd), 1)
+    lowest, believed = floors(counts)
+    assert (lowest.tolist(), believed.tolist()) == believed_from(counts)
+
+
+def test_a_class_that_is_not_learned_at_all_is_believed() -> None:
+    """Half of nothing is nothing: no label lies below it."""
+    counts = np.zeros((1, BINS), dtype=np.int64)
+    counts[0, 0] = 9
+    lowest, believed = floors(counts)
+    assert (lowest.tolist(), believed.tolist()) == ([0], [9])
+
+
+def test_labels_far_apart_or_none_are_found() -> None:
+    """Labels may be any integers: a table as wide as their range would fill the memory."""
+    assert class_index(np.array([0, 2**40]), np.array([2**40, 0])).tolist() == [1, 0]
+    assert class_index(np.array([], dtype=np.int64), np.array([], dtype=np.int64)).tolist() == []
+    assert class_index(np.array([-5, 2]), np.array([2, -5, 2])).tolist() == [1, 0, 1]
