@@ -17,23 +17,21 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import itertools
 import time
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
+from bed import RESULTS, ROOT, append, mean_and_error, read, replace_between
 from torch.nn.functional import cross_entropy
 from warm_bed import Learner
 from warm_streams import KINDS, OPTIMIZERS, Stream, new_net, stream
 
 from warmstart.judge.runs import METHODS, Setting
 
-HERE = Path(__file__).resolve().parent
-CSV, PAGE = HERE / "warm_breadth.csv", HERE.parent / "docs" / "warmstart_results.md"
-MARKS = ("<!-- tables of the breadth -->", "<!-- end of the breadth -->")
+CSV, PAGE = RESULTS / "warm_breadth.csv", ROOT / "docs" / "warmstart_results.md"
 CHOSEN = ("none", "cold", "uniform", "fire", "dash", "shrink_and_perturb", "recycle")
 FIRST_TO_RUN = 5  # methods that run on all seeds before the others
 RATES = {"SGD": (0.03, 0.1, 0.3), "AdamW": (0.001, 0.003, 0.01), "Muon": (0.001, 0.003, 0.01)}
@@ -118,21 +116,6 @@ def run(job: Job) -> dict[str, Any]:
 # --- the runs
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV; none where there is no file."""
-    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Write a finished run at once, so that an interruption loses one at most."""
-    new = not path.exists()
-    with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def job_of(row: dict[str, str]) -> Job:
     return Job(*(row[c] for c in Job._fields[:4]), float(row["rate"]), int(row["seed"]))  # type: ignore[arg-type]
 
@@ -177,17 +160,17 @@ def run_all(path: Path, nets: tuple[str, ...]) -> None:
     while jobs := left(read(path), nets):
         for job in jobs:
             row = run(job)
-            append(path, row)
+            append(path, [row], COLUMNS)
             print(*job, row["accuracy"], row["steps"], row["seconds"], flush=True)
 
 
 # --- the tables
 
 
-def told(values: list[float], digits: int = 1) -> str:
+def told(values: list[float]) -> str:
     """Mean and standard error."""
-    error = f" ± {stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{error}"
+    mean, error = mean_and_error(values)
+    return f"{mean:+.1f} ± {error:.1f}"
 
 
 def tables(path: Path) -> str:
@@ -226,12 +209,6 @@ def tables(path: Path) -> str:
     return "\n\n".join(text)
 
 
-def write_page(found: str, marks: tuple[str, str], page: Path = PAGE) -> None:
-    """Put tables between their marks."""
-    before, rest = page.read_text().split(marks[0])
-    page.write_text(f"{before}{marks[0]}\n\n{found}\n\n{marks[1]}{rest.split(marks[1])[1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -246,7 +223,7 @@ def main() -> None:
     found = tables(args.csv)
     print(found)
     if args.csv == CSV:
-        write_page(found, MARKS)
+        replace_between(PAGE, "breadth", found)
 
 
 if __name__ == "__main__":

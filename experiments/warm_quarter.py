@@ -22,20 +22,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import functools
 import itertools
 import math
 import time
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
+from bed import RESULTS, append, read, replace_between
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
-from warm_breadth import PAGE, read, write_page
+from warm_breadth import PAGE, told
 from warm_streams import OPTIMIZERS, Data, Kind, Stream, new_net, stream
 
 from data_prune import DualTracker
@@ -45,9 +45,7 @@ from torch_specgd import param_groups
 from torch_specgd.triton_kernels import plan
 from warmstart.judge.runs import METHODS, Setting
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "warm_quarter.csv"
-MARKS = ("<!-- tables of the quarter -->", "<!-- end of the quarter -->")
+CSV = RESULTS / "warm_quarter.csv"
 # Examples, net, and chunks of so many.
 SETS = {
     "digits": ("digits", "conv net", Kind(5, 200, 64, 0, 0)),
@@ -254,21 +252,12 @@ def run_all(path: Path, sets: tuple[str, ...]) -> None:
     for data in sets:
         while runs := left(read(path), data):
             for run in runs:
-                start, row, new = time.process_time(), execute(run), not path.exists()
-                with path.open("a", newline="") as f:
-                    writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-                    if new:
-                        writer.writeheader()
-                    writer.writerow(row)
+                start, row = time.process_time(), execute(run)
+                append(path, [row], COLUMNS)
                 print(*row.values(), f"{time.process_time() - start:.1f} s", flush=True)
 
 
 # --- the tables
-
-
-def told(values: list[float]) -> str:
-    """Mean and standard error, signed."""
-    return f"{fmean(values):+.2f} ± {stdev(values) / len(values) ** 0.5:.2f}"
 
 
 def tables(path: Path) -> str:
@@ -321,7 +310,7 @@ def main() -> None:
     found = tables(args.csv)
     print(found)
     if args.csv == CSV:
-        write_page(found, MARKS, PAGE)
+        replace_between(PAGE, "quarter", found)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """How often the verdict of ``warmstart.compare`` is right, on streams that did not shape it.
 
 A net learns a first chunk, a second one of the same size arrives, and ``compare`` is asked with
-some seeds and 1,000 test examples. The truth is a full retrain with each method on five fresh
-seeds, judged on 2,000 other examples. A verdict is right if both hold, by the truth:
+some seeds and 1,000 test examples. The truth is a full retrain with each method (train on, cold,
+uniform, DASH) on five fresh seeds, judged on 2,000 other examples. A verdict is right if both hold,
+by the truth:
 
 - the method that it names is within the spread of the best method: its mean accuracy is below the
   best one's by at most ``margin`` or two standard errors of their paired difference, whichever is
@@ -20,7 +21,6 @@ seed. Those of the half "look" may be used to change the rule; "confirm" is run 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import time
 from collections.abc import Iterator
@@ -29,18 +29,17 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import torch
+from bed import RESULTS, append, read, replace_between
 from torch import Tensor, nn
 from warm_bed import Learner
-from warm_breadth import PAGE, read, write_page
+from warm_breadth import PAGE
 from warm_streams import OPTIMIZERS, Kind, new_net, stream
 
 from warmstart import Comparison, compare
 from warmstart.judge.compare import Run, verdict
 
-HERE = Path(__file__).resolve().parent
-CSV = HERE / "warm_verdict.csv"
-MARKS = ("<!-- tables of the verdict -->", "<!-- end of the verdict -->")
-CHOSEN = ("none", "cold", "uniform", "shrink_and_perturb", "fire", "dash")
+CSV = RESULTS / "warm_verdict.csv"
+CHOSEN = ("none", "cold", "uniform", "dash")
 ASKED, FRESH, MARGIN, TARGET = (0, 1, 2), (10, 11, 12, 13, 14), 0.5, 0.99
 KINDS = {
     "MLP": Kind(2, 300, 64, 20, 40),
@@ -124,12 +123,7 @@ def run_all(path: Path, half: str) -> None:
             for part, result in asked(place).items()
             for r in result.runs
         ]  # fmt: skip
-        new = not path.exists()
-        with path.open("a", newline="") as f:
-            writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append(path, rows, COLUMNS)
         print(half, *place, f"{time.process_time() - start:.1f} s", flush=True)
 
 
@@ -200,7 +194,7 @@ def main() -> None:
     found = tables(args.csv)
     print(found)
     if args.csv == CSV:
-        write_page(found, MARKS, PAGE)
+        replace_between(PAGE, "verdict", found)
 
 
 if __name__ == "__main__":
