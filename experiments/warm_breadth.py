@@ -167,45 +167,48 @@ def run_all(path: Path, nets: tuple[str, ...]) -> None:
 # --- the tables
 
 
+Cells = dict[tuple[str, ...], dict[int, dict[str, str]]]
+
+
 def told(values: list[float]) -> str:
-    """Mean and standard error."""
+    """Mean and standard error, signed."""
     mean, error = mean_and_error(values)
     return f"{mean:+.1f} ± {error:.1f}"
 
 
+def of_methods(of: Cells, place: tuple[str, ...]) -> list[str]:
+    """A row's cells: a warm start's accuracy, the others' difference to it, and seconds."""
+    warm = of[(*place, "none")]
+    cells = [f"{fmean(float(r['accuracy']) for r in warm.values()):.1f}"]
+    for method in CHOSEN[1:]:
+        own = of.get((*place, method), {})
+        both = sorted(own.keys() & warm.keys())
+        gains = [float(own[s]["accuracy"]) - float(warm[s]["accuracy"]) for s in both]
+        cells.append(told(gains) if len(gains) > 1 else "")
+    for method in ("none", "cold", "dash"):
+        spent = [float(r["seconds"]) for r in of.get((*place, method), {}).values()]
+        cells.append(f"{fmean(spent):.2f}" if spent else "")
+    return cells
+
+
 def tables(path: Path) -> str:
-    """A table for each net and kind of labels: accuracy (difference to a warm start), seconds."""
-    of: dict[tuple[str, ...], dict[int, dict[str, str]]] = {}
+    """A table for each net: a row for each optimizer and kind of labels, unseen seeds alone."""
+    of: Cells = {}
     for row in read(path):
         job = job_of(row)
         if job.seed:
             of.setdefault(job[:4], {})[job.seed] = row
     text = []
-    for net, labels in itertools.product(KINDS, LABELS):
-        head = " | ".join(
-            f"{o}: test % | against warm | seconds | rate"
-            for o in OPTIMIZERS
-            if (net, labels, o, "none") in of
-        )
-        if not head:
-            continue
-        lines = [f"| method | {head} |", "|---" * (1 + head.count("|") + 1) + "|"]
-        for method in CHOSEN:
-            cells = []
-            for optimizer in OPTIMIZERS:
-                warm, own = (of.get((net, labels, optimizer, m), {}) for m in ("none", method))
-                if not own:
-                    continue
-                seeds = sorted(own.keys() & warm.keys())
-                gains = [float(own[s]["accuracy"]) - float(warm[s]["accuracy"]) for s in seeds]
-                cells += [
-                    f"{fmean(float(r['accuracy']) for r in own.values()):.1f}",
-                    "" if method == "none" else told(gains),
-                    f"{fmean(float(r['seconds']) for r in own.values()):.2f}",
-                    next(iter(own.values()))["rate"],
-                ]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
-        text += [f"**{net}, {labels} labels**", "\n".join(lines)]
+    for net in KINDS:
+        names = ["warm, %", *CHOSEN[1:], "warm, s", "cold, s", "dash, s"]
+        lines = [f"| optimizer | labels | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+        lines += [
+            f"| {optimizer} | {labels} | {' | '.join(of_methods(of, (net, labels, optimizer)))} |"
+            for labels, optimizer in itertools.product(LABELS, OPTIMIZERS)
+            if (net, labels, optimizer, "none") in of
+        ]
+        if len(lines) > 2:
+            text += [f"**{net}**", "\n".join(lines)]
     return "\n\n".join(text)
 
 

@@ -78,6 +78,22 @@ def run(method: str, accuracy: float, steps: int, converged: bool = True) -> lis
         (run("none", 70.0, 100) + run("cold", 80.0, 400) + run("dash", 79.9, 200), "dash"),
         # a method that did not converge loses against one that did
         (run("none", 80.0, 50, False) + run("cold", 80.0, 400) + run("dash", 79.8, 200), "dash"),
+        # two seeds of dash happen to agree: the others tell how far seeds lie apart
+        (
+            [Run("none", s, 80.0 + d, 100.0, 100, True, 0.0, 1.0) for s, d in enumerate((-1, 1))]
+            + [Run("dash", s, 81.0, 100.0, 200, True, 0.0, 1.0) for s in (0, 1)],
+            "none",
+        ),
+        # none happens to scatter more than the others, and is worse all the same
+        (
+            [Run("none", s, 78.0 + d, 100.0, 100, True, 0.0, 1.0) for s, d in enumerate((-1, 1))]
+            + run("cold", 80.0, 400)
+            + run("uniform", 80.0, 300)
+            + run("dash", 80.0, 200),
+            "dash",
+        ),
+        # all runs end at the limit of steps
+        (run("none", 80.0, 100, False) + run("dash", 80.1, 100, False), "dash"),
         # direction is worse than the control
         (run("uniform", 80.0, 200) + run("dash", 78.0, 100), "uniform"),
     ],

@@ -126,8 +126,10 @@ def compare(
 
     Every method starts from the checkpoint, is applied once, and trains on the union with a fresh
     optimizer until the epoch's train accuracy reaches ``target``. The verdict is the cheapest
-    method (fewest steps) whose accuracy is within the noise of the best: ``margin``, or two
-    standard errors of the difference if that is more. It may be ``"none"``.
+    method (fewest steps, of as many steps the most accurate) whose accuracy is within the noise of
+    the best: ``margin``, or two standard errors of a difference if that is more. The spread over
+    seeds is taken of all methods together: of one alone two seeds tell little. It may be
+    ``"none"``.
 
     Args:
         model_fn: Builds a freshly initialized model.
@@ -208,20 +210,27 @@ def verdict(result: Comparison, margin: float) -> tuple[str, str]:
     """Return the cheapest method whose accuracy is within the noise of the best, and why."""
     mean = {m: result.mean(m, "accuracy") for m in result.methods}
     top = max(mean, key=lambda m: mean[m])
-
-    def noise(m: str) -> float:
-        error = math.hypot(result.error(m), result.error(top))
-        return max(margin, 2 * error) if math.isfinite(error) else margin
-
-    good = [m for m in result.methods if mean[m] >= mean[top] - noise(m)]
+    noise = max(margin, 2 * _error_of_difference(result))
+    good = [m for m in result.methods if mean[m] >= mean[top] - noise]
     done = [m for m in good if result.mean(m, "converged") == 1.0] or good
     best = min(
-        done, key=lambda m: (result.mean(m, "steps"), result.mean(m, "intervention_seconds"))
+        done,
+        key=lambda m: (result.mean(m, "steps"), -mean[m], result.mean(m, "intervention_seconds")),
     )
     reason = f"{mean[best]:.2f} % in {result.mean(best, 'steps'):.0f} steps"
     if best != top:
         reason += f"; {top} has {mean[top]:.2f} % in {result.mean(top, 'steps'):.0f}"
-    return best, reason
+    return best, f"{reason}; differences up to {noise:.2f} points are taken for noise"
+
+
+def _error_of_difference(result: Comparison) -> float:
+    """Return the standard error of a difference of two means, from the spread of all methods."""
+    groups = [[r.accuracy for r in result.runs if r.method == m] for m in result.methods]
+    freedom = sum(len(g) - 1 for g in groups)
+    if not freedom:
+        return 0.0
+    squares = sum((a - fmean(g)) ** 2 for g in groups for a in g)
+    return math.sqrt(2 * squares / freedom / min(map(len, groups)))
 
 
 def _chosen(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
