@@ -32,8 +32,7 @@ from warm_streams import KINDS, OPTIMIZERS, Stream, new_net, stream
 from warmstart.judge.runs import METHODS, Setting
 
 CSV, PAGE = RESULTS / "warm_breadth.csv", ROOT / "docs" / "warmstart_results.md"
-CHOSEN = ("none", "cold", "uniform", "fire", "dash", "shrink_and_perturb", "recycle")
-FIRST_TO_RUN = 5  # methods that run on all seeds before the others
+CHOSEN = ("none", "cold", "uniform", "fire", "dash")
 RATES = {"SGD": (0.03, 0.1, 0.3), "AdamW": (0.001, 0.003, 0.01), "Muon": (0.001, 0.003, 0.01)}
 LABELS, SEEDS, TARGET = ("clean", "wrong"), (1, 2), 0.99
 COLUMNS = (
@@ -132,27 +131,24 @@ def tuned(rows: list[dict[str, str]]) -> dict[tuple[str, str, str], float]:
 
 
 def left(rows: list[dict[str, str]], nets: tuple[str, ...]) -> list[Job]:
-    """Runs that are missing: of the first methods, then of the others; tuning before seeds."""
+    """Runs that are missing: tuning, then one unseen seed after another."""
     done, rates = {job_of(row) for row in rows}, tuned(rows)
-    for methods in (CHOSEN[:FIRST_TO_RUN], CHOSEN[FIRST_TO_RUN:]):
-        tuning = [
-            Job(net, "clean", optimizer, method, rate, 0)
-            for net, optimizer in itertools.product(nets, OPTIMIZERS)
-            for rate in RATES[optimizer]
-            for method in methods
-        ]
-        missing = [job for job in tuning if job not in done]
-        if not missing:
-            unseen = [
-                Job(net, labels, optimizer, method, rates[net, optimizer, method], seed)
-                for seed in SEEDS
-                for net, labels, optimizer in itertools.product(nets, LABELS, OPTIMIZERS)
-                for method in sorted(methods, key=lambda m: rates[net, optimizer, m])
-            ]
-            missing = [job for job in unseen if job not in done]
-        if missing:
-            return missing
-    return []
+    tuning = [
+        Job(net, "clean", optimizer, method, rate, 0)
+        for net, optimizer in itertools.product(nets, OPTIMIZERS)
+        for rate in RATES[optimizer]
+        for method in CHOSEN
+    ]
+    missing = [job for job in tuning if job not in done]
+    if missing:
+        return missing
+    unseen = [
+        Job(net, labels, optimizer, method, rates[net, optimizer, method], seed)
+        for seed in SEEDS
+        for net, labels, optimizer in itertools.product(nets, LABELS, OPTIMIZERS)
+        for method in sorted(CHOSEN, key=lambda m: rates[net, optimizer, m])
+    ]
+    return [job for job in unseen if job not in done]
 
 
 def run_all(path: Path, nets: tuple[str, ...]) -> None:
@@ -196,7 +192,7 @@ def tables(path: Path) -> str:
     of: Cells = {}
     for row in read(path):
         job = job_of(row)
-        if job.seed:
+        if job.seed in SEEDS:
             of.setdefault(job[:4], {})[job.seed] = row
     text = []
     for net in KINDS:
