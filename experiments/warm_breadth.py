@@ -192,7 +192,7 @@ def tables(path: Path) -> str:
     of: Cells = {}
     for row in read(path):
         job = job_of(row)
-        if job.seed in SEEDS:
+        if job.seed:
             of.setdefault(job[:4], {})[job.seed] = row
     text = []
     for net in KINDS:

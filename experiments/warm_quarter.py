@@ -260,6 +260,16 @@ def run_all(path: Path, sets: tuple[str, ...]) -> None:
 # --- the tables
 
 
+def kind_of(run: Run) -> str:
+    """What a row of the table is there for."""
+    if run.part == "cold":
+        return "cold start"
+    if run.ratio and run.optimizer == "Muon" and run.shrink != "none":
+        return "all three"
+    plain = run.optimizer == "AdamW" and not run.ratio and run.shrink in ("none", "cold")
+    return "control" if plain and run.rate == run.first else "best of the search"
+
+
 def tables(path: Path) -> str:
     """For each data set the cold start, what was found, and the controls, on unseen seeds."""
     rows = read(path)
@@ -282,7 +292,7 @@ def tables(path: Path) -> str:
                 for c in ("accuracy", "mean_accuracy")
             }
             share = fmean(float(own[s]["flops"]) / float(cold[s]["flops"]) for s in seeds)
-            what = f"{run.shrink}, {run.optimizer} at {run.rate:g}"
+            what = f"{kind_of(run)}: {run.shrink}, {run.optimizer} at {run.rate:g}"
             what += f", dynamic {run.ratio}" if run.ratio else ""
             if run.part == "cold":
                 what += f", {run.passes} passes"
