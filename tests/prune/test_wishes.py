@@ -37,10 +37,11 @@ def test_lists_are_obeyed_and_the_number_stays(method, per_class):
     assert not np.isin(drop, kept).any()
     without = table.select(0.8, **options)
     free = np.setdiff1d(without, np.r_[keep, drop])
-    assert np.isin(free, kept).sum() >= 0.5 * len(free)  # the others are chosen as they were
+    # The others are chosen as they were, but for classes that the lists have left less room.
+    assert np.isin(free, kept).sum() >= 0.95 * len(free)
     if per_class:
         sizes = np.bincount(table.label[kept])
-        assert abs(sizes - 0.2 * np.bincount(table.label)).max() < 12
+        assert abs(sizes - 0.2 * np.bincount(table.label)).max() < 1  # shares, rounded
     same = table.select(0.8, keep=[], drop=np.array([], dtype=int), **options)
     assert same.tolist() == without.tolist()
 
@@ -198,8 +199,8 @@ def test_lists_and_classes_of_groups():
     kept = table.select(0.6, groups=patient, classes=site, keep=keep, drop=drop)
     assert (patient[kept] == "p7").sum() == (patient == "p7").sum()
     assert "p8" not in patient[kept]
-    share = np.bincount(site[kept]) / np.bincount(site)
-    assert abs(share - 0.4).max() < 0.06
+    wanted = 0.4 * np.bincount(site)
+    assert abs(np.bincount(site[kept]) - wanted).max() <= 20  # half of the largest group
     both = np.flatnonzero(patient == max(set(patient), key=list(patient).count))[:2]
     with pytest.raises(ValueError, match="1 groups have examples in keep and in drop"):
         table.select(0.6, groups=patient, keep=both[:1], drop=both[1:])
