@@ -62,6 +62,8 @@ class Replacement:
             file: IO[bytes] = self._stack.enter_context(target.open("wb"))
             self._opened.append((file, None, target))
             return file
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"{target} must lie in a folder that exists")
         _clear_left(target)
         file, temporary = _open_aside(target)
         self._stack.callback(temporary.unlink, missing_ok=True)

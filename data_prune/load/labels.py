@@ -129,6 +129,14 @@ def columns_of(data: Any) -> list[str] | None:
     return list(data.columns) if library in ("pandas", "polars") else data.column_names
 
 
+def _named(labels: NDArray, data: Any) -> NDArray:
+    """Return numbers as the names that ``datasets`` gives them (ClassLabel), if it does."""
+    features = data.features if library_of(data) == "datasets" else {}
+    kinds = (features.get(name) for name in NAMES)
+    names = next((kind.names for kind in kinds if hasattr(kind, "names")), None)
+    return labels if names is None else np.array([*names, None], dtype=object)[labels]
+
+
 def check_same_labels(table: ScoreTable, data: Any) -> None:
     """Refuse scores of examples whose labels are not those of the data.
 
@@ -138,6 +146,8 @@ def check_same_labels(table: ScoreTable, data: Any) -> None:
     if len(table) != len(data):
         raise ValueError(f"table scores {len(table)} examples, the data set has {len(data)}")
     labels, names = known_labels(data), table.meta.get("label_names")
+    if labels is not None and labels.dtype.kind != "O" and names is not None:
+        labels = _named(labels, data)
     if labels is None or (labels.dtype.kind == "O") != (names is not None):
         return  # names on one side and numbers on the other cannot be compared
     if names is None:

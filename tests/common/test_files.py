@@ -71,7 +71,7 @@ def test_all_files_appear_or_none(tmp_path: Path) -> None:
             files.open(tmp_path / "part").write(b"1")
             files.open(tmp_path / "gone" / "index").write(b"part")
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="gone/index must lie in a folder that exists"):
         write()
     assert names(tmp_path) == set()
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from data_prune import DualScoreSampler, ScoreTable, prune_dataset
@@ -101,6 +101,16 @@ def test_names_are_compared_with_names_alone():
         matched(
             table(NAMES[LABELS % 3]), Dataset.from_dict({"label": NAMES[::-1][LABELS % 3].tolist()})
         )
+
+
+def test_numbers_that_have_names_are_compared_by_them():
+    """A ClassLabel of ``datasets`` is a number with a name: another order passed unseen."""
+    column = ClassLabel(names=NAMES.tolist())
+    data = Dataset.from_dict({"labels": (LABELS % 3).tolist()}).cast_column("labels", column)
+    matched(table(NAMES[LABELS % 3]), data)
+    matched(table(), Dataset.from_dict({"labels": LABELS.tolist()}))
+    with pytest.raises(ValueError, match=r"have another label .* \(the first: 0, cat and eel\)"):
+        matched(table(NAMES[::-1][LABELS % 3]), data)
 
 
 def make_frame(library, columns):
