@@ -9,6 +9,7 @@ several rounds: recording, selecting and drawing come out of the same purse.
 
     python experiments/prune_equal_seconds.py            # runs what the CSV lacks, one thread
     python experiments/prune_equal_seconds.py --report   # rewrites the table of the page alone
+    python experiments/prune_equal_seconds.py --costs    # what a step of each kind takes
 """
 
 from __future__ import annotations
@@ -166,7 +167,11 @@ def table(path: Path) -> str:
         cells = []
         for rival in rivals:
             seeds = sorted(of[DYNAMIC].keys() & of[rival].keys())
-            pair = compare([of[DYNAMIC][s] for s in seeds], [of[rival][s] for s in seeds])
+            mine, theirs = ([of[m][s] for s in seeds] for m in (DYNAMIC, rival))
+            if len(seeds) < 2:
+                cells.append(f"{mine[0] - theirs[0]:+.1f} (one seed)" if seeds else "not run")
+                continue
+            pair = compare(mine, theirs)
             cells.append(f"{pair.difference:+.1f} ± {(pair.high - pair.low) / 2:.1f}")
         mean = np.mean(list(of[DYNAMIC].values()))
         lines.append(
@@ -197,9 +202,18 @@ def seconds(path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--costs", action="store_true", help="time the steps alone")
     parser.add_argument("--report", action="store_true", help="the table alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.costs:
+        for name, ratio in itertools.product(DATA, RATIOS):
+            print(
+                name,
+                ratio,
+                *(f"{k} {1e3 * v:.2f} ms" for k, v in measured(name, ratio)._asdict().items()),
+            )
+        return
     if not args.report:
         run_all(args.csv)
     found = f"{table(args.csv)}\n\n{seconds(args.csv)}"

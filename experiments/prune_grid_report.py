@@ -9,6 +9,7 @@ accuracy; it counts as below or above if the 95 % interval of that difference (S
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from bed import ROOT
 from bed import read as rows_of
-from prune_grid import CSV, DAMAGE, NETS, RATIOS, Cell, half_of
+from prune_grid import CSV, DAMAGE, DATA, NETS, RATIOS, Cell, cells, half_of
 from prune_rules import DEFAULT, METHODS
 
 from data_prune.report.evaluate import compare
@@ -61,6 +62,23 @@ def differences(
             pair = compare([of[method][s] for s in seeds], [of[rival][s] for s in seeds])
             found[cell] = (pair.difference, pair.low, pair.high)
     return found
+
+
+def rows_there(runs: Runs, half: str, methods: tuple[str, ...]) -> str:
+    """How many cells of each data set and net have all three seeds of a rule and of random."""
+    columns = list(itertools.product(DATA, NETS))
+    whole = [sum((c.half, c.data, c.net) == (half, *column) for c in cells()) for column in columns]
+    lines = [
+        "| rows of | " + " | ".join(f"{data}, {net} net" for data, net in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for method in ("random", *methods):
+        found = differences(runs, method)
+        counts = [sum((c.data, c.net) == column for c in found) for column in columns]
+        if any(counts):
+            shown = [f"{n} of {total}" for n, total in zip(counts, whole, strict=True)]
+            lines.append(f"| {method} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def verdicts(runs: Runs, methods: tuple[str, ...], rival: str = "random") -> str:
@@ -132,6 +150,8 @@ def tables(path: Path) -> str:
             continue
         count = len(differences(runs, "random"))
         text += [f"### {title.capitalize()}: {count} cells", verdicts(runs, methods)]
+        text += ["Cells of each data set and net in which all three seeds of a rule have run:"]
+        text += [rows_there(runs, half, methods)]
         text += ["Against training on all the data instead of random:"]
         text += [verdicts(runs, ("random", *selections), "full")]
         for name, parts in (
