@@ -133,7 +133,7 @@ def _named(labels: NDArray, data: Any) -> NDArray:
     """Return numbers as the names that ``datasets`` gives them (ClassLabel), if it does."""
     features = data.features if library_of(data) == "datasets" else {}
     kinds = (features.get(name) for name in NAMES)
-    names = next((kind.names for kind in kinds if hasattr(kind, "names")), None)
+    names = next((kind.names for kind in kinds if kind and hasattr(kind, "names")), None)
     return labels if names is None else np.array([*names, None], dtype=object)[labels]
 
 
