@@ -38,7 +38,7 @@ class Eigenbasis:
     Args:
         beta: Weight of the old averages L and V (default 0.95).
         every: Steps between two bases (default 10); the first ``every`` steps take one each.
-        sides: "both" (default), or "short": the shorter side alone.
+        sides: "both" (default), "outputs" (L alone), or "short": the shorter side alone.
 
     Raises:
         ValueError: On a value out of range.
@@ -91,19 +91,21 @@ class Eigenbasis:
 class Shampoo:
     """The update times an inverse root of the gradients' covariance, whose polar factor Muon takes.
 
-    For the short side m of an m x n matrix (both where ``sides`` is "both")::
+    For a matrix of m outputs and n inputs::
 
         L <- beta L + (1 - beta) G G^T        averaged at every step
         P  = L^(-power)                       anew at every ``every``-th step
         U' = P U
 
-    so that directions along which gradients are large do not drown the others. The update's size
-    does not matter: its polar factor is taken. A side above 8,192 is left as it is.
+    so that directions of large gradients do not drown the others. The update's size does not
+    matter: its polar factor is taken.
 
     Args:
         beta: Weight of the old average L (default 0.95).
         every: Steps between two roots (default 10); the first ``every`` steps take one each.
-        sides: "short": the shorter side alone (default), or "both".
+        sides: "outputs": L alone, or the inputs' side where m exceeds 8,192 (default); "short": the
+            shorter side, which costs less where m exceeds n; or "both". A side above 8,192 is left
+            as it is.
         power: Of the inverse root, in (0, 1] (default 1/2); 1/4 on both sides is Shampoo's own.
             1/2, 1/4 and 1/8 take matrix products alone, others an eigendecomposition.
 
@@ -124,7 +126,7 @@ class Shampoo:
 
     beta: float = 0.95
     every: int = 10
-    sides: str = "short"
+    sides: str = "outputs"
     power: float = 0.5
     identities: ClassVar[tuple[str, ...]] = ("left_root", "right_root")
 
@@ -201,8 +203,10 @@ def floored_root(squares: Tensor) -> Tensor:
 def _sides(m: int, n: int, sides: str) -> dict[str, int]:
     """Return the length of each side that is preconditioned."""
     both = {"left": m, "right": n}
-    if sides == "short":
-        both = {"left": m} if m <= n else {"right": n}
+    if (sides == "outputs" and m <= LARGEST_SIDE) or (sides != "both" and m <= n):
+        del both["right"]
+    elif sides != "both":
+        del both["left"]
     return {name: k for name, k in both.items() if k <= LARGEST_SIDE}
 
 
@@ -217,8 +221,8 @@ def _check(beta: float, every: int, sides: str) -> None:
         raise ValueError(f"beta must be a number in [0, 1), got {beta!r}")
     if not isinstance(every, int) or every < 1:
         raise ValueError(f"every must be an integer of at least 1, got {every!r}")
-    if sides not in ("short", "both"):
-        raise ValueError(f"sides must be 'short' or 'both', got {sides!r}")
+    if sides not in ("short", "outputs", "both"):
+        raise ValueError(f"sides must be 'short', 'outputs' or 'both', got {sides!r}")
 
 
 BY_NAME: Mapping[str, Any] = {"shampoo": Shampoo(), "eigenbasis": Eigenbasis()}

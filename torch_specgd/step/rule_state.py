@@ -13,7 +13,7 @@ from torch import Size, Tensor
 
 from specgd_common.tensors import is_dtensor, local
 
-from ..groups.matrix_view import MatrixView, batch_shape
+from ..groups.matrix_view import MatrixView, batch_shape, matrix_shape
 from .precondition import BY_NAME
 
 PREFIX = "precondition_"
@@ -33,8 +33,8 @@ def rule_shapes(precondition: Any, p: Tensor, view: MatrixView) -> dict[str, Siz
         view: How it is seen as matrices.
 
     Example:
-        >>> rule_shapes("shampoo", torch.zeros(5, 3, 2), MatrixView())["precondition_right"]
-        torch.Size([20])
+        >>> rule_shapes("shampoo", torch.zeros(5, 3, 2), MatrixView())["precondition_left"]
+        torch.Size([45])
     """
     total: dict[str, int] = {}
     for batch, shapes in _of_pieces(rule_of(precondition), p.shape, view):
@@ -96,5 +96,5 @@ def _of_pieces(
 ) -> Iterator[tuple[int, Mapping[str, tuple[int, ...]]]]:
     """Yield (B, shape of each tensor of a matrix's state) of each piece."""
     for piece in view.part_shapes(shape):
-        batch, m, n = batch_shape(piece, view)
-        yield batch, rule.shapes(m, n) if hasattr(rule, "shapes") else {}
+        shapes = rule.shapes(*matrix_shape(piece, view)) if hasattr(rule, "shapes") else {}
+        yield batch_shape(piece, view)[0], shapes

@@ -47,15 +47,15 @@ def precondition_(
     done = []
     views = rule_views(rule, p.shape, view, wide)
     for part, grad, own in zip(view.pieces(u), view.pieces(g), views, strict=True):
-        matrices = as_matrices(part, view)
-        with as_written(matrices.device):
-            result = rule(matrices, as_matrices(grad, view), {**own, "step": step})
-        if result.shape != matrices.shape:
+        x, y = (_with_outputs_first(as_matrices(each, view), view) for each in (part, grad))
+        with as_written(x.device):
+            result = rule(x, y, {**own, "step": step})
+        if result.shape != x.shape:
             raise ValueError(
-                f"precondition must return the update's shape {tuple(matrices.shape)}, got "
+                f"precondition must return the update's shape {tuple(x.shape)}, got "
                 f"{tuple(result.shape)}"
             )
-        done.append(result.reshape(part.shape))
+        done.append(_with_outputs_first(result, view).reshape(part.shape))
     whole = view.joined(done)
     for d in layout.divisions():
         whole = whole if d.dim is None else cut(whole, d)[d.index]
@@ -63,3 +63,7 @@ def precondition_(
     for x, y in zip(kept.values(), wide.values(), strict=True):
         if x is not y:
             x.copy_(y)
+
+
+def _with_outputs_first(x: Tensor, view: MatrixView) -> Tensor:
+    return x.mT if view.kind == "transposed" else x
