@@ -1,0 +1,296 @@
+"""Update rules beside a tuned torch.optim.Muon: held-out loss, steps to the same loss, time.
+
+    python experiments/muon_rules.py                       # appends what is missing to the CSV
+    python experiments/muon_rules.py --only conv shampoo   # of a bed, of some contenders
+    python experiments/muon_rules.py --report              # the section of docs/muon_results.md
+
+Every contender is tuned on seed 0 by the same five runs: three rates of the matrices, a factor of
+1.5 apart, in the direction that helps; then two of AdamW, which steps everything else. Its tuned
+rates then run on six seeds that tuned nothing, and our rules on fewer steps as well.
+pytorch_optimizer and heavyball take part where they can be imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from bed import GROWING, append, fashion_mnist, read
+from muon_bed import QUICK, SETTINGS, Setting, lr_factor, train
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import AdamW, Optimizer
+
+from torch_specgd import Muon, Shampoo
+
+OUT = GROWING / "muon_rules.csv"
+SEEDS = (1, 2, 3, 4, 5, 6)
+BEDS = {"width 96": 400, "conv": 400, "width 256": 400}  # steps
+AUX, FACTOR = 3e-3, 1.5
+FEWER = (0.8, 0.7)  # of the steps
+Matrices = list[nn.Parameter]
+
+
+class Hyperball(Muon):
+    """Muon whose matrices keep the norm that they start with (arXiv 2606.16899)."""
+
+    def __init__(self, params: Matrices, lr: float) -> None:
+        super().__init__(params, lr=lr, weight_decay=0.0)
+        self.norms = [p.detach().norm() for p in params]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take Muon's step, then scale every matrix back."""
+        loss = super().step(closure)
+        with torch.no_grad():
+            for p, norm in zip(self.param_groups[0]["params"], self.norms, strict=True):
+                p.mul_(norm / p.norm())
+        return loss
+
+
+def _soap(ps: Matrices, lr: float) -> Optimizer:
+    from pytorch_optimizer import SOAP
+
+    return SOAP(ps, lr=lr, betas=(0.95, 0.95), weight_decay=0.1, precondition_frequency=10)
+
+
+def _heavy_soap(ps: Matrices, lr: float) -> Optimizer:
+    import heavyball
+
+    return heavyball.SOAP(ps, lr=lr, betas=(0.95, 0.95), weight_decay=0.1, compile_step=False)
+
+
+def _heavy_muon(ps: Matrices, lr: float) -> Optimizer:
+    import heavyball
+
+    return heavyball.Muon(ps, lr=lr, betas=(0.95, 0.95), weight_decay=0.1, compile_step=False)
+
+
+def muon(**options: Any) -> Callable[[Matrices, float], Optimizer]:
+    """Return a maker of Muon with these options."""
+    return lambda ps, lr: Muon(ps, lr=lr, **options)
+
+
+# What steps the hidden matrices, and the first rate that is tried; the most decisive come first.
+CONTENDERS: dict[str, tuple[Callable[[Matrices, float], Optimizer], float]] = {
+    "torch.optim.Muon": (
+        lambda ps, lr: torch.optim.Muon(ps, lr=lr, adjust_lr_fn="original"),
+        0.02,
+    ),
+    "shampoo": (muon(precondition="shampoo"), 0.02),
+    "eigenbasis": (muon(precondition="eigenbasis"), 0.02),
+    "element": (muon(second_moment="element"), 0.02),
+    "shampoo, short side": (muon(precondition=Shampoo(sides="short")), 0.02),
+    "Muon": (muon(), 0.02),
+    "neuron (NorMuon)": (muon(second_moment="neuron"), 0.02),
+    "SOAP (pytorch_optimizer)": (_soap, 3e-3),
+    "hyperball": (Hyperball, 0.02),
+    "SOAP (heavyball)": (_heavy_soap, 3e-3),
+    "Muon (heavyball)": (_heavy_muon, 0.02),
+    "AdamW": (
+        lambda ps, lr: AdamW(ps, lr=lr, betas=(0.9, 0.95), weight_decay=0.1),
+        3e-3,
+    ),
+}
+OURS = ("shampoo", "eigenbasis", "element")
+
+
+class Run(NamedTuple):
+    """What a row of the CSV is of; rates are strings, as they stand there."""
+
+    bed: str
+    contender: str
+    lr: str
+    adamw_lr: str
+    steps: int
+    seed: int
+
+
+class Result(NamedTuple):
+    """What a run gives: losses in nats, accuracy in % (nan of text), CPU seconds a step."""
+
+    held_out: float
+    train: float
+    accuracy: float
+    seconds: float
+
+
+def optimizers(run: Run, matrices: Matrices, others: Matrices) -> list[Optimizer]:
+    """Make the contender for the matrices, and AdamW for everything else."""
+    aside = AdamW(others, lr=float(run.adamw_lr), betas=(0.9, 0.95), weight_decay=0.0)
+    return [CONTENDERS[run.contender][0](matrices, float(run.lr)), aside]
+
+
+def on_text(run: Run, setting: Setting) -> Result:
+    """Train the transformer."""
+    clock: list[float] = []
+    end = train(
+        setting,
+        lambda model: optimizers(run, model.matrices(), model.others()),
+        run.seed,
+        points=1,
+        watch=lambda *_: clock.append(time.process_time()),
+    )[-1]
+    return Result(end.held_out, end.train, math.nan, typical(clock))
+
+
+def typical(clock: Sequence[float]) -> float:
+    """Return the mean time between steps, without the tenth that took longest."""
+    times = sorted(b - a for a, b in pairwise(clock))
+    return fmean(times[: max(1, 9 * len(times) // 10)])
+
+
+class Flat(nn.Conv2d):
+    """A convolution whose weight is stored as the matrix (out, rest), which all optimizers take."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.form = self.weight.shape
+        self.weight = nn.Parameter(self.weight.detach().flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        return self._conv_forward(x, self.weight.view(self.form), self.bias)
+
+
+def net() -> nn.Sequential:
+    """Return a small convolution net for 28 x 28 images."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(),
+        Flat(16, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        Flat(32, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.Flatten(), nn.Linear(64 * 16, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+@cache
+def images(split: str, count: int) -> tuple[Tensor, Tensor]:
+    """Return images of Fashion-MNIST, (count, 1, 28, 28), and their labels."""
+    x, y = fashion_mnist(split)
+    x = torch.tensor(x[:count]).unsqueeze(1).float() / 255 - 0.286
+    return x, torch.tensor(y[:count])
+
+
+def on_images(run: Run, setting: Setting, count: int = 20_000) -> Result:
+    """Train the convolution net."""
+    x, y = images("train", count)
+    torch.manual_seed(run.seed)
+    model = net()
+    matrices = [model[i].weight for i in (2, 5, 9)]
+    ids = set(map(id, matrices))
+    chosen = optimizers(run, matrices, [p for p in model.parameters() if id(p) not in ids])
+    rates = [torch.optim.lr_scheduler.LambdaLR(o, lambda t: lr_factor(t, setting)) for o in chosen]
+    clock: list[float] = []
+    for _, some in zip(range(setting.steps), shuffled(count, run.seed), strict=False):
+        loss = cross_entropy(model(x[some]), y[some])
+        model.zero_grad()
+        loss.backward()
+        for o in (*chosen, *rates):
+            o.step()
+        clock.append(time.process_time())
+    model.eval()
+    (a, b), (fit, labels) = images("t10k", count // 2), (x[: count // 2], y[: count // 2])
+    with torch.no_grad():
+        found, known = model(a), model(fit)
+    accuracy = 100 * float((found.argmax(1) == b).float().mean())
+    losses = float(cross_entropy(found, b)), float(cross_entropy(known, labels))
+    return Result(*losses, accuracy, typical(clock))
+
+
+def shuffled(count: int, seed: int) -> Iterator[Tensor]:
+    """Yield batches of 64, epoch after epoch, a pure function of the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator)[: count // 64 * 64].split(64)
+
+
+def results() -> dict[Run, Result]:
+    """Return what the CSV holds."""
+    found = {}
+    for row in read(OUT):
+        first = (row[name] for name in Run._fields[:4])
+        run = Run(*first, steps=int(row["steps"]), seed=int(row["seed"]))
+        found[run] = Result(*(float(row[name]) for name in Result._fields))
+    return found
+
+
+def measure(run: Run) -> Result:
+    """Return what a run gives, out of the CSV if it is there."""
+    if (known := results().get(run)) is not None:
+        return known
+    if run.bed == "conv":
+        result = on_images(run, Setting(steps=run.steps))
+    else:
+        width = int(run.bed.split()[1])
+        result = on_text(run, replace(SETTINGS["plain"], width=width, steps=run.steps))
+    append(OUT, [{**run._asdict(), **result._asdict()}])
+    print(*run, *(f"{x:.4f}" for x in result), flush=True)
+    return result
+
+
+def tuned(bed: str, name: str, result: Callable[[Run], Result] = measure) -> Run:
+    """Return the best of five runs of seed 0: three rates of the matrices, then two of AdamW."""
+
+    def at(lr: float, aux: float) -> Run:
+        return Run(bed, name, f"{lr:.3g}", f"{aux:.3g}", BEDS[bed], 0)
+
+    def loss(run: Run) -> float:
+        return result(run).held_out
+
+    lr = CONTENDERS[name][1]
+    runs = [at(lr, AUX), at(lr * FACTOR, AUX)]
+    higher = loss(runs[1]) < loss(runs[0])
+    runs.append(at(lr * FACTOR**2 if higher else lr / FACTOR, AUX))
+    lr = float(min(runs, key=loss).lr)
+    second = at(lr, 2 * AUX)
+    better = loss(second) < min(map(loss, runs))
+    return min([*runs, second, at(lr, 4 * AUX if better else AUX / 2)], key=loss)
+
+
+def compare(bed: str, name: str) -> None:
+    """Tune a contender, then run what is missing of the seeds that tuned nothing."""
+    best = tuned(bed, name)
+    parts = (1.0, *FEWER) if name in OURS else (1.0,)
+    for part in parts:
+        for seed in SEEDS:
+            measure(best._replace(seed=seed, steps=round(part * BEDS[bed])))
+
+
+def quick() -> None:
+    """Try every rule for a few steps, without files."""
+    for name in ("torch.optim.Muon", *OURS, "hyperball"):
+        run = Run("quick", name, "0.02", "0.003", QUICK.steps, 0)
+        made = on_text(run, QUICK), on_images(run, QUICK, 640)
+        assert all(math.isfinite(x.held_out) and x.seconds > 0 for x in made), (name, made)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], help="beds and contenders")
+    parser.add_argument("--quick", action="store_true", help="a few steps, assertions, no files")
+    args = parser.parse_args()
+    if unknown := [x for x in args.only if x not in (*BEDS, *CONTENDERS)]:
+        parser.error(f"--only must name beds or contenders, got {unknown}")
+    torch.set_num_threads(1)
+    if args.quick:
+        quick()
+        return
+    names = [x for x in CONTENDERS if x in args.only] or list(CONTENDERS)
+    for bed in [x for x in BEDS if x in args.only] or list(BEDS):
+        for name in names:
+            try:
+                compare(bed, name)
+            except ImportError as error:
+                print(f"{name} is left out: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
