@@ -31,6 +31,7 @@ RUNS = {
 }
 REPORTS = {
     "muon_figures": "",
+    "muon_rules": "--report",
     "prune_grid_report": "",
     "prune_equal_seconds": "--report",
     "prune_fashion_mnist": "--report",

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from bed import GROWING, append, fashion_mnist, read
+from bed import GROWING, ROOT, append, fashion_mnist, read, replace_between
 from muon_bed import QUICK, SETTINGS, Setting, lr_factor, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -36,6 +36,7 @@ SEEDS = (1, 2, 3, 4, 5, 6)
 BEDS = {"width 96": 400, "conv": 400, "width 256": 400}  # steps
 AUX, FACTOR = 3e-3, 1.5
 FEWER = (0.8, 0.7)  # of the steps
+LEFT = [-1]  # runs until the program stops; below zero: none is the last
 Matrices = list[nn.Parameter]
 
 
@@ -64,12 +65,14 @@ def _soap(ps: Matrices, lr: float) -> Optimizer:
 def _heavy_soap(ps: Matrices, lr: float) -> Optimizer:
     import heavyball
 
+    heavyball.utils.compile_mode = None  # its own tuning takes minutes a shape
     return heavyball.SOAP(ps, lr=lr, betas=(0.95, 0.95), weight_decay=0.1, compile_step=False)
 
 
 def _heavy_muon(ps: Matrices, lr: float) -> Optimizer:
     import heavyball
 
+    heavyball.utils.compile_mode = None
     return heavyball.Muon(ps, lr=lr, betas=(0.95, 0.95), weight_decay=0.1, compile_step=False)
 
 
@@ -232,6 +235,9 @@ def measure(run: Run) -> Result:
         result = on_text(run, replace(SETTINGS["plain"], width=width, steps=run.steps))
     append(OUT, [{**run._asdict(), **result._asdict()}])
     print(*run, *(f"{x:.4f}" for x in result), flush=True)
+    LEFT.append(LEFT.pop() - 1)
+    if LEFT[0] == 0:
+        raise SystemExit(3)  # more is missing
     return result
 
 
@@ -276,10 +282,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], help="beds and contenders")
     parser.add_argument("--quick", action="store_true", help="a few steps, assertions, no files")
+    parser.add_argument("--runs", type=int, help="stop after so many new runs, with exit code 3")
+    parser.add_argument("--report", action="store_true", help="write the section of the page")
     args = parser.parse_args()
+    if args.report:
+        from muon_rules_report import section
+
+        text = section(results(), CONTENDERS)
+        replace_between(ROOT / "docs" / "muon_results.md", "muon_rules", text)
+        return
     if unknown := [x for x in args.only if x not in (*BEDS, *CONTENDERS)]:
         parser.error(f"--only must name beds or contenders, got {unknown}")
     torch.set_num_threads(1)
+    LEFT[0] = args.runs or -1
     if args.quick:
         quick()
         return

@@ -1,0 +1,159 @@
+"""What the runs of update rules say: a table for each bed, paired with a tuned torch.optim.Muon."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, median, stdev
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from torch_specgd import Eigenbasis, Shampoo
+from torch_specgd.step.rule_state import rule_of
+
+BASE = "torch.optim.Muon"
+TITLES = {
+    "width 96": "The transformer, width 96",
+    "width 256": "The transformer, width 256",
+    "conv": "A small convolution net on 20,000 images of Fashion-MNIST",
+}
+Make = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+
+
+def p_value(gaps: Sequence[float]) -> float:
+    """Return Student's two-sided p of paired differences, by Simpson's rule over the density.
+
+    Example:
+        >>> round(p_value([1.0, 2.0, 3.0]), 4)
+        0.0742
+    """
+    n, parts = len(gaps) - 1, 2000
+    t = abs(fmean(gaps)) / (stdev(gaps) / math.sqrt(n + 1))
+    scale = math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2)) / math.sqrt(n * math.pi)
+    weights = [1, *((4, 2) * (parts // 2))[:-1], 1]
+    heights = [(1 + (t * i / parts) ** 2 / n) ** (-(n + 1) / 2) for i in range(parts + 1)]
+    inside = sum(w * y for w, y in zip(weights, heights, strict=True)) * t / parts / 3
+    return max(0.0, 1 - 2 * scale * inside)
+
+
+def shapes_of(bed: str) -> list[tuple[int, int]]:
+    """Return the shapes of the hidden matrices of a bed."""
+    if bed == "conv":
+        return [(32, 144), (64, 288), (128, 1024)]
+    width = int(bed.split()[1])
+    return 2 * [*[(width, width)] * 4, (4 * width, width), (width, 4 * width)]
+
+
+def flops(shapes: Sequence[tuple[int, int]], make: Make) -> float:
+    """Return floating-point operations of a step, the mean over ten that hold one refresh.
+
+    Products are counted as they run. Decompositions of an m x m matrix are counted on paper: 9 m^3
+    for eigenvectors and eigenvalues, 8/3 m^3 for an orthonormal basis.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ps = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    optimizer, total = make(ps, 0.01), 0.0
+    for step in range(1, 31):
+        for p in ps:
+            p.grad = torch.randn(p.shape, generator=generator)
+        if step <= 20:
+            optimizer.step()
+            continue
+        with FlopCounterMode(display=False) as counter:
+            optimizer.step()
+        total += counter.get_total_flops() / 10
+    rule = rule_of(optimizer.param_groups[0].get("precondition"))
+    each = {Shampoo: 9.0, Eigenbasis: 8 / 3}.get(type(rule), 0.0)
+    sides = [
+        size[0]
+        for shape in shapes
+        for name, size in (rule.shapes(*shape) if each else {}).items()
+        if name in ("left", "right")
+    ]
+    return total + sum(each * k**3 / rule.every for k in sides)
+
+
+def section(known: Mapping[Any, Any], contenders: Mapping[str, tuple[Make, float]]) -> str:
+    """Return the section of the page.
+
+    Args:
+        known: Results by run.
+        contenders: Makers of optimizers by name.
+    """
+    parts: list[str] = []
+    for bed, title in TITLES.items():
+        rows = _rows({run: x for run, x in known.items() if run.bed == bed and run.seed > 0})
+        if BASE in rows:
+            parts += [f"### {title}", "", *_table(bed, rows, contenders), ""]
+            parts += [*_fewer(rows), ""]
+    return "\n".join(parts)
+
+
+def _rows(known: Mapping[Any, Any]) -> dict[str, dict[int, dict[int, Any]]]:
+    """Return (run, result) by contender, steps and seed."""
+    rows: dict[str, dict[int, dict[int, Any]]] = {}
+    for run, result in known.items():
+        rows.setdefault(run.contender, {}).setdefault(run.steps, {})[run.seed] = run, result
+    return rows
+
+
+def _gaps(some: Mapping[int, Any], base: Mapping[int, Any]) -> list[float]:
+    """Return differences of held-out losses, seed by seed."""
+    return [some[seed][1].held_out - base[seed][1].held_out for seed in some if seed in base]
+
+
+def _gap(gaps: Sequence[float]) -> str:
+    if len(gaps) < 2:
+        return f"{gaps[0]:+.4f} (one seed)" if gaps else "not run"
+    p = p_value(gaps)
+    shown = "< .0001" if p < 1e-4 else f"{p:.4f}".lstrip("0")
+    return f"{fmean(gaps):+.4f} ± {stdev(gaps):.4f} | {shown}"
+
+
+def _table(
+    bed: str, rows: Mapping[str, Any], contenders: Mapping[str, tuple[Make, float]]
+) -> list[str]:
+    full = max(rows[BASE])
+    base = rows[BASE][full]
+    step = flops(shapes_of(bed), contenders[BASE][0])
+    seconds = median(result.seconds for _, result in base.values())
+    accuracy = " accuracy, % |" if bed == "conv" else ""
+    lines = [
+        f"| matrices by | rates | held-out loss |{accuracy} gap | p | FLOPs | seconds | n |",
+        "|---|---|---:|" + ("---:|" if accuracy else "") + "---:|---:|---:|---:|---:|",
+    ]
+    for name in contenders:
+        some = rows.get(name, {}).get(full, {})
+        if len(some) < 2:
+            continue
+        run, _ = next(iter(some.values()))
+        losses = [result.held_out for _, result in some.values()]
+        gap = "0 | |" if name == BASE else f"{_gap(_gaps(some, base))} |"
+        right = f" {fmean(r.accuracy for _, r in some.values()):.2f} |" if accuracy else ""
+        # Others' decompositions are theirs to count.
+        ours = "(" not in name or name == "neuron (NorMuon)"
+        count = f"{flops(shapes_of(bed), contenders[name][0]) / step:.2f}" if ours else ""
+        time = median(result.seconds for _, result in some.values()) / seconds
+        lines.append(
+            f"| {name} | {run.lr}, {run.adamw_lr} | {fmean(losses):.4f} |{right} {gap} {count} | "
+            f"{time:.2f} | {len(some)} |"
+        )
+    return lines
+
+
+def _fewer(rows: Mapping[str, Any]) -> list[str]:
+    """Return the table of runs of fewer steps, against the base's full ones."""
+    full = max(rows[BASE])
+    lines = [
+        f"| of fewer steps | steps | gap to {BASE}'s {full} | p | n |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, by_steps in rows.items():
+        for steps in sorted(set(by_steps) - {full}, reverse=True):
+            gaps = _gaps(by_steps[steps], rows[BASE][full])
+            if len(gaps) > 1:
+                lines.append(f"| {name} | {steps} | {_gap(gaps)} | {len(gaps)} |")
+    return lines if len(lines) > 2 else []
