@@ -19,7 +19,7 @@ RULES: dict[str, Any] = {
     "eigenbasis-short": Eigenbasis(sides="short"),
     "shampoo": "shampoo",
     "shampoo-short": Shampoo(sides="short"),
-    "shampoo-both": Shampoo(sides="both", power=0.25, every=3),
+    "shampoo-both": Shampoo(sides="both", root=4, every=3),
 }
 EXACT = [(1.875, -1.25, 0.375)] * 40  # slow, and right to the last digit
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
@@ -50,7 +50,7 @@ def reference_of(rule: Any, m: int, n: int) -> Any:
     sides = {"both": (0, 1), "outputs": (0,), "short": short}[rule.sides]
     options = {"beta": rule.beta, "every": rule.every, "sides": sides}
     if isinstance(rule, Shampoo):
-        return ReferenceShampoo(m, n, **options, power=rule.power)
+        return ReferenceShampoo(m, n, **options, root=rule.root)
     return ReferenceEigenbasis(m, n, **options)
 
 
@@ -77,7 +77,10 @@ def test_steps_equal_the_float64_reference(rule: Any, shape: tuple[int, int]) ->
         known.append(g)
         reference.step(g)
     found = steps_of(grads, precondition=rule, ns_coefficients=EXACT)
-    torch.testing.assert_close(found, reference.w, rtol=1e-6, atol=1e-6)
+    # The engine's inverse roots are within 2 %.
+    tolerance = 0.02 if isinstance(slow, ReferenceShampoo) else 1e-6
+    atol = tolerance * float(reference.w.abs().max())
+    torch.testing.assert_close(found, reference.w, rtol=tolerance, atol=atol)
 
 
 def test_elementwise_second_moment_equals_its_rule() -> None:
@@ -172,15 +175,15 @@ def test_a_basis_turns_into_the_eigenvectors() -> None:
     assert torch.equal(precondition.next_basis(torch.zeros(3, 3), torch.eye(3)).abs(), torch.eye(3))
 
 
-@pytest.mark.parametrize("power", [0.5, 0.25, 0.125])
-def test_inverse_roots_take_products_alone(power: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("root", [2, 4, 8])
+def test_inverse_roots_take_products_alone(root: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU takes longer for an eigendecomposition than for the rest of a step."""
 
     def refused(*_: object) -> None:
         raise AssertionError("decomposed")
 
     monkeypatch.setattr(torch.linalg, "eigh", refused)
-    w = steps_of(gradients(5, 7), precondition=Shampoo(power=power))
+    w = steps_of(gradients(5, 7), precondition=Shampoo(root=root))
     assert w.norm() > 0.1
 
 
@@ -274,7 +277,7 @@ def test_what_cannot_be_used_is_refused() -> None:
         (lambda: Eigenbasis(beta=1.0), r"beta must be a number in \[0, 1\), got 1.0"),
         (lambda: Eigenbasis(every=0), "every must be an integer of at least 1, got 0"),
         (lambda: Shampoo(sides="left"), "sides must be 'short', 'outputs' or 'both', got 'left'"),
-        (lambda: Shampoo(power=0.0), r"power must be a number in \(0, 1\], got 0.0"),
+        (lambda: Shampoo(root=3), "root must be 2, 4 or 8, got 3"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

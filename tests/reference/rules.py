@@ -42,9 +42,9 @@ class ReferenceShampoo:
     """Inverse roots by eigendecompositions."""
 
     def __init__(
-        self, m: int, n: int, *, beta: float, every: int, sides: tuple[int, ...], power: float
+        self, m: int, n: int, *, beta: float, every: int, sides: tuple[int, ...], root: int
     ) -> None:
-        self.beta, self.every, self.sides, self.power = beta, every, sides, power
+        self.beta, self.every, self.sides, self.root = beta, every, sides, root
         self.covariances = [torch.zeros(k, k).double() for k in (m, n)]
         self.roots = [torch.eye(k).double() for k in (m, n)]
         self.count = 0
@@ -57,8 +57,8 @@ class ReferenceShampoo:
             self.covariances[i] = self.beta * self.covariances[i] + (1 - self.beta) * x @ x.T
             if self.count <= self.every or self.count % self.every == 0:
                 values, vectors = torch.linalg.eigh(self.covariances[i])
-                values = values.clamp(min=1e-4 * values.max())
-                self.roots[i] = vectors @ torch.diag(values**-self.power) @ vectors.T
+                values = values.clamp(min=1e-3 * values.max())
+                self.roots[i] = vectors @ torch.diag(values ** (-1 / self.root)) @ vectors.T
         return self.roots[0] @ u @ self.roots[1]
 
 

