@@ -164,6 +164,17 @@ def test_a_large_side_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         optimizer.state.clear()
 
 
+def test_an_adapters_outputs_are_not_preconditioned() -> None:
+    """A factor of 64 x 4 would keep 8,192 numbers for its 256."""
+    p, q = nn.Parameter(torch.zeros(64, 4)), nn.Parameter(torch.zeros(16, 4))
+    optimizer = Muon([{"params": [p, q], "use_muon": True}], precondition="shampoo")
+    for x in (p, q):
+        x.grad = torch.ones_like(x)
+    optimizer.step()
+    assert optimizer.state[p]["precondition_right"].shape == (16,)
+    assert optimizer.state[q]["precondition_left"].shape == (256,)
+
+
 def test_a_basis_turns_into_the_eigenvectors() -> None:
     """Warm steps instead of decompositions: what remains off the diagonal dies out."""
     values = torch.logspace(0, -3, 8).double()

@@ -16,6 +16,7 @@ from ..triton_kernels import inverse_root
 Precondition = str | Callable[[Tensor, Tensor, dict[str, Any]], Tensor] | None
 
 FLOOR = 0.01  # of Adam's divisor, relative to its own size
+TALLEST = 4  # an adapter's outputs would cost more than all else
 LARGEST_SIDE = 8192  # its square would outgrow most models' weights
 
 
@@ -102,9 +103,9 @@ class Shampoo:
     Args:
         beta: Weight of the old average L (default 0.95).
         every: Steps between two roots (default 10); the first ``every`` steps take one each.
-        sides: "outputs": L alone, or the inputs' side where m exceeds 8,192 (default); "short": the
-            shorter side, which costs less where m exceeds n; or "both". A side above 8,192 is left
-            as it is.
+        sides: "outputs": L alone, or the inputs' side where m exceeds 8,192 or 4 n (default);
+            "short": the shorter side, which costs less where m exceeds n; or "both". A side above
+            8,192 is left as it is.
         root: 2 (default), 4 or 8; 4 on both sides is Shampoo's own.
 
     Raises:
@@ -194,7 +195,7 @@ def floored_root(squares: Tensor) -> Tensor:
 def _sides(m: int, n: int, sides: str) -> dict[str, int]:
     """Return the length of each side that is preconditioned."""
     both = {"left": m, "right": n}
-    if (sides == "outputs" and m <= LARGEST_SIDE) or (sides != "both" and m <= n):
+    if (sides == "outputs" and m <= min(LARGEST_SIDE, TALLEST * n)) or (sides != "both" and m <= n):
         del both["right"]
     elif sides != "both":
         del both["left"]
