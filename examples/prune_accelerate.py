@@ -2,8 +2,8 @@
 
 Runs on any number of processes and resumes from the checkpoint of any epoch.
 
-pip install accelerate
-python examples/prune_accelerate.py                      # or: accelerate launch ...
+    pip install accelerate
+    python examples/prune_accelerate.py    # or: accelerate launch ...
 """
 
 from __future__ import annotations

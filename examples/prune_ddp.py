@@ -1,7 +1,7 @@
 """Prune in a plain loop on any number of processes, killed and resumed wherever you like.
 
 python examples/prune_ddp.py
-torchrun --nproc_per_node 2 examples/prune_ddp.py        # the same example count for each rank
+torchrun --standalone --nproc_per_node 2 examples/prune_ddp.py   # equally many on each rank
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Runs on any number of processes and resumes from the checkpoint of any epoch.
 
-pip install lightning
-python examples/prune_lightning.py
+    pip install lightning
+    python examples/prune_lightning.py
 """
 
 from __future__ import annotations

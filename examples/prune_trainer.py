@@ -3,8 +3,8 @@
 Runs on any number of processes, resumes from the checkpoint of any epoch, and its learning-rate
 schedule ends on the last step.
 
-pip install transformers accelerate
-python examples/prune_trainer.py                         # or: torchrun --nproc_per_node 2 ...
+    pip install transformers accelerate
+    python examples/prune_trainer.py    # or: torchrun --standalone --nproc_per_node 2 ...
 """
 
 from __future__ import annotations
