@@ -227,7 +227,7 @@ def _check_files(
         "forced": narrow.forced,
         "weighed": narrow.weights is not None,
         "grouped": narrow.groups is not None,
-        "class_names": narrow.class_names,
+        "class_names": narrow.labels if narrow.classes is None else narrow.class_names,
     }
     return Options(**options, **wished, columns=columns), narrow
 

@@ -279,7 +279,7 @@ class ScoreTable:
             forced=FORCED in more,
             weighed=WEIGHT in more,
             grouped=GROUP in more,
-            class_names=names,
+            class_names=names if "classes" in wishes else self.meta.get("label_names"),
             columns=[*COLUMNS, *self.peers],
         )
         columns = {**self.columns(), **more}

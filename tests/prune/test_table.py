@@ -75,7 +75,7 @@ def test_labels_may_be_names_and_may_be_missing(tmp_path):
     again = ScoreTable.from_parquet(tmp_path / "scores.parquet")
     assert again.digest() == table.digest()
     assert again.meta["label_names"] == table.meta["label_names"]
-    assert set(table.plan(0.5).settings["quotas"]) == {"-1", "0", "1", "2"}
+    assert set(table.plan(0.5).settings["quotas"]) == {"-1", "cat", "dog", "eel"}
 
 
 TEXT = {
@@ -106,6 +106,7 @@ def test_names_in_a_foreign_file_select_alike_in_memory_and_in_a_stream(tmp_path
     assert table.meta["label_names"] == ["cat", "dog", "eel"]
     settings = select_parquet(tmp_path / "in", tmp_path / "out", 0.7)
     assert settings["quotas"] == table.plan(0.7).settings["quotas"]
+    assert {"cat", "dog", "eel"} <= settings["quotas"].keys()
     kept = pq.read_table(tmp_path / "out")
     assert set(kept["key"].to_pylist()) == set(table.key[table.select(0.7)].tolist())
     assert set(kept["label"].to_pylist()) == {"cat", "dog", "eel", None}
