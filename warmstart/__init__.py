@@ -1,6 +1,9 @@
 """Warm starts without loss of plasticity: direction-aware shrinking (DASH) and its peers.
 
->>> from warmstart import dash_shrink
+Data flows through the folders in this order: ``targets`` (which tensors, in which units),
+``direction`` (where descent would take each weight), ``shrink`` (factors, all or nothing, a
+report), ``methods`` (one file for each). ``files`` does the same on checkpoints, ``loops`` inside a
+run, and ``judge`` tells whether it helps.
 """
 
 from .direction.gradient_direction import GradientDirection
