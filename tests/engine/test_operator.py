@@ -130,12 +130,15 @@ def test_a_plans_tiles_are_for_its_own_batch() -> None:
         assert chosen.tiles_for(shape, arch) == {}
 
 
-def test_one_launch_is_for_short_matrices() -> None:
-    """An embedding's LoRA factor would be streamed by one program while all others wait."""
+def test_one_launch_is_for_short_sides() -> None:
+    """An embedding's LoRA factor would take dozens of launches of the vendor's library."""
     assert plan((16, 1024), batch=192, device="cuda").one_launch
     assert plan((4096, 64), device="cuda").one_launch
+    for length, launches in ((8192, 1), (8193, 2), (128256, 2)):
+        chosen = plan((16, length), device="cuda")
+        assert (chosen.one_launch, chosen.traffic()[1]) == (True, launches)
+        assert len(cost_on_paper(chosen, "sm_90").launches) == launches
     for shape, options in (
-        ((16, 50257), {}),
         ((65, 1024), {}),
         ((16, 1024), {"accuracy": "fast", "schedule": "flat"}),
         ((16, 1024), {"arithmetic": torch.bfloat16}),

@@ -61,6 +61,8 @@ def test_small_rank_launch_on_the_device() -> None:
         truth = orthogonalize(x.double().cpu(), method="gram", schedule="deep")
         assert (found.cpu().double() - truth).abs().max() < 1e-3
         assert torch.equal(found, orthogonalize_small(x, SCHEDULES["deep"]))
+        divided = orthogonalize_small(x, SCHEDULES["deep"], columns=128)
+        assert (divided.cpu().double() - truth).abs().max() < 1e-3
 
 
 def test_a_plans_tiles_are_launched_on_the_device() -> None:

@@ -91,6 +91,19 @@ def test_small_rank_kernel(cases: Cases, name: str, schedule: str) -> None:
     assert (case["y"].double() - truth).abs().max() < limit
 
 
+@pytest.mark.parametrize(
+    "name", ["plain", "tiny", "huge", "zero", "rank_one", "strided", "scales", "half", "scratch"]
+)
+def test_long_matrices_are_divided_among_programs(cases: Cases, name: str) -> None:
+    """An embedding's LoRA factor would be another on the GPU than on the CPU."""
+    case = cases[f"long-{name}"]
+    truth = orthogonalize(case["x"].double(), method="newton_schulz", schedule="deep")
+    limit = 2**-10 if case["y"].dtype == torch.float16 else 5e-5
+    assert case["parts"] > 1
+    assert (case["y"].double() - truth).abs().max() < limit
+    assert torch.equal(case["y"], case["over"]), "another result where it lies over X"
+
+
 def test_small_rank_kernel_keeps_nan_apart(cases: Cases) -> None:
     """One broken factor would break the launch's other factors."""
     y = cases["small-broken-degree9_3"]["y"]
@@ -247,7 +260,7 @@ def test_every_access_is_to_the_launchs_own_elements(cases: Cases) -> None:
     seen = {name: int(count) for name, count in cases["accesses"].items()}
     assert seen.pop("loads") > 8_000_000
     assert seen.pop("stores") > 3_000_000
-    names = ("symmetric", "apply", "small", "momentum", "update")
+    names = ("symmetric", "apply", "parts", "small", "momentum", "update")
     assert seen.keys() == {f"{name}_kernel" for name in names}
     assert all(seen.values())
 

@@ -84,6 +84,34 @@ def small() -> Iterator[Case]:
     yield "small-broken-degree9_3", dict(x=broken, y=y)
 
 
+def long() -> Iterator[Case]:
+    """Matrices of which each program takes as many columns as it loads at once."""
+    from torch_specgd.triton_kernels import SCHEDULES
+    from torch_specgd.triton_kernels.kernels.configuration import small_config
+    from torch_specgd.triton_kernels.kernels.launch_small import orthogonalize_small
+
+    wide = torch.randn(2, 7, 150)
+    inputs = {
+        "plain": wide,
+        "tiny": wide * 1e-30,
+        "huge": wide * 1e30,
+        "zero": torch.zeros(1, 16, 70),
+        "rank_one": torch.randn(1, 20, 1) @ torch.randn(1, 1, 133),
+        "strided": torch.randn(2, 170, 20).mT,
+        "scales": wide * torch.cat([torch.full((65,), 1e-20), torch.full((85,), 1e10)]),
+        "half": torch.randn(1, 20, 140).half(),
+        "scratch": torch.randn(2, 33, 200),
+    }
+    for name, x in inputs.items():
+        config = small_config("sm_80", x.shape[1])
+        columns, schedule = config["BLOCK"], SCHEDULES["deep"]
+        y = orthogonalize_small(x, schedule, config=config, columns=columns)
+        over = x.clone()
+        orthogonalize_small(over, schedule, over, config, columns)
+        parts = torch.tensor(-(-x.shape[2] // columns))
+        yield f"long-{name}", dict(x=x, y=y, over=over, parts=parts)
+
+
 def whole() -> Iterator[Case]:
     """Plans over the Triton products: both forms, ragged, broken and tall batches, cast results."""
     from torch_specgd.triton_kernels import plan
@@ -328,6 +356,7 @@ def checks() -> Iterator[Case]:
     configs = {"elementwise": {}}
     for shape in ((300, 600), (16, 50)):
         configs |= plan(shape, batch=40, device="cuda", arch="sm_80").configs()
+    configs["long"] = configs["small"]
     with multiplied_bfloat16():
         found = {kind: torch.tensor(CHECKS[kind](c, device)) for kind, c in configs.items()}
     assert found.keys() == CHECKS.keys()
@@ -366,6 +395,7 @@ def main() -> None:
         products,
         descriptors,
         small,
+        long,
         whole,
         roots,
         tiles,

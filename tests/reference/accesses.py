@@ -22,6 +22,7 @@ from torch_specgd.triton_kernels.kernels import elementwise, launch, launch_smal
 KERNELS = (
     (launch, "symmetric_kernel"),
     (launch, "apply_kernel"),
+    (launch_small, "parts_kernel"),
     (launch_small, "small_kernel"),
     (elementwise, "momentum_kernel"),
     (elementwise, "update_kernel"),

@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 from torch_specgd.triton_kernels.kernels import configuration
 from torch_specgd.triton_kernels.kernels.apply import apply_kernel
 from torch_specgd.triton_kernels.kernels.elementwise import momentum_kernel, update_kernel
-from torch_specgd.triton_kernels.kernels.small import small_kernel
+from torch_specgd.triton_kernels.kernels.small import parts_kernel, small_kernel
 from torch_specgd.triton_kernels.kernels.symmetric import symmetric_kernel
 
 
@@ -80,7 +80,8 @@ def fake_driver(capability: int = 90) -> Iterator[SimpleNamespace]:
         return kernel
 
     before = driver._active
-    kernels = (apply_kernel, symmetric_kernel, small_kernel, momentum_kernel, update_kernel)
+    products = (apply_kernel, symmetric_kernel, parts_kernel, small_kernel)
+    kernels = (*products, momentum_kernel, update_kernel)
     caches = [kernel.device_caches for kernel in kernels]
     for kernel in kernels:
         kernel.device_caches = defaultdict(kernel.create_binder)

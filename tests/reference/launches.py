@@ -9,7 +9,9 @@ from torch_specgd.triton_kernels.kernels import launch, launch_small
 
 Launches = list[tuple[str, dict[str, Any]]]
 # What a launch is told beside the tiles.
-_OTHERS = {"HAS_C", "PRECISION", "GROUP", "STEPS", "LINKS", "SCHATTEN4", "enable_fp_fusion"}
+_OTHERS = {
+    "HAS_C", "PRECISION", "GROUP", "STEPS", "LINKS", "SCHATTEN4", "COLUMNS", "enable_fp_fusion",
+}  # fmt: skip
 
 
 def _told(options: dict[str, Any]) -> dict[str, Any]:

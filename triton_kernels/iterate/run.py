@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..kernels.available import on_device, triton_runs, trusted
 from ..kernels.configuration import (
+    PROGRAM_COLUMNS,
     architecture,
     has_table,
     load_table,
@@ -231,7 +232,8 @@ def runs_in_one_launch(x: Tensor, chosen: Plan) -> bool:
     if not triton_runs(x.device):
         return False
     own = chosen.configs().get("small") or small_config(architecture(x.device), x.shape[-2])
-    return trusted(x.device, {"small": own})
+    long = x.shape[-1] > PROGRAM_COLUMNS
+    return trusted(x.device, {"long" if long else "small": own})
 
 
 def _members_at_once(x: Tensor, dtype: torch.dtype) -> int:

@@ -140,11 +140,12 @@ def _product_error(kind: str, config: dict[str, Any], device: torch.device) -> f
     return float((found.double() - truth).abs().max() / truth.abs().max())
 
 
-def _small_error(config: dict[str, Any], device: torch.device) -> float:
+def _small_error(kind: str, config: dict[str, Any], device: torch.device) -> float:
     from .launch_small import orthogonalize_small
 
     x, schedule = _numbers(device, 3, config["N"], 3 * config["BLOCK"]), SCHEDULES["deep"]
-    found = orthogonalize_small(x.float(), schedule, config=config).double()
+    columns = config["BLOCK"] if kind == "long" else 4 * config["BLOCK"]
+    found = orthogonalize_small(x.float(), schedule, config=config, columns=columns).double()
     u, s, vh = torch.linalg.svd(x.cpu(), full_matrices=False)
     mapped = torch.from_numpy(schedule((s / (s**4).sum(-1, keepdim=True) ** 0.25).numpy()))
     return float((found.cpu() - (u * mapped[:, None, :]) @ vh).abs().max())
@@ -168,6 +169,7 @@ def _elementwise_error(_: dict[str, Any], device: torch.device) -> float:
 CHECKS: dict[str, Callable[[dict[str, Any], torch.device], float]] = {
     "symmetric": partial(_product_error, "symmetric"),
     "apply": partial(_product_error, "apply"),
-    "small": _small_error,
+    "small": partial(_small_error, "small"),
+    "long": partial(_small_error, "long"),
     "elementwise": _elementwise_error,
 }

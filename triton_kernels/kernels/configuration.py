@@ -28,6 +28,9 @@ SERVED = {
     "gfx90a": "gfx942",
     "gfx950": "gfx942",
 }
+# Of a matrix that one program of the one-launch kernel takes; longer ones are divided. An estimate:
+# at 64 rows a program then moves 6 MiB, in the time of some tens of launches.
+PROGRAM_COLUMNS = 8192
 OLD = ("sm_60", "sm_61", "sm_70", "sm_72", "sm_75")  # without kernels, and without bfloat16
 ENVIRONMENT = "TORCH_SPECGD_TRITON_CONFIG"
 Config = dict[str, Any]

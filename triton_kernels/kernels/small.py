@@ -3,7 +3,8 @@
 The Gram matrix is accumulated in registers while X streams by once, all steps happen in
 float32 inside the program, and X streams by a second time to be multiplied. Hundreds of LoRA
 factors are one launch. The steps' coefficients are arguments of the kernel, so that a launch needs
-no memory but the matrices'.
+no memory but the matrices'. A long matrix is the work of several programs: a launch before it sums
+each part's Gram matrix.
 """
 
 import triton
@@ -32,6 +33,50 @@ def _gram_of_stream(
         x = x / new
         r = r * (shrink * shrink) + tl.dot(x, tl.trans(x), input_precision=PRECISION)
         top = new
+    return r, top
+
+
+@triton.jit
+def parts_kernel(
+    x_ptr,  # (b, n, m), n <= N
+    parts_ptr,  # (b, parts, N + 1, N) float32
+    n,
+    m,
+    parts,  # of a matrix
+    stride_xb,
+    stride_xn,
+    stride_xm,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,  # of a part, a multiple of BLOCK
+    PRECISION: tl.constexpr,
+):
+    """Write the Gram matrix of a part of one matrix over its largest entry squared, and that."""
+    program = tl.program_id(0).to(tl.int64)
+    first = program % parts * COLUMNS
+    x_base = x_ptr + program // parts * stride_xb + first * stride_xm
+    columns = tl.minimum(m - first, COLUMNS).to(tl.int32)
+    r, top = _gram_of_stream(x_base, stride_xn, stride_xm, n, columns, N, BLOCK, PRECISION)
+    i = tl.arange(0, N)
+    base = parts_ptr + program * (N + 1) * N
+    tl.store(base + i[:, None] * N + i[None, :], r)
+    tl.store(base + N * N, top)
+
+
+@triton.jit
+def _gram_of_parts(base, parts, N: tl.constexpr):
+    """Return X X^T / top^2 and top = max |x| from what `parts_kernel` wrote."""
+    top = 1.2e-38
+    r = tl.zeros((N, N), dtype=tl.float32)
+    i = tl.arange(0, N)
+    for _ in range(0, parts):
+        its = tl.load(base + N * N)
+        new = tl.maximum(top, its)
+        shrink, its = top / new, its / new
+        some = tl.load(base + i[:, None] * N + i[None, :])
+        r = r * (shrink * shrink) + some * (its * its)
+        top = new
+        base += (N + 1) * N
     return r, top
 
 
@@ -82,11 +127,13 @@ def _product(a, b, base, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constex
 def small_kernel(
     x_ptr,  # (b, n, m), n <= N
     y_ptr,  # (b, n, m)
-    scratch_ptr,  # (b, 2, N, N) float32 where K < N, else any pointer
+    scratch_ptr,  # (programs, 2, N, N) float32 where K < N, else any pointer
+    parts_ptr,  # from `parts_kernel` where COLUMNS > 0, else None
     numbers,  # tuple of floats: alpha, beta, gamma of each link of each step
     links,  # tuple of floats: how many links the chain of each step has
     n,
     m,
+    parts,  # programs for one matrix
     stride_xb,
     stride_xn,
     stride_xm,
@@ -99,14 +146,22 @@ def small_kernel(
     LINKS: tl.constexpr,  # of all steps together
     SCHATTEN4: tl.constexpr,
     K: tl.constexpr,  # of the inner dimension a turn of a product; N: all of it
+    COLUMNS: tl.constexpr,  # of a part, 0 for a whole matrix
     PRECISION: tl.constexpr,
 ):
-    """Orthogonalize one matrix."""
-    batch = tl.program_id(0).to(tl.int64)
-    x_base = x_ptr + batch * stride_xb
-    y_base = y_ptr + batch * stride_yb
-    scratch = scratch_ptr + batch * 2 * N * N
-    r, top = _gram_of_stream(x_base, stride_xn, stride_xm, n, m, N, BLOCK, PRECISION)
+    """Orthogonalize one matrix, or a part of its columns."""
+    program = tl.program_id(0).to(tl.int64)
+    scratch = scratch_ptr + program * 2 * N * N
+    if COLUMNS > 0:
+        batch, first = program // parts, program % parts * COLUMNS
+        x_base = x_ptr + batch * stride_xb + first * stride_xm
+        y_base = y_ptr + batch * stride_yb + first * stride_ym
+        r, top = _gram_of_parts(parts_ptr + batch * parts * (N + 1) * N, parts, N)
+        m = tl.minimum(m - first, COLUMNS).to(tl.int32)
+    else:
+        x_base = x_ptr + program * stride_xb
+        y_base = y_ptr + program * stride_yb
+        r, top = _gram_of_stream(x_base, stride_xn, stride_xm, n, m, N, BLOCK, PRECISION)
     i = tl.arange(0, N)
     eye = (i[:, None] == i[None, :]).to(tl.float32)
     bound = _bound(r, eye, SCHATTEN4)

@@ -34,10 +34,6 @@ FORMS = ("direct", "gram")
 # Short sides up to here run in float32 (LoRA factors keep their accuracy, 16 bits gain nothing)
 # and, on a GPU, in the one-launch kernel.
 SMALL = 64
-# One program of the one-launch kernel takes a whole matrix: up to 8,192 columns always, longer
-# ones from 64 matrices on. With fewer, most processors of a GPU would idle while one of them reads
-# a long matrix. Both numbers are estimates; none was timed.
-STREAMED, MANY = 8192, 64
 # Steps up to which their coefficients are arguments of one kernel.
 UNROLLED = 16
 
@@ -127,8 +123,7 @@ def planned(
     forms = ("direct",) if steps.weights else FORMS
     chosen = min(map(in_form, forms if form is None else (form,)), key=Plan.work)
     one_launch = (
-        device == "cuda" and n <= SMALL and (m <= STREAMED or batch >= MANY)
-        and chosen.dtype == torch.float32
+        device == "cuda" and n <= SMALL and chosen.dtype == torch.float32
         and steps.normalization != "schatten8" and len(steps) <= UNROLLED
         and all(len(step) != 4 for step in steps.steps) and not steps.weights
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..kernels.configuration import Config
+from ..kernels.configuration import PROGRAM_COLUMNS, Config
 from ..schedule.named import Schedule
 
 # FLOPs that good kernels reach while a byte is moved, from data sheets: 101 (A100) to 192 (H100).
@@ -64,7 +64,7 @@ class Plan:
         schedule: The steps.
         form: "direct" or "gram".
         restarts: Of the Gram form.
-        one_launch: Whether a single kernel does all of it.
+        one_launch: Whether a single kernel does all of it, after one that reads long rows.
         arch: Whose tiles: one of `kernels.configuration.ARCHITECTURES`, or None on a CPU and
             where no GPU was named.
         tiles: Of the kernels "symmetric" and "apply", or "small", as pairs; none where the
@@ -109,7 +109,7 @@ class Plan:
         """Count bytes moved by the products of the batch, and their launches."""
         n, m = self.shape
         if self.one_launch:
-            return self.batch * self.dtype.itemsize * 3 * n * m, 1
+            return self.batch * self.dtype.itemsize * 3 * n * m, 1 + (m > PROGRAM_COLUMNS)
         segments, small = self.schedule.products(self.form, self.restarts)
         elements = segments * (3 * n * m + 2 * n * n) + small * 3 * n * n
         return self.batch * self.dtype.itemsize * elements, 2 * segments + small

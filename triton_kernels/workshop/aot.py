@@ -22,16 +22,17 @@ from typing import Any
 
 from specgd_common.optional import needed
 
-from ..kernels.configuration import ARCHITECTURES, OLD, SERVED, load_table
+from ..kernels.configuration import ARCHITECTURES, OLD, PROGRAM_COLUMNS, SERVED, load_table
 from .disassemble import read_amd, read_nvidia
 
-_FLAGS = ("HAS_C", "DESCRIPTOR", "LINES")
+_FLAGS = ("HAS_C", "DESCRIPTOR", "LINES", "COLUMNS")
 # What is compiled: an architecture for each table, and the others that it serves.
 TARGETS = (*ARCHITECTURES, "sm_86", "sm_103", "sm_120", "gfx90a", "gfx950")
 # What a release's own assembler does not know; the vendor's library runs there.
 LACKING = {"Triton 3.5": ("sm_103",)}
 _SHARED = {"gfx950": 163840}  # bytes, where a target has more than its table's
 _STEPS, _LINKS = 3, 9  # of the default schedule
+_PART = ("N", "BLOCK", "COLUMNS", "num_warps", "num_stages")
 # Registers of an SM (or of a SIMD's lane), threads at most, for the occupancy estimate.
 _REGISTERS, _THREADS = 65536, 2048
 
@@ -118,7 +119,7 @@ def _signature(variant: Variant, fn: Any, constants: dict[str, Any]) -> dict[str
             signature[name] = ("fp32",) * 3 * _LINKS
         elif name == "links":
             signature[name] = ("fp32",) * _STEPS
-        elif name == "scratch_ptr":
+        elif name in ("scratch_ptr", "parts_ptr"):
             signature[name] = "*fp32"
         elif variant.kernel in ("momentum", "update") and name.endswith("_ptr"):
             signature[name] = "*i64"
@@ -149,6 +150,7 @@ def compile_variant(variant: Variant) -> Any:
         "symmetric": symmetric.symmetric_kernel,
         "apply": apply.apply_kernel,
         "small": small.small_kernel,
+        "parts": small.parts_kernel,
         "momentum": elementwise.momentum_kernel,
         "update": elementwise.update_kernel,
     }[variant.kernel]
@@ -157,6 +159,8 @@ def compile_variant(variant: Variant) -> Any:
     if variant.kernel.startswith("small"):
         precision = table["float32_precision"]
     constants = _constants(variant.kernel, config, precision)
+    if constants.get("COLUMNS") == 0:  # as a launch says it
+        constants |= {"parts_ptr": None, "parts": 1}
     inner = {"symmetric": ("xk",), "apply": ("qk", "xm", "dm")}
     constants |= {f"stride_{s}": 1 for s in inner.get(variant.kernel, ("xm", "ym"))
                   if f"stride_{s}" in fn.arg_names}  # fmt: skip
@@ -183,8 +187,11 @@ def variants(archs: tuple[str, ...] = TARGETS) -> Iterator[Variant]:
             yield from _products(arch, kernel, table[kernel])
         for size, config in table["small"].items():
             steps = {"STEPS": _STEPS, "LINKS": _LINKS, "SCHATTEN4": True}
-            full = {"N": int(size), **config, **steps}
-            yield Variant("small", arch, "fp32", tuple(full.items()))
+            for columns in (0, PROGRAM_COLUMNS):
+                full = {"N": int(size), **config, **steps, "COLUMNS": columns}
+                yield Variant("small", arch, "fp32", tuple(full.items()))
+            part = {k: v for k, v in full.items() if k in _PART}
+            yield Variant("parts", arch, "fp32", tuple(part.items()))
         for kernel in ("momentum", "update"):
             extra = {"NESTEROV": True, "MAXIMIZE": False} if kernel == "momentum" else {}
             for lines in (True, False):

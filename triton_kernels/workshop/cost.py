@@ -250,9 +250,13 @@ def cost_on_paper(chosen: Plan, arch: str) -> Cost:
         raise ValueError(f"tiles are counted for plans of a GPU, got one for {chosen.device}")
     n, m = chosen.shape
     if chosen.one_launch:
-        moved = chosen.batch * 3 * n * m * chosen.dtype.itemsize
-        flops = chosen.flops()
-        return Cost(arch, (Launch("small", (chosen.batch, n, m, n), moved, needed=flops),))
+        moved, launches = chosen.traffic()
+        shape = (chosen.batch, n, m, n)
+        before = (Launch("small", shape, moved // 3),) * (launches - 1)
+        last = Launch(
+            "small", shape, moved - sum(one.moved for one in before), needed=chosen.flops()
+        )
+        return Cost(arch, (*before, last))
     x = torch.empty(chosen.batch, n, m, dtype=torch.float32, device="meta")
     tiles = tiles_of_plan(arch, chosen.batch, n, m, chosen.dtype.itemsize)
     if chosen.arch == arch:
