@@ -71,7 +71,7 @@ def momentum_step(
     by_blocks = in_blocks(buffers)
     if fused is None:
         fused = not by_blocks and rounding is None and fusible(grads, buffers, outs)
-    if fused and _triton(buffers[0].device):
+    if fused and _triton(buffers[0]):
         from .kernels import elementwise
 
         with on_device(buffers[0].device):
@@ -185,7 +185,7 @@ def weight_step(
     by_blocks = in_blocks(weights)
     if fused is None:
         fused = not by_blocks and not cautious and fusible(weights, directions)
-    if fused and _triton(weights[0].device):
+    if fused and _triton(weights[0]):
         from .kernels import elementwise
 
         with on_device(weights[0].device):
@@ -313,13 +313,15 @@ def _scalar(value: Tensor) -> float | Tensor:
     return value.reshape(())
 
 
-def _triton(device: torch.device) -> bool:
+def _triton(like: Tensor) -> bool:
     """Say whether kernels may be launched; on a CPU only tests ask, for the interpreter."""
+    device = like.device
     if device.type != "cuda":
         return True
     if not triton_runs(device):
         return False
-    return trusted(device, {"elementwise": load_table(architecture(device))["elementwise"]})
+    config = load_table(architecture(device))["elementwise"]
+    return trusted(device, {"elementwise": {**config, "dtype": like.dtype}})
 
 
 def fusible(*lists: Sequence[Tensor]) -> bool:

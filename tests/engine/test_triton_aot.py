@@ -28,6 +28,14 @@ INSTRUCTION = {"sm_90": "HGMMA", "sm_100": "UTCHMMA", "sm_103": "UTCHMMA"} | dic
 # Of the largest tile, with an addend: two registers more than a thread has. Neither other warps nor
 # other stages avoid it, smaller tiles would cost large matrices more.
 SPILLS = {("Triton 3.5", "sm_100 symmetric bf16 128x256x64 8w3s has_c descriptor"): 8}
+# Where the Gram matrices of a long matrix's parts are summed, next to the start of the steps.
+SPILLS |= {
+    ("Triton 3.5", f"{arch} small fp32 {tile} columns"): spilled
+    for arch in ("sm_86", "sm_89")
+    for tile, spilled in (("n32b64 4w1s", 8), ("n64b16 8w1s", 48))
+}
+SPILLS[("Triton 3.9", "sm_80 small fp32 n64b32 8w1s columns")] = 8
+SPILLS |= {("Triton 3.9", f"sm_{n} small fp32 n64b32 4w1s columns"): 48 for n in (100, 103)}
 
 
 @lru_cache
@@ -40,7 +48,7 @@ def _smallest(arch: str, kernel: str) -> aot.Variant:
     return [v for v in aot.variants((arch,)) if v.kernel == kernel][-1]
 
 
-@pytest.mark.parametrize("kernel", ["symmetric", "apply", "small", "momentum", "update"])
+@pytest.mark.parametrize("kernel", ["symmetric", "apply", "small", "parts", "momentum", "update"])
 @pytest.mark.parametrize("arch", aot.TARGETS)
 def test_compiles_and_matches_the_report(arch: str, kernel: str) -> None:
     """A change of a kernel would break a target, or make the committed report a lie."""
@@ -48,7 +56,7 @@ def test_compiles_and_matches_the_report(arch: str, kernel: str) -> None:
         pytest.skip(f"the report is of {COMPILERS}, and compilers differ")
     variant = _smallest(arch, kernel)
     found = aot.resources(variant)
-    assert found.spilled == 0
+    assert found.spilled == SPILLS.get((aot.compiler(), variant.name), 0)
     committed = _committed(aot.compiler())[variant.name]
     for field in ("shared", "matrix", "loops", "copies"):
         assert getattr(found, field) == committed[field], field

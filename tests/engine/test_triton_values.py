@@ -278,6 +278,8 @@ def test_the_memory_checker_detects(cases: Cases, fault: str, said: str) -> None
 
 def test_first_launches_are_judged_by_what_is_right(cases: Cases) -> None:
     """A check that right kernels fail would send every GPU to the vendor's library."""
+    assert len(cases["checks"]) == 7
+    # The interpreter cuts results to bfloat16 off, by up to 2^-8 where they are below one.
     assert max(cases["checks"].values()) < 2**-7, cases["checks"]
 
 

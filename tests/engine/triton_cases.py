@@ -360,6 +360,10 @@ def checks() -> Iterator[Case]:
     with multiplied_bfloat16():
         found = {kind: torch.tensor(CHECKS[kind](c, device)) for kind, c in configs.items()}
     assert found.keys() == CHECKS.keys()
+    for dtype in (torch.bfloat16, torch.float16):
+        found[f"elementwise {dtype}"] = torch.tensor(
+            CHECKS["elementwise"]({"dtype": dtype}, device)
+        )
     yield "checks", found
 
 

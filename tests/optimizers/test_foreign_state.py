@@ -194,3 +194,22 @@ def test_reordered_groups_go_by_name() -> None:
 def test_what_is_no_state_dict_is_left_to_the_checks() -> None:
     for loaded in (None, [], {}, {"state": 3}, {"state": {}, "param_groups": [3]}):
         assert in_own_layout(loaded) == loaded
+
+
+def test_what_one_rank_of_several_saved_is_refused_until_joined() -> None:
+    """The other ranks' matrices would go on without momentum, and nobody would know."""
+    params = parameters()
+    matrices = [p for p in params if p.ndim == 2]
+    group = {"lr": 0.02, "weight_decay": 0.0, "momentum": 0.95, "params": [0, 1]}
+    files = [
+        {"state": {i: {"momentum_buffer": torch.ones_like(matrices[i])}}, "param_groups": [group]}
+        for i in range(2)
+    ]
+    optimizer = Muon(matrices[:2])
+    with pytest.raises(ValueError, match=r"state of 1 of 2 matrices.*join the 'state'"):
+        optimizer.load_state_dict(files[0])
+    assert not optimizer.state
+    for one in files[1:]:
+        files[0]["state"].update(one["state"])
+    optimizer.load_state_dict(files[0])
+    assert all(optimizer.state[p]["momentum_buffer"].eq(1).all() for p in matrices[:2])

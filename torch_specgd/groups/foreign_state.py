@@ -44,6 +44,7 @@ def in_own_layout(loaded: Any) -> Any:
     for group in parts[1]:
         translate = next((f for known, f in _LAYOUTS.items() if _has(group, known)), None)
         if translate is None:
+            _check_whole(group, state)
             groups.append(group)
             continue
         ids = [i for i in group.get("params", ()) if _is_dict(state.get(i))]
@@ -93,6 +94,18 @@ def _is_dict(x: Any) -> bool:
 
 def _has(group: Any, keys: tuple[str, ...]) -> bool:
     return _is_dict(group) and all(key in group for key in keys)
+
+
+def _check_whole(group: Any, state: Mapping[Any, Any]) -> None:
+    """Raise for one rank's state of KellerJordan's distributed Muon: its own matrices' alone."""
+    if not _has(group, ("params", "momentum")) or any(key in group for key in ("nesterov", "mu")):
+        return
+    there = sum(i in state for i in group["params"])
+    if 0 < there < len(group["params"]):
+        raise ValueError(
+            f"the state dict has state of {there} of {len(group['params'])} matrices: each rank of "
+            "KellerJordan's distributed Muon saves its own; join the 'state' of all ranks' first"
+        )
 
 
 def _is_adam(group: Any) -> bool:

@@ -151,11 +151,14 @@ def _small_error(kind: str, config: dict[str, Any], device: torch.device) -> flo
     return float((found.cpu() - (u * mapped[:, None, :]) @ vh).abs().max())
 
 
-def _elementwise_error(_: dict[str, Any], device: torch.device) -> float:
+def _elementwise_error(config: dict[str, Any], device: torch.device) -> float:
     from .elementwise import momentum, update
 
     shapes = ((16, 48), (5, 7))  # one that fills whole lines, and one that does not
-    g, b, w, out = ([_numbers(device, *s).add(k).float() for s in shapes] for k in range(4))
+    dtype = config.get("dtype", torch.float32)  # of weights and state, each its own kernel
+    # Results stay below one, where bfloat16 rounds by 2^-9, or cuts off by 2^-8.
+    some = ([_numbers(device, *s).add(k).div(4).to(dtype) for s in shapes] for k in range(4))
+    g, b, w, out = some
     g64, b64, w64 = ([x.double() for x in some] for some in (g, b, w))
     momentum(g, b, out, 0.75)
     update(w, g, (0.5, 2.0), 0.25, 0.5)
