@@ -13,7 +13,7 @@ def spectrum(k: int) -> Tensor:
     """Singular values like those of momentum in training, largest first.
 
     ``i^-0.8 10^(-1.5 i / k)`` lies within the quantiles that experiments/muon_transformer.py
-    measured (docs/data/muon_spectra.csv). Gaussian matrices would flatter every method.
+    measured (experiments/results/muon_spectra.csv). Gaussian matrices would flatter every method.
     """
     i = torch.arange(1.0, k + 1)
     return i**-0.8 * 10 ** (-1.5 * i / k)

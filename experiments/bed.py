@@ -17,18 +17,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 FIGURES = ROOT / "docs" / "figures"
-# Where pruning, warm starts and Muon keep their result files.
-GROWING, GROWING_MUON = ROOT / "experiments", ROOT / "docs" / "data"
+GROWING = RESULTS  # an older name
 # Where Debian's package dataset-fashion-mnist puts the four IDX files.
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 Row = Mapping[str, Any]
-
-
-def result(name: str) -> Path:
-    """The path of a result file, wherever its program keeps it."""
-    found = (folder / name for folder in (RESULTS, GROWING, GROWING_MUON))
-    return next((path for path in found if path.exists()), RESULTS / name)
 
 
 # --- result files

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from bed import read
-from bed import result as path_of
+from bed import RESULTS, read
 
 from data_prune.report.evaluate import compare
 
@@ -45,7 +44,7 @@ class Missing(Exception):
 @functools.cache
 def whole(name: str) -> Rows:
     """All rows of a result file."""
-    return read(path_of(f"{name}.csv"))
+    return read(RESULTS / f"{name}.csv")
 
 
 def rows(name: str, **where: object) -> Rows:

@@ -18,13 +18,13 @@ from dataclasses import replace
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from bed import GROWING, append, read
+from bed import RESULTS, append, read
 from muon_bed import QUICK, SETTINGS, Optimizers, Setting, Transformer, train
 from torch.optim import AdamW, Optimizer
 
 from torch_specgd import Muon
 
-OUT = GROWING / "muon_from_adamw.csv"
+OUT = RESULTS / "muon_from_adamw.csv"
 FIELDS = ("setting", "optimizer", "lr", "multiple", "seed", "held_out")
 COMPARING = (2, 3, 4, 5)  # seeds
 PLAIN = SETTINGS["plain"]

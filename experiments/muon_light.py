@@ -12,13 +12,13 @@ import argparse
 import math
 import statistics
 
-from bed import GROWING, append, read
+from bed import RESULTS, append, read
 from muon_bed import QUICK, SETTINGS, Setting, Transformer, train
 from torch.optim import Optimizer
 
 from torch_specgd import Muon
 
-OUT = GROWING / "muon_light.csv"
+OUT = RESULTS / "muon_light.csv"
 KEPT = ("float32", "bfloat16", "int8", "int4")
 SEEDS = range(1, 7)
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 from statistics import mean, stdev
 
-from bed import GROWING_MUON, append, read
+from bed import RESULTS, append, read
 from muon_bed import QUICK, SETTINGS, Optimizers, Transformer, train
 from torch.optim import Optimizer
 
 from torch_specgd import Muon, param_groups
 
-RUNS = GROWING_MUON / "muon_per_head.csv"
+RUNS = RESULTS / "muon_per_head.csv"
 LR, ADAMW_LR = 0.02, 3e-3
 
 

@@ -1,6 +1,6 @@
 """Muon against AdamW and torch.optim.Muon on real text, and our schedules against each other.
 
-    python experiments/muon_transformer.py            # every run that docs/data does not hold yet
+    python experiments/muon_transformer.py            # every run that the CSV does not hold yet
     python experiments/muon_transformer.py --again auto    # forget and redo one optimizer's runs
     python experiments/muon_transformer.py --except auto   # all others
 
@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable
 
 import torch
-from bed import GROWING_MUON, append, read, write
+from bed import RESULTS, append, read, write
 from muon_bed import QUICK, SETTINGS, Optimizers, Transformer, train
 from torch.optim import AdamW, Optimizer
 
 from torch_specgd import Muon, SpecGD
 
-RUNS = GROWING_MUON / "muon_transformer.csv"
-SPECTRA = GROWING_MUON / "muon_spectra.csv"
+RUNS = RESULTS / "muon_transformer.csv"
+SPECTRA = RESULTS / "muon_spectra.csv"
 RUN_FIELDS = ("setting", "optimizer", "lr", "adamw_lr", "seed", "role", "step")
 RUN_FIELDS += ("held_out_loss", "train_loss", "seconds")
 KEY_FIELDS = {"setting", "optimizer", "lr", "adamw_lr", "seed", "step"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import prune_fashion_mnist as experiment
 import torch
-from bed import GROWING, read
+from bed import RESULTS, read
 
 C_DS = (4.0, 1.0, 2.0, 8.0, 5.5, 16.0)
 VARIANTS: dict[str, dict] = {"random": {"method": "random"}}
@@ -32,7 +32,7 @@ VARIANTS["random per class"] = {"method": "random", "per_class": True}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=experiment.PACKAGED)
-    parser.add_argument("--csv", type=Path, default=GROWING / "prune_c_d.csv")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "prune_c_d.csv")
     parser.add_argument("--scores", type=Path, default=experiment.SCORES)
     parser.add_argument("--seeds", type=int, nargs="+", default=(10, 11))
     parser.add_argument("--ratios", type=float, nargs="+", default=(0.9, 0.8))

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bed import GROWING, ROOT, append, read, replace_between
+from bed import RESULTS, ROOT, append, read, replace_between
 from prune_bed import EPOCHS, SCORE_EPOCHS, WINDOW, Data, DynamicTrainer, Trainer, load
 
 from data_prune import DualTracker
 from data_prune.report.evaluate import compare
 
-CSV, PAGE = GROWING / "prune_equal_seconds.csv", ROOT / "docs" / "pruning_results.md"
+CSV, PAGE = RESULTS / "prune_equal_seconds.csv", ROOT / "docs" / "pruning_results.md"
 COLUMNS = (
     "data", "damage", "ratio", "passes", "method", "seed", "steps", "seconds", "accuracy",
 )  # fmt: skip

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bed import COLORS, GROWING, ROOT, append, fashion_mnist, pyplot, save_figure
+from bed import COLORS, RESULTS, ROOT, append, fashion_mnist, pyplot, save_figure
 from bed import FASHION as PACKAGED
 from bed import read as rows_of
 from torch import Tensor, nn
@@ -379,7 +379,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="T, scoring epochs")
     parser.add_argument("--window", type=int, default=10, help="J")
     parser.add_argument("--planned", type=int, default=130, help="epochs of the whole schedule")
-    parser.add_argument("--csv", type=Path, default=GROWING / "prune_fashion_mnist.csv")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "prune_fashion_mnist.csv")
     parser.add_argument("--scores", type=Path, default=SCORES)
     parser.add_argument("--quick", action="store_true", help="a minute, with assertions")
     parser.add_argument("--report", action="store_true", help="tables and figure from the CSV")

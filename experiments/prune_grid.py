@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bed import GROWING, append
+from bed import RESULTS, append
 from bed import read as rows_of
 from prune_bed import EPOCHS, Data, DynamicTrainer, Trainer, load, score
 from prune_rules import DEFAULT, METHODS, PEERS
@@ -59,10 +59,10 @@ CHANGED = {
     "again": (("fashion", "clean"), ("digits", "corrupted")),
     "third": (("fashion", "redrawn"), ("digits", "redrawn")),
 }
-CSV = GROWING / "prune_grid.csv"
+CSV = RESULTS / "prune_grid.csv"
 # Not a set of examples: each pass leaves out another part, in as many steps as the others take.
 DYNAMIC = "dynamic"
-DYNAMIC_CSV = GROWING / "prune_dynamic.csv"
+DYNAMIC_CSV = RESULTS / "prune_dynamic.csv"
 
 
 class Cell(NamedTuple):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from bed import GROWING, write
+from bed import RESULTS, write
 from prune_fashion_mnist import METHODS, PACKAGED, PEERS, Trainer, load_idx, redraw_labels
 
 from data_prune import DualTracker
@@ -61,7 +61,7 @@ def main() -> None:
         assert kept["DUAL + Beta"] < kept["random"] < kept["EL2N"], kept
         return
     rows = [row for seed in SEEDS for row in wrong_shares(seed)]
-    write(GROWING / "prune_noise_epochs.csv", rows)
+    write(RESULTS / "prune_noise_epochs.csv", rows)
     for r in RATIOS:
         print(f"\nWrong labels kept, %, prune ratio {r}, mean of {len(SEEDS)} seeds; T =", *EPOCHS)
         for name in NAMES:

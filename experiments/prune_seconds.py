@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bed import GROWING, ROOT, append
+from bed import RESULTS, ROOT, append
 from bed import read as rows_of
 from numpy.typing import NDArray
 from prune_bed import EPOCHS, SCORE_EPOCHS, WINDOW, Data, Trainer, load
@@ -30,7 +30,7 @@ from prune_rules import DEFAULT, METHODS
 
 from data_prune import DualTracker, ScoreTable
 
-CSV, PAGE = GROWING / "prune_seconds.csv", ROOT / "docs" / "pruning_results.md"
+CSV, PAGE = RESULTS / "prune_seconds.csv", ROOT / "docs" / "pruning_results.md"
 MARKS = ("<!-- tables of the seconds -->", "<!-- end of the seconds -->")
 COLUMNS = (
     "data", "damage", "ratio", "method", "seed", "kept", "damaged", "scoring", "selecting",

@@ -20,8 +20,7 @@ import muon_from_adamw
 import warm_features
 import warm_mechanism
 import warm_summary
-from bed import ROOT, read, replace_between
-from bed import result as path_of
+from bed import RESULTS, ROOT, read, replace_between
 
 
 def lines(head: str, rows: list[list[str]], right: int = 0) -> str:
@@ -46,7 +45,7 @@ EQUAL_RATE = {
 def equal_rate() -> str:
     """Steps to 95 % of each mode, and the spread of the rates."""
     found: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in read(path_of("theory_equal_rate.csv")):
+    for row in read(RESULTS / "theory_equal_rate.csv"):
         if row["target"] == "figure":
             found[row["method"]].append(row)
     exact = found["SpecGD, svd"]
@@ -65,7 +64,7 @@ def equal_rate() -> str:
 def adapters() -> str:
     """Spectra and losses of the small transformer's adapters, lowest to highest seed."""
     found: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in read(path_of("theory_lora.csv")):
+    for row in read(RESULTS / "theory_lora.csv"):
         found[row["optimizer"]].append(row)
     columns = {"sigma_8_over_sigma_1": 2, "stable_rank": 1, "held_out_loss": 3}
     rows = []
@@ -115,7 +114,7 @@ def from_adamw(found: bool = False) -> str:
 def per_head() -> str:
     """Held-out loss with whole projections and head by head."""
     losses: dict[str, dict[str, float]] = defaultdict(dict)
-    for row in read(path_of("muon_per_head.csv")):
+    for row in read(RESULTS / "muon_per_head.csv"):
         losses[row["per_head"]][row["seed"]] = float(row["held_out_loss"])
     whole, heads = losses["False"], losses["True"]
     gaps = [heads[seed] - whole[seed] for seed in whole]
@@ -128,7 +127,7 @@ def per_head() -> str:
 def light() -> str:
     """Held-out loss with momentum in fewer bits, and how far behind float32."""
     losses: dict[str, dict[str, float]] = defaultdict(dict)
-    for row in read(path_of("muon_light.csv")):
+    for row in read(RESULTS / "muon_light.csv"):
         losses[row["state_dtype"]][row["seed"]] = float(row["held_out"])
     size = {"float32": "4", "bfloat16": "2", "int8": "1.06", "int4": "0.56"}
     rows = []
@@ -147,7 +146,7 @@ def light() -> str:
 def noise_epochs() -> str:
     """Wrong labels among the kept, by scoring epochs."""
     share: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in read(path_of("prune_noise_epochs.csv")):
+    for row in read(RESULTS / "prune_noise_epochs.csv"):
         place = (row["method"], row["prune_ratio"])
         share[place][int(row["epochs"])].append(100 * float(row["wrong_labels"]))
     rows = []
@@ -163,7 +162,7 @@ def noise_epochs() -> str:
 
 def features() -> str:
     """The discrete process: accuracy, features and active inputs."""
-    made = read(path_of("warm_features.csv"))
+    made = read(RESULTS / "warm_features.csv")
     rows = []
     for experiment in (1, 5, 10, 25, 50):
         cells = [str(experiment)]
@@ -194,8 +193,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "pruning_results.md": {"noise epochs": noise_epochs},
     "warmstart_results.md": {
         "features": features,
-        "mechanism": lambda: warm_mechanism.tables(read(path_of("warm_mechanism.csv"))),
-        "chunks": lambda: warm_summary.tables(read(path_of("warm_chunks.csv"))),
+        "mechanism": lambda: warm_mechanism.tables(read(RESULTS / "warm_mechanism.csv")),
+        "chunks": lambda: warm_summary.tables(read(RESULTS / "warm_chunks.csv")),
     },
 }
 

@@ -18,13 +18,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from bed import GROWING, append, read
+from bed import RESULTS, append, read
 from torch import Tensor
 from warm_bed import DEFAULT_DATA, Learner, conv_net, hard_fashion_mnist
 from warm_methods import METHODS, TRIED
 from warm_summary import summary
 
-CSV = GROWING / "warm_chunks.csv"
+CSV = RESULTS / "warm_chunks.csv"
 FIELDS = (
     "purpose", "net", "lr", "method", "floor", "seed", "chunk", "examples", "test_accuracy",
     "train_accuracy", "steps", "seconds",

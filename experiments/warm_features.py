@@ -20,7 +20,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from bed import COLORS, GROWING, pyplot, read, save_figure, write
+from bed import COLORS, RESULTS, pyplot, read, save_figure, write
 
 # N inputs per experiment, K features per class, C classes, thresholds gamma and tau.
 N, K, C, GAMMA, TAU, TEST = 1000, 50, 2, 50, 3, 10_000
@@ -143,7 +143,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--csv", type=Path, default=GROWING / "warm_features.csv")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "warm_features.csv")
     parser.add_argument("--figure", default="warm_features", help="its name in docs/figures")
     parser.add_argument("--summary", action="store_true", help="table and figure from the CSV")
     args = parser.parse_args()

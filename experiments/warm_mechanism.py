@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from bed import COLORS, GROWING, append, pyplot, read, save_figure
+from bed import COLORS, RESULTS, append, pyplot, read, save_figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from warm_bed import DEFAULT_DATA, Learner, conv_net, hard_fashion_mnist
@@ -27,7 +27,7 @@ from warm_methods import dash, dash_shuffled, dash_wrong_sign, nothing
 
 from warmstart import dash_shrink
 
-CSV = GROWING / "warm_mechanism.csv"
+CSV = RESULTS / "warm_mechanism.csv"
 FIELDS = ("net", "seed", "method", "step", "clean", "wrong", "corrected", "train_accuracy")
 EXAMPLES, WRONG, STEPS = 1000, 0.2, (0, 5, 10, 20, 30, 40, 50)
 # (learning rate, floor): those of the expanding chunks.
