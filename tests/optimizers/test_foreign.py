@@ -162,7 +162,9 @@ def test_from_adamw_takes_the_step_that_it_says(shape: tuple[int, int]) -> None:
         before = (1 - lr * decay) * w.detach()
         adamw.step()
     size = (w.detach() - before).square().mean().sqrt()
-    assert size == pytest.approx(0.2 * lr, rel=0.2)  # what "match_rms_adamw" takes for typical
+    # What "match_rms_adamw" takes for typical is a round number. A sample of 576 entries is off by
+    # 3 % or so in its root mean square.
+    assert size == pytest.approx(0.2 * lr, rel=0.2)
     reference = ReferenceMuon(
         w.detach(), polar_exact, lr=RATE * lr, weight_decay=decay / RATE, momentum=0.95,
         nesterov=True, match_rms=True,

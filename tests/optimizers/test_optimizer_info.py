@@ -108,11 +108,14 @@ ERRORS = [
 ]
 
 
-def refuse(row: OptimizerInfo, error: ErrorOptimizerInput) -> None:
+def refuse(row: OptimizerInfo, error: ErrorOptimizerInput) -> bool:
+    """Meet the expected error or warning, and say whether no parameter was moved by an error."""
     given = error.optimizer_error_input
     expected = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises
     at_once = error.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR
     params = [Parameter(torch.randn(2, 3))] if given.params is None else given.params
+    tensors = [p for p in params if isinstance(p, torch.Tensor)]
+    before = [p.detach().clone() for p in tensors]
     if at_once:
         with expected(error.error_type, match=error.error_regex):
             row.optim_cls(params, **given.kwargs)
@@ -120,14 +123,16 @@ def refuse(row: OptimizerInfo, error: ErrorOptimizerInput) -> None:
         optimizer = row.optim_cls(params, **given.kwargs)
         with expected(error.error_type, match=error.error_regex):
             optimizer.step()
+    kept = all(torch.equal(p, old) for p, old in zip(tensors, before, strict=True))
+    return kept or expected is pytest.warns
 
 
 @pytest.mark.parametrize(
     ("row", "error"), ERRORS, ids=lambda x: getattr(x, "name", None) or x.optimizer_error_input.desc
 )
 def test_errors(row: OptimizerInfo, error: ErrorOptimizerInput) -> None:
-    """What torch refuses is refused, with a message, at construction or at the step."""
-    refuse(row, error)
+    """What torch refuses is refused, with a message, at construction or before the step moves."""
+    assert refuse(row, error)
 
 
 def torchs_errors() -> dict[str, ErrorOptimizerInput]:

@@ -47,6 +47,8 @@ def test_heads_in_a_dimension_of_their_own_are_one_matrix() -> None:
     before = attention.q.detach().clone()
     Muon(param_groups(nn.ModuleDict({"a": attention})), lr=1.0, weight_decay=0.0).step()
     moved = torch.linalg.svdvals((attention.q.detach() - before).flatten(1))
+    # The default schedule maps singular values to 0.966 to 1.034. In thousands of tiny pieces they
+    # would lie between 0 and 2.
     torch.testing.assert_close(moved, torch.ones_like(moved), rtol=0, atol=0.1)
 
 
