@@ -11,6 +11,7 @@ processor time of the last chunk, with the method's own passes.
 
     python experiments/warm_breadth.py             # every run that the CSV does not hold yet
     python experiments/warm_breadth.py --report    # the page's tables, from the CSV
+    python experiments/warm_breadth.py --quick     # two runs in seconds, with assertions
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def of_methods(of: Cells, place: tuple[str, ...]) -> list[str]:
         own = of.get((*place, method), {})
         both = sorted(own.keys() & warm.keys())
         gains = [float(own[s]["accuracy"]) - float(warm[s]["accuracy"]) for s in both]
-        cells.append(told(gains) if len(gains) > 1 else "")
+        cells.append(told(gains) if len(gains) > 1 else f"{gains[0]:+.1f}" if gains else "")
     for method in ("none", "cold", "dash"):
         spent = [float(r["seconds"]) for r in of.get((*place, method), {}).values()]
         cells.append(f"{fmean(spent):.2f}" if spent else "")
@@ -215,8 +216,14 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--only", choices=tuple(KINDS), help="runs of one net alone")
     parser.add_argument("--report", action="store_true", help="the tables alone")
+    parser.add_argument("--quick", action="store_true", help="two runs in seconds")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.quick:
+        for method in ("none", "dash"):
+            row = run(Job("MLP", "clean", "AdamW", method, 0.003, 0))
+            assert 50 < float(row["accuracy"]) < 100, row
+        return
     if not args.report:
         run_all(args.csv, (args.only,) if args.only else tuple(KINDS))
     found = tables(args.csv)

@@ -7,6 +7,7 @@ example if the warm start ends a point or more below the cold one on each of thr
 
     python experiments/warm_embedded.py           # twelve rows, three seeds
     python experiments/warm_embedded.py --again   # the two that lose, on ten other seeds
+    python experiments/warm_embedded.py --quick   # one run in seconds
 """
 
 from __future__ import annotations
@@ -79,8 +80,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--again", action="store_true", help="the two that lose, on ten seeds")
-    again = parser.parse_args().again
+    parser.add_argument("--quick", action="store_true", help="one run in seconds")
+    args = parser.parse_args()
+    again = args.again
     torch.set_num_threads(1)
+    if args.quick:
+        assert abs(lost(*table("wine"), SIZES["wine"], "AdamW", "clean", 0)) < 20
+        return
     print(
         "| set | labels | optimizer | warm starts lose, points | on each seed |\n"
         + "|---" * 5

@@ -16,6 +16,7 @@ confirmed on unseen seeds, beside a quarter's cold and warm start by AdamW on al
 
     python experiments/warm_quarter.py            # every run that the CSV does not hold yet
     python experiments/warm_quarter.py --report   # the page's tables, from the CSV
+    python experiments/warm_quarter.py --quick    # one short stream, with assertions
 """
 
 from __future__ import annotations
@@ -313,8 +314,16 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=tuple(SETS))
     parser.add_argument("--report", action="store_true", help="the tables alone")
+    parser.add_argument("--quick", action="store_true", help="one short stream in seconds")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.quick:
+        cold = Run("digits", "cold", "AdamW", "cold", 0.0, 0.01, 0.01, 4, 0)
+        small = cold._replace(part="quarter", optimizer="Muon", shrink="dash", ratio=0.5)
+        spent = [float(execute(run)["flops"]) for run in (cold, small)]
+        # A batch at the end of each of four retrains may go beyond the budget.
+        assert spent[1] < 0.35 * spent[0], spent
+        return
     if not args.report:
         run_all(args.csv, tuple(args.sets))
     found = tables(args.csv)

@@ -16,6 +16,7 @@ seed. Those of the half "look" may be used to change the rule; "confirm" is run 
     python experiments/warm_verdict.py                  # the half "look", what the CSV lacks
     python experiments/warm_verdict.py --half confirm   # the other half
     python experiments/warm_verdict.py --report         # k of n, and every stream
+    python experiments/warm_verdict.py --quick          # one stream in seconds
 """
 
 from __future__ import annotations
@@ -187,8 +188,12 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--half", choices=tuple(SEEDS), default="look")
     parser.add_argument("--report", action="store_true", help="the tables alone")
+    parser.add_argument("--quick", action="store_true", help="one stream in seconds")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.quick:
+        assert {r.best for r in asked(Place("MLP", "clean", "SGD", 0)).values()} <= set(CHOSEN)
+        return
     if not args.report:
         run_all(args.csv, args.half)
     found = tables(args.csv)
