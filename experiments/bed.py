@@ -17,7 +17,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 FIGURES = ROOT / "docs" / "figures"
-GROWING = RESULTS  # an older name
 # Where Debian's package dataset-fashion-mnist puts the four IDX files.
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 

@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from bed import GROWING, ROOT, append, fashion_mnist, read, replace_between
+from bed import RESULTS, ROOT, append, fashion_mnist, read, replace_between
 from muon_bed import QUICK, SETTINGS, Setting, lr_factor, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -29,7 +29,7 @@ from torch.optim import AdamW, Optimizer
 
 from torch_specgd import Muon, Shampoo
 
-OUT = GROWING / "muon_rules.csv"
+OUT = RESULTS / "muon_rules.csv"
 SEEDS = (1, 2, 3, 4, 5, 6)
 BEDS = {"width 96": 400, "conv": 400, "width 256": 400}  # steps
 AUX, FACTOR = 3e-3, 1.5
