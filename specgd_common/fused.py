@@ -176,6 +176,10 @@ def _is_gated(place: Place, here: Layer, siblings: list[Layer]) -> bool:
 
 
 def _query_key_value(place: Place, here: Layer, others: list[Layer], dim: int) -> Cut | None:
+    own = vars(place.holder)
+    if all(own.get(key) for key in ("dim_qk", "dim_v", "num_heads")):  # a lambda layer: one key
+        rows = own["num_heads"] * own["dim_qk"], own["dim_qk"], own["dim_v"]
+        return (dim, rows) if sum(rows) == here.outputs else None
     if place.module == "to_qkv" and here.outputs == 5 * here.inputs:
         return dim, (here.inputs,) * 5  # differential attention has two queries and two keys
     width = _query_width(place, here, others)

@@ -50,6 +50,10 @@ def bottleneck() -> Attention:
     return Attention({"qkv": conv(8, 4 * (2 * 2 + 3))}, num_heads=4, dim_head_qk=2, dim_head_v=3)
 
 
+def lambda_layer() -> Attention:
+    return Attention({"qkv": conv(8, 4 * 2 + 2 + 6)}, num_heads=4, dim_qk=2, dim_v=6)
+
+
 def head_first() -> Attention:
     return Attention({"qkv": conv(8, 24), "proj": conv(8, 8)}, num_heads=4, head_first=True)
 
@@ -92,6 +96,7 @@ LAYOUTS: dict[str, tuple[Attention, str, Callable[[Tensor], Rows]]] = {
     "LeViT's kv": (downsampling(), "kv", lambda r: r.view(4, -1).split([2, 6], 1)),
     "HaloNet": (halo(), "kv", lambda r: r.view(4, -1).split([2, 3], 1)),
     "bottleneck": (bottleneck(), "qkv", lambda r: r.split([8, 8, 12])),
+    "lambda layer": (lambda_layer(), "qkv", lambda r: r.split([8, 2, 6])),
     "head first": (head_first(), "qkv", lambda r: r.view(4, 6).chunk(3, 1)),
     "MViT": (multiscale(), "qkv", lambda r: r.chunk(3)),
     "known heads alone": (without_projection(), "qkv", lambda r: r.chunk(3)),
