@@ -84,11 +84,27 @@ def section(known: Mapping[Any, Any], contenders: Mapping[str, tuple[Make, float
     """
     parts: list[str] = []
     for bed, title in TITLES.items():
-        rows = _rows({run: x for run, x in known.items() if run.bed == bed and run.seed > 0})
+        mine = {run: x for run, x in known.items() if run.bed == bed}
+        rows = _rows({run: x for run, x in mine.items() if run.seed > 0})
         if BASE in rows:
             parts += [f"### {title}", "", *_table(bed, rows, contenders), ""]
             parts += [*_fewer(rows), ""]
+            parts += [*_tuning({run: x for run, x in mine.items() if run.seed == 0}), ""]
     return "\n".join(parts)
+
+
+def _tuning(known: Mapping[Any, Any]) -> list[str]:
+    """Return the table of what tuned: each contender's best of at most five runs."""
+    lines = ["| best on seed 0 | runs | rates | held-out loss | gap |", "|---|---:|---|---:|---:|"]
+    best: dict[str, list[Any]] = {}
+    for run, result in known.items():
+        best.setdefault(run.contender, []).append((result.held_out, run))
+    base = min(best[BASE])[0]
+    for name, runs in best.items():
+        loss, run = min(runs)
+        rates = f"{run.lr}, {run.adamw_lr}"
+        lines.append(f"| {name} | {len(runs)} | {rates} | {loss:.4f} | {loss - base:+.4f} |")
+    return lines
 
 
 def _rows(known: Mapping[Any, Any]) -> dict[str, dict[int, dict[int, Any]]]:
@@ -105,8 +121,8 @@ def _gaps(some: Mapping[int, Any], base: Mapping[int, Any]) -> list[float]:
 
 
 def _gap(gaps: Sequence[float]) -> str:
-    if len(gaps) < 2:
-        return f"{gaps[0]:+.4f} (one seed)" if gaps else "not run"
+    if len(gaps) < 3:
+        return f"{fmean(gaps):+.4f} |" if gaps else " |"
     p = p_value(gaps)
     shown = "< .0001" if p < 1e-4 else f"{p:.4f}".lstrip("0")
     return f"{fmean(gaps):+.4f} ± {stdev(gaps):.4f} | {shown}"
@@ -153,6 +169,6 @@ def _fewer(rows: Mapping[str, Any]) -> list[str]:
     for name, by_steps in rows.items():
         for steps in sorted(set(by_steps) - {full}, reverse=True):
             gaps = _gaps(by_steps[steps], rows[BASE][full])
-            if len(gaps) > 1:
+            if gaps:
                 lines.append(f"| {name} | {steps} | {_gap(gaps)} | {len(gaps)} |")
     return lines if len(lines) > 2 else []

@@ -175,7 +175,7 @@ def next_basis(covariance: Tensor, basis: Tensor) -> Tensor:
 def next_root(covariance: Tensor, root: int) -> Tensor:
     """Return A^(-1/root) of positive semidefinite matrices, up to a factor; of zero, the identity.
 
-    By the engine's products. Eigenvalues below about 1e-3 of the largest count as that: where
+    By the engine's products. Eigenvalues below about 2e-4 of the largest count as that: where
     gradients have a low rank the rest is rounding noise, which would become as large.
     """
     mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
