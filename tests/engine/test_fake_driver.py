@@ -10,7 +10,14 @@ pytest.importorskip("triton")
 
 from reference.fake_driver import fake_driver
 from torch_specgd.step.muon import muon
-from torch_specgd.triton_kernels import engine, multi_tensor, operator, orthogonalize
+from torch_specgd.triton_kernels import (
+    engine,
+    momentum_step,
+    multi_tensor,
+    operator,
+    orthogonalize,
+)
+from torch_specgd.triton_kernels.kernels import available
 
 
 def _step(shapes: tuple, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +31,27 @@ def _step(shapes: tuple, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
             p, g, b, lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True,
             ns_coefficients="auto", eps=1e-7, ns_steps=5, adjust_lr_fn=None,
         )  # fmt: skip
+
+
+def test_first_launches_are_checked_on_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of a launch for cuda:1 read cuda:1's memory from cuda:0, the current one."""
+    asked: list[tuple[int | None, int]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(multi_tensor, "_PLAIN", {FakeTensor})
+    available.forget()
+    with fake_driver() as seen, FakeTensorMode():
+
+        def check(config: dict, device: torch.device) -> float:
+            asked.append((device.index, seen.device))
+            return 1.0  # off: nothing is launched behind it
+
+        monkeypatch.setitem(available.CHECKS, "elementwise", check)
+        g, b, out = ([torch.empty(4, 4, device="cuda:1")] for _ in range(3))
+        with pytest.warns(UserWarning, match="off by 1"):
+            momentum_step(g, b, out, 0.9)
+    available.forget()
+    assert asked == [(1, 1)]
+    assert seen.device == 0
 
 
 @pytest.mark.parametrize("shapes", [((768, 768),) * 12, ((16, 1024),) * 6, ((300, 400),) * 2])

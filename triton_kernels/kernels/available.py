@@ -110,7 +110,8 @@ def _checked(kind: str, config: tuple[tuple[str, Any], ...], index: int) -> bool
     """Compare one launch with float64; warn and return False where they differ, or it fails."""
     device = torch.device("cuda", index)
     try:
-        error = CHECKS[kind](dict(config), device)
+        with on_device(device):
+            error = CHECKS[kind](dict(config), device)
     except Exception as failure:  # compilers and drivers raise errors of many kinds
         _warn(f"the {kind} kernel failed on its first launch ({type(failure).__name__}: {failure})")
         return False
