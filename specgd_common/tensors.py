@@ -1,5 +1,6 @@
 """What is asked of any tensor before it is worked on."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -34,3 +35,11 @@ def norm64(x: Tensor) -> float:
     Summed in float32, as torch does by default, it is off by 4e-4 at ten million entries.
     """
     return float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64))
+
+
+def lasting() -> AbstractContextManager[object]:
+    """Return a context whose new tensors can be written anywhere.
+
+    What inference mode makes can be written in that mode alone, and state outlives the step.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from specgd_common.cuts import check_fit, check_split, cut_of
-from specgd_common.tensors import is_dtensor, local
+from specgd_common.tensors import is_dtensor, lasting, local
 
 from .checks import Check, check_schedule, flag, integer, number, one_of, pair, sharing
 from .distributed.layout import local_like
@@ -351,7 +351,8 @@ class Muon(SpectralOptimizer):
                 continue
             by_muon = is_matrix(p) if use_muon is None else use_muon
             if staged or (first if by_muon else "exp_avg") not in self.state[p]:
-                self._init_state(p, by_muon, group)
+                with lasting():
+                    self._init_state(p, by_muon, group)
             if p.grad is not None and p.numel():
                 (matrices if by_muon else others).append(p)
         return matrices, others

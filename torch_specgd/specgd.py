@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from specgd_common.tensors import is_dtensor, local
+from specgd_common.tensors import is_dtensor, lasting, local
 
 from .checks import Check, check_schedule, flag, number, one_of, sharing
 from .distributed.layout import Layout, local_like
@@ -235,9 +235,9 @@ class SpecGD(SpectralOptimizer):
 
     def _update_group(self, group: dict[str, Any]) -> None:
         trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]
-        if group["momentum"]:
-            for p in trained:
-                if "momentum_buffer" not in self.state[p]:
+        for p in trained if group["momentum"] else ():
+            if "momentum_buffer" not in self.state[p]:
+                with lasting():
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=_wide(p.dtype))
         params = [p for p in trained if p.grad is not None and p.numel() > 0]
         specgd(

@@ -95,6 +95,37 @@ def test_steps_do_not_follow_a_mode(optimizer: Any, mode: str) -> None:
         assert torch.equal(*after)
 
 
+@pytest.mark.parametrize("mode", ["inference", "meta", "no_grad", "anomaly"])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (Muon, {}),
+        (Muon, {"state_dtype": "bfloat16"}),
+        (Muon, {"state_dtype": "int8", "second_moment": "neuron"}),
+        (Muon, {"precondition": "shampoo", "second_moment": "element"}),
+        (SpecGD, {"momentum": 0.9}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_state_of_a_first_step_in_a_mode_serves_the_next(
+    optimizer: Any, options: dict[str, Any], mode: str
+) -> None:
+    """State that inference mode made ended the first step outside of it in an error."""
+    for shape in ((16, 512), (60, 300), (7,)):
+        start, gradient = torch.randn(shape), torch.randn(shape)
+        after = []
+        for inside in (False, True):
+            w = torch.nn.Parameter(start.clone())
+            w.grad = gradient.clone()
+            own = optimizer([w], lr=0.1, **options)
+            with _mode(mode if inside else "no_grad"):
+                own.step()
+            own.step()
+            after.append(w.detach())
+            assert not any(getattr(t, "requires_grad", False) for t in own.state[w].values())
+        assert torch.equal(*after)
+
+
 def test_measures_of_spectra_do_not_follow_autocast() -> None:
     """A report on adapters would show singular values of products in bfloat16."""
     b, a = torch.randn(40, 4), torch.randn(4, 30)
