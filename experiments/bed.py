@@ -60,8 +60,11 @@ def write(path: Path, rows: Sequence[Row], fields: Sequence[str] | None = None) 
 
 
 def short(value: Any) -> Any:
-    """A number with six digits; anything else as it is."""
-    return f"{value:.6g}" if isinstance(value, float) else value
+    """A number with six digits, still a number; anything else as it is.
+
+    Written as str() writes it, so that a program finds its own runs again by their settings.
+    """
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def replace_between(page: Path, name: str, text: str) -> None:

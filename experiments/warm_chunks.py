@@ -99,7 +99,7 @@ PLAN: tuple[tuple[str, str, float, tuple[str, ...], float | str, tuple[int, ...]
     ("grid", "plain", 0.03, ("cold", "warm", "DASH"), 0.7, (0, 1, 2), 4),
     ("confirm", "plain4", 0.03, ("cold", "DASH"), "auto", (20, 21, 22, 23), 4),
     ("confirm", "norm4", 0.01, ("cold", "warm", "DASH"), "auto", (10, 11, 12), 4),
-    ("first rule", "plain4", 0.03, ("cold", "warm", "DASH"), 0.1**0.2, (10, 11, 12), 4),
+    ("first rule", "plain4", 0.03, ("cold", "warm", "DASH"), 0.630957, (10, 11, 12), 4),
     ("grid", "norm", 0.01, tuple(METHODS), 0.3, (0, 1, 2), 4),
     ("explore", "plain", 0.03, ("DASH",), 0.8, (0, 1), 4),
     ("explore", "plain", 0.03, ("DASH, chained biases", "uniform, chained biases"), 0.7, (0, 1), 4),

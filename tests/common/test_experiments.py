@@ -47,8 +47,8 @@ def test_rows_are_added_and_read_back(tmp_path: Path) -> None:
     """Runs that finished before a stop are there afterwards, and are not run again."""
     path = tmp_path / "runs" / "x.csv"
     BED.append(path, [{"seed": 0, "loss": 1 / 3}])
-    BED.append(path, [{"seed": 1, "loss": 2.0}])
-    assert BED.read(path) == [{"seed": "0", "loss": "0.333333"}, {"seed": "1", "loss": "2"}]
+    BED.append(path, [{"seed": 1, "loss": 2.0}])  # as str() has it: keys are compared so
+    assert BED.read(path) == [{"seed": "0", "loss": "0.333333"}, {"seed": "1", "loss": "2.0"}]
     BED.write(path, [{"seed": 2, "loss": 0.5}])
     assert BED.read(path) == [{"seed": "2", "loss": "0.5"}]
 

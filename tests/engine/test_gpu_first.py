@@ -43,7 +43,7 @@ def test_a_stage_that_hangs_or_fails_is_noted(
     """The stages behind it would never run."""
     for stage in list(program.STAGES)[2:]:
         monkeypatch.delitem(program.STAGES, stage)
-    monkeypatch.setitem(program.STAGES, "products", (program.products, 0.01))
+    monkeypatch.setitem(program.STAGES, "products", (program.products, 0.0))
     monkeypatch.setattr(program, "__file__", str(tmp_path / "absent.py"))
     found = program.first(tmp_path / "out.json", fake=True)
     assert "took longer than" in found["products"]["error"]

@@ -15,6 +15,7 @@ from warmstart.__main__ import main
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "experiments"))
 
+import bed
 import warm_bed
 import warm_chunks
 import warm_features
@@ -61,7 +62,9 @@ def test_bed_is_the_same_every_time() -> None:
 
 
 @pytest.mark.parametrize("method", warm_chunks.METHODS | warm_chunks.TRIED)
-def test_every_method_runs_on_random_data(method: str, tmp_path: Path) -> None:
+def test_every_method_runs_on_random_data(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two tiny chunks per method, appended and read back as the summary does."""
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(80, 1, 14, 14, generator=g), torch.randint(10, (80,), generator=g)
@@ -72,16 +75,19 @@ def test_every_method_runs_on_random_data(method: str, tmp_path: Path) -> None:
         )
     )
     path = tmp_path / "runs.csv"
-    warm_chunks.append(path, rows, "grid")
+    warm_chunks.append(path, [{"purpose": "grid", **row} for row in rows], warm_chunks.FIELDS)
     read = warm_chunks.read(path)
     assert [r["chunk"] for r in read] == ["1", "2"]
     assert warm_chunks.key(read[0]) == ("grid", "norm4", "0.01", method, str(floor), "0")
-    warm_chunks.summary(path, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 1000
+    monkeypatch.setattr(bed, "FIGURES", tmp_path)
+    warm_chunks.summary(path, "figure")
+    assert all((tmp_path / f"figure.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
 
 
 @pytest.mark.parametrize("net", warm_mechanism.NETS)
-def test_mechanism_runs_on_random_data(net: str, tmp_path: Path, capsys) -> None:
+def test_mechanism_runs_on_random_data(
+    net: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every method from the same memorized labels; read back as the summary does."""
     g = torch.Generator().manual_seed(0)
     data = torch.randn(80, 1, 14, 14, generator=g), torch.randint(10, (80,), generator=g)
@@ -91,9 +97,10 @@ def test_mechanism_runs_on_random_data(net: str, tmp_path: Path, capsys) -> None
     path = tmp_path / "runs.csv"
     for _ in range(2):
         warm_mechanism.append(path, rows)
-    warm_mechanism.summary(path, tmp_path / "figure.png")
+    monkeypatch.setattr(bed, "FIGURES", tmp_path)
+    warm_mechanism.summary(path, "figure")
     assert capsys.readouterr().out.count("| DASH | ") == 1
-    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert all((tmp_path / f"figure.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
 
 
 def test_labels_are_wrong_as_often_as_said() -> None:

@@ -123,6 +123,16 @@ def test_several_unusual_keys_are_offered() -> None:
     assert find_weights(content, "nets.critic") == ("nets", "critic")
 
 
+@pytest.mark.parametrize("content", [{None: 0}, {7: 0}, {"nets": [0]}], ids=["none", "7", "list"])
+def test_weights_where_no_key_leads_are_no_weights(content: dict) -> None:
+    """A list, or a key that is no word, cannot be named on a command line."""
+    where = content.get("nets", content)
+    key = 0 if "nets" in content else next(iter(content))
+    where[key] = {"a.weight": torch.ones(2, 2)}
+    with pytest.raises(ValueError, match="has no state dict under"):
+        find_weights(content, None)
+
+
 def test_statistics_are_renewed_with_the_model(tmp_path: Path, entry: str) -> None:
     """Without it the first evaluation of the written file is chance."""
     torch.save(model_state(), tmp_path / "a.pt")

@@ -58,7 +58,8 @@ def find_weights(loaded: Mapping[str, Any], key: str | None) -> tuple[str, ...]:
     # Last: a training checkpoint may hold a tensor, its loss say, beside the weights.
     if is_state_dict(loaded):
         return ()
-    others = [path for path, value in _dictionaries(loaded) if _has_matrices(value)]
+    found = [path for path, value in _dictionaries(loaded) if _has_matrices(value)]
+    others = [path for path in found if _leads_on(loaded, path)]
     if len(others) == 1:
         return others[0]
     if others:
@@ -82,6 +83,15 @@ def resolve(loaded: Mapping[str, Any], key: str) -> tuple[str, ...]:
             raise ValueError(f"has nothing at key {key!r}; {_keys(loaded)}")
         here = here[part]
     return parts
+
+
+def _leads_on(loaded: Any, keys: tuple[str, ...]) -> bool:
+    """Say whether keys can be followed as they are: not through lists, or keys of other types."""
+    for key in keys:
+        if not isinstance(loaded, dict) or key not in loaded:
+            return False
+        loaded = loaded[key]
+    return True
 
 
 def at(loaded: Any, keys: tuple[str, ...]) -> Any:
