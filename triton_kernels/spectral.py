@@ -204,8 +204,8 @@ def spectral_smooth(x: Tensor, smoothing: float) -> Tensor:
     """
     if not (math.isfinite(smoothing) and smoothing > 0):
         raise ValueError(f"smoothing must be positive and finite, got {smoothing}")
-    if x.ndim < 2:
-        raise ValueError(f"x must have at least 2 dimensions, got shape {tuple(x.shape)}")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        orthogonalize(x)  # refuses it by name; integers would become floats below
     wide = x.shape[-2] <= x.shape[-1]
     y = x.detach() if wide else x.detach().mT
     n = y.shape[-2]

@@ -5,6 +5,8 @@ Everything here is a pure function on the logits' device, called by ``batch``.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -165,7 +167,8 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
         >>> squared_error(torch.tensor([[3.0, 5.0], [0.0, 0.0]]), target).tolist()
         [4.0, -1.0]
     """
-    z, y = (x.detach().reshape(len(prediction), -1).float() for x in (prediction, target))
+    shape = len(prediction), math.prod(prediction.shape[1:])
+    z, y = (x.detach().reshape(shape).float() for x in (prediction, target))
     known = y == y
     square = (z - y).square().masked_fill(~known, 0.0)
     return (square.sum(-1) / known.sum(-1)).masked_fill(~known.any(-1), UNLABELLED)

@@ -146,16 +146,15 @@ class Store:
         at, labels = index.numpy(), None if label is None else label.numpy()
         found = {name: v.numpy() for name, v in values.items()}
         blank = found["prob"] == UNLABELLED
-        if labels is not None and blank.any():
-            labels = np.where(blank, -1, labels)
+        if blank.any():  # also of examples that have a label at other times
+            labels = None if labels is None else labels[~blank]
+            at, found = at[~blank], {name: v[~blank] for name, v in found.items()}
         self._check_labels(at, labels)
         self.set_classes(num_classes)
         self.updates += 1
+        self.unlabelled += int(blank.sum())
         if labels is not None:
             self.arrays["label"][at] = labels
-        if blank.any():
-            self.unlabelled += int(blank.sum())
-            at, found = at[~blank], {name: v[~blank] for name, v in found.items()}
         flat = [v if v.ndim == 1 else v.sum(axis=-1) for v in found.values()]
         finite = np.isfinite(flat).all(axis=0)
         if not finite.all():

@@ -332,6 +332,8 @@ def test_results_have_the_dtype_of_what_is_given(name: str, dtype: torch.dtype) 
         (lambda: spectral_clip(torch.eye(3), 0.0), ValueError, "limit must be positive"),
         (lambda: spectral_smooth(torch.eye(3), -1.0), ValueError, "smoothing must be positive"),
         (lambda: spectral_smooth(torch.ones(3), 1.0), ValueError, "2 dimensions"),
+        (lambda: spectral_smooth([[1.0]], 1.0), TypeError, "must be a torch.Tensor"),
+        (lambda: spectral_smooth(torch.ones(2, 2, dtype=torch.int64), 1.0), TypeError, "floating"),
         (lambda: inverse_root(torch.eye(3), 3), ValueError, "root must be one of"),
         (lambda: inverse_root(torch.randn(3, 4)), ValueError, "must be square"),
         (lambda: inverse_root(torch.eye(3).triu(-1) + torch.ones(3, 3).triu()), ValueError,

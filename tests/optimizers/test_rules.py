@@ -134,7 +134,10 @@ def test_convolutions_stacks_and_fused_weights_are_their_matrices(rule: Any) -> 
 def test_gradients_of_any_size_and_rank_give_finite_steps(rule: Any) -> None:
     """A dead unit, a low rank, an underflow or an overflow must not end a run in NaN."""
     low_rank = [g[:, :1] @ g[:1] for g in gradients(6, 5)]
-    for grads in (low_rank, *([g * size for g in gradients(6, 5)] for size in (0, 1e-30, 1e25))):
+    for grads in (
+        low_rank,
+        *([g * size for g in gradients(6, 5)] for size in (0, 1e-30, 1e-22, 1e25)),
+    ):
         w = steps_of(grads, precondition=rule)
         assert w.isfinite().all()
         assert w.norm() < 12 * 0.1 * 5**0.5 * 1.3
@@ -315,7 +318,7 @@ def test_state_of_a_rule_that_was_switched_off_still_loads() -> None:
     """A setting that is changed in a run must not make its checkpoints useless."""
     p = nn.Parameter(torch.zeros(4, 6))
     optimizer = Muon([p], precondition="eigenbasis")
-    for rule in ("eigenbasis", "shampoo", None):
+    for rule in ("eigenbasis", Shampoo(sides="both"), "shampoo", None):
         optimizer.param_groups[0]["precondition"] = rule
         p.grad = gradients(4, 6)[0]
         optimizer.step()

@@ -93,6 +93,13 @@ def test_unknown_labels_do_not_count(unknown):
     assert (coverage["unlabelled"], coverage["nonfinite"]) == (1, 0)
 
 
+def test_an_empty_batch_of_a_regression_counts_for_nothing():
+    """A rank's last batch may be empty."""
+    tracker = DualTracker(3, epochs=2, window=2, task="regression")
+    tracker.update([], torch.zeros(0, 1), torch.zeros(0))
+    assert tracker.coverage()["never_seen"] == 3
+
+
 @pytest.mark.parametrize("value", [0.9, 2.0, -0.5, math.inf])
 def test_targets_that_are_no_labels_are_refused(value):
     """Smoothed labels and counts have no probability."""
@@ -212,6 +219,11 @@ def test_examples_without_a_class_are_not_seen():
         assert (coverage["unlabelled"], coverage["nonfinite"]) == (2, 0)
         with pytest.warns(UserWarning, match="1 of 3 examples have no complete window"):
             assert table.select(0.4).tolist() == [0, 2]
+    tracker = DualTracker(3, epochs=2, window=2)  # a label that is masked at times
+    for labels in ([2, -100, 0], [-100, 1, 0]):
+        tracker.update(range(3), torch.zeros(3, 4), torch.tensor(labels))
+        tracker.end_epoch()
+    assert tracker.table().label.tolist() == [2, 1, 0]
     with pytest.raises(ValueError, match=r"in \[0, 4\), got -1 to 2 \(-100 is ignored: ignore_ind"):
         DualTracker(2, epochs=2, window=2).update([0, 1], torch.zeros(2, 4), torch.tensor([2, -1]))
 

@@ -105,6 +105,10 @@ def test_buffers_of_older_versions_are_left(tmp_path: Path, entry: str, capsys) 
             ("state", "net"),
         ),
         ({"train": {"run": {"model": {"a": torch.ones(1, 1)}}}}, ("train", "run", "model")),
+        (
+            {"nets": {"a": torch.ones(1, 1)}, "opt": {"a": {"exp_avg": torch.ones(1, 1)}}},
+            ("nets",),
+        ),
     ],
 )
 def test_usual_keys(content: dict, keys: tuple[str, ...]) -> None:

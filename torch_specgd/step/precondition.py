@@ -175,12 +175,15 @@ def next_basis(covariance: Tensor, basis: Tensor) -> Tensor:
 def next_root(covariance: Tensor, root: int) -> Tensor:
     """Return A^(-1/root) of positive semidefinite matrices, up to a factor; of zero, the identity.
 
-    By the engine's products. Eigenvalues below about 2e-4 of the largest count as that: where
+    So of what is too small to have all its digits: rounded, it has negative eigenvalues. By the
+    engine's products. Eigenvalues below about 2e-4 of the largest count as that: where
     gradients have a low rank the rest is rounding noise, which would become as large.
     """
     mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     one = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    return inverse_root(torch.where(mean > 0, covariance / mean, one), root, check=False)
+    info = torch.finfo(mean.dtype)
+    known = mean > info.tiny / info.eps
+    return inverse_root(torch.where(known, covariance / mean, one), root, check=False)
 
 
 def floored_root(squares: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from specgd_common.cuts import cut_of
 from ..distributed.layout import local_like, rewrapped, without_partial_sums
 from ..groups.matrix_view import MatrixView, input_dims
 from ..triton_kernels.kernels.owned import capturing
-from .precondition import BY_NAME
+from .precondition import BY_NAME, Shampoo
 from .rule_state import rule_of, rule_shapes, start
 from .second_moment import BETA, SECOND_MOMENTS, normalize
 from .whole import precondition_
@@ -101,7 +101,7 @@ def stage_shapes(group: Mapping[str, Any], p: Tensor) -> dict[str, Size]:
     neurons = Size(1 if i in dims else n for i, n in enumerate(p.shape))
     shapes = {SECOND_MOMENTS["neuron"]: neurons, SECOND_MOMENTS["element"]: p.shape}
     # What an earlier setting has left in the state is known as well.
-    for rule in (*BY_NAME, group["precondition"]):
+    for rule in (Shampoo(sides="both"), *BY_NAME, group["precondition"]):
         shapes.update({} if rule is None else rule_shapes(rule, p, view))
     return shapes
 

@@ -19,6 +19,8 @@ WEIGHT_KEYS = (
     "policy",
     "ema",
 )
+# Names under which optimizers keep averages of one parameter's gradients.
+MOMENTS = {"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg"}
 
 
 def is_state_dict(value: object) -> bool:
@@ -28,10 +30,17 @@ def is_state_dict(value: object) -> bool:
 
 
 def _has_matrices(value: object) -> bool:
-    """Say whether a value is a state dict of weights, not of statistics or random states."""
-    return is_state_dict(value) and any(
-        isinstance(x, Tensor) and x.ndim > 1 and x.is_floating_point()
-        for x in value.values()  # type: ignore[attr-defined]
+    """Say whether a value is a state dict of weights, not of statistics or random states.
+
+    What an optimizer keeps of one parameter is none.
+    """
+    return (
+        is_state_dict(value)
+        and not MOMENTS & value.keys()  # type: ignore[attr-defined]
+        and any(
+            isinstance(x, Tensor) and x.ndim > 1 and x.is_floating_point()
+            for x in value.values()  # type: ignore[attr-defined]
+        )
     )
 
 
