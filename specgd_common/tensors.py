@@ -1,7 +1,7 @@
 """What is asked of any tensor before it is worked on."""
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch.nn import Parameter
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 
 def is_dtensor(x: Tensor) -> "TypeGuard[DTensor]":
@@ -37,9 +39,18 @@ def norm64(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64))
 
 
-def lasting() -> AbstractContextManager[object]:
-    """Return a context whose new tensors can be written anywhere.
+def lasting(make: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Return ``make(*args, **options)``, whose tensors can be written anywhere.
 
     What inference mode makes can be written in that mode alone, and state outlives the step.
+
+    Args:
+        make: What makes them.
+        *args: Of it.
+        **options: Of it.
     """
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    # A compiled step would break at the question, and at a context that does nothing.
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return make(*args, **options)
+    with torch.inference_mode(False):
+        return make(*args, **options)

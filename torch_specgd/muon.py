@@ -351,8 +351,7 @@ class Muon(SpectralOptimizer):
                 continue
             by_muon = is_matrix(p) if use_muon is None else use_muon
             if staged or (first if by_muon else "exp_avg") not in self.state[p]:
-                with lasting():
-                    self._init_state(p, by_muon, group)
+                lasting(self._init_state, p, by_muon, group)
             if p.grad is not None and p.numel():
                 (matrices if by_muon else others).append(p)
         return matrices, others

@@ -237,8 +237,8 @@ class SpecGD(SpectralOptimizer):
         trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]
         for p in trained if group["momentum"] else ():
             if "momentum_buffer" not in self.state[p]:
-                with lasting():
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=_wide(p.dtype))
+                zeros = lasting(torch.zeros_like, p, dtype=_wide(p.dtype))
+                self.state[p]["momentum_buffer"] = zeros
         params = [p for p in trained if p.grad is not None and p.numel() > 0]
         specgd(
             params,
