@@ -232,6 +232,8 @@ def _pair(place: Place, here: Layer) -> tuple[int, int] | None:
     if here.outputs % 2:
         return None
     half = here.outputs // 2
+    if "qk" in here.name.lower() and half != here.inputs:
+        return None  # one projection that is query and key: Reformer's, gated attention units'
     heads, width = place.setting(*KV_HEADS), place.setting("head_dim")
     known = place.setting("kv_projection_size") or (heads * width if heads and width else half)
     return (half, half) if half == known else None

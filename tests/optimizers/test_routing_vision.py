@@ -129,6 +129,13 @@ def test_what_is_wider_than_queries_is_no_key() -> None:
     assert fused_cut_of(nn.ModuleDict({"attn": module}), "attn.in_proj.weight") is None
 
 
+@pytest.mark.parametrize("width", [8, 4])
+def test_one_projection_for_queries_and_keys_is_one_matrix(width: int) -> None:
+    """Reformer's, and the narrow one of a gated attention unit: nothing in them is concatenated."""
+    module = Attention({"to_qk": linear(8, width), "to_v": linear(8, 8), "to_out": linear(8, 8)})
+    assert fused_cut_of(nn.ModuleDict({"attn": module}), "attn.to_qk.weight") is None
+
+
 @pytest.mark.parametrize("name", ["GEGLU", "SwiGLU", "GLU"])
 def test_gated_layers_by_class(name: str) -> None:
     """Diffusers keep the gated projection in a module of its own."""
