@@ -33,6 +33,8 @@ def test_every_stage_runs(program: ModuleType, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text()).keys() == found.keys()
     # What runs on the CPU in the GPU's place is right as well.
     assert max(found["modes"][key] for key in found["modes"] if key != "seconds") < 1e-6
+    names = {key.split()[0] for key in found["modes"]}
+    assert names >= {"autocast", "inference", "deterministic", "float64", "bfloat16"}
     assert found["capture"]["graph"] == 0.0
     assert found["tests"]["exit"] == 0
 
