@@ -115,6 +115,34 @@ def test_gradients_that_move_keep_few_tables(
     assert sum(t.tensors for some in owned._tables.values() for t in some) <= 30
 
 
+def test_tables_of_a_model_of_experts_are_kept() -> None:
+    """Of 48 layers of 128 experts each step would upload all tables again."""
+    experts = torch.empty(3 * 128 * 48 * 64, device="meta").view(-1, 8, 8).unbind()
+    owned = Owned()
+    for _ in range(2):
+        copies = owned.copies
+        for i in range(0, len(experts), 1024):
+            some = experts[i : i + 1024]
+            owned.tables((some, some, some), 1024)
+            owned.tables((some, some), 1024, [1.0] * len(some))
+    assert owned.copies == copies == 36
+
+
+def test_tables_come_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from other memory waits for the launches before it."""
+    asked: dict[str, Any] = {}
+
+    class Values:
+        def to(self, device: torch.device, **options: Any) -> None:
+            asked.update(options)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "tensor", lambda rows, **options: asked.update(options) or Values())
+    owned_memory._on_device([(1, 2)], torch.device("cuda", 0))
+    assert asked["pin_memory"]
+    assert asked["non_blocking"]
+
+
 def object_with_memory() -> object:
     class Owner:
         pass

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 # Rows of one owner's tables, of about a hundred bytes each: gradients that move make new ones in
-# every step.
-_ROWS = 1 << 15
+# every step. A matrix takes two, and models of experts have tens of thousands.
+_ROWS = 1 << 17
 _LINE = 16  # bytes that a thread loads at once, and elements that fill whole ones
 
 Row = tuple[int, ...]
