@@ -1,6 +1,7 @@
 """Kernels compile for targets that are not here, and use what those targets offer."""
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -132,6 +133,22 @@ def test_elementwise_kernels_load_whole_lines(arch: str) -> None:
             # 1024 elements of 2 bytes over 4 warps of 32 or 64 threads.
             widest = 8 if arch.startswith("gfx") else 16
             assert _committed()[variant.name]["widest"] == widest
+
+
+@pytest.mark.parametrize(("kernel", "shape"), [("small", "m64n64k8"), ("apply", "m64n128k16")])
+def test_code_of_hopper(kernel: str, shape: str) -> None:
+    """Compilers of several versions made wrong code for products of 16 or 32 columns, and each
+    block of a program would write its own descriptor, field by field."""
+    chosen = [v for v in aot.variants(("sm_90",)) if v.kernel == kernel]
+    if kernel == "apply":
+        chosen = [v for v in chosen if dict(v.config)["DESCRIPTOR"]][-1:]
+    else:
+        chosen = [v for v in chosen if dict(v.config)["N"] == 64]
+    assert chosen
+    for variant in chosen:
+        code = aot.compile_variant(variant).asm["ptx"]
+        assert set(re.findall(r"wgmma\.mma_async\S*?\.(m\d+n\d+k\d+)", code)) == {shape}
+        assert "tensormap.replace" not in code
 
 
 def test_descriptors_where_the_target_has_them() -> None:
