@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .checks import (
+    PRECONDITION,
     Check,
     by_name,
     check_form,
@@ -205,7 +206,8 @@ class SpectralOptimizer(Optimizer):
                     wanted = no_shape if key == "step" else shape
                     if type(x) is not Tensor or x.shape != wanted or not x.is_floating_point():
                         shapes = shapes or self._state_shapes(p, group)
-                        known = shapes.get(key)
+                        # A preconditioner's own of another shape starts anew.
+                        known = None if key.startswith(PRECONDITION) else shapes.get(key)
                         fault = "" if known is None else state_fault(p, key, x, known)
                         if fault:
                             raise RuntimeError(

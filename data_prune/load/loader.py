@@ -45,8 +45,8 @@ class ScoredLoader:
         if is_foreign(loader, "__iter__"):
             raise TypeError(
                 f"{type(loader).__name__} has an __iter__ of its own, which would get batches with "
-                "indices: wrap a plain DataLoader, or give index_batches(loader, sampler) and call "
-                "sampler.update(index, logits, target)"
+                "indices: wrap a plain DataLoader (before accelerator.prepare), or give "
+                "index_batches(loader, sampler) and call sampler.update(index, logits, target)"
             )
         own, options = known_order(loader, options)
         self.sampler = make_sampler(loader.dataset, **options)

@@ -316,15 +316,23 @@ def test_a_captured_step_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_state_of_a_rule_that_was_switched_off_still_loads() -> None:
     """A setting that is changed in a run must not make its checkpoints useless."""
-    p = nn.Parameter(torch.zeros(4, 6))
-    optimizer = Muon([p], precondition="eigenbasis")
-    for rule in ("eigenbasis", Shampoo(sides="both"), "shampoo", None):
+
+    def mine(update: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        return update
+
+    mine.shapes = lambda m, n: {"mine": (m, 2)}  # type: ignore[attr-defined]
+    p = nn.Parameter(torch.zeros(48, 8))  # pieces that precondition different sides
+    fused = {"params": [p], "split": (0, (40, 4, 4)), "use_muon": True}
+    optimizer = Muon([fused], precondition="eigenbasis")
+    rules = ("eigenbasis", Shampoo(sides="both"), "shampoo", mine, Shampoo(sides="short"), None)
+    for rule in rules:
         optimizer.param_groups[0]["precondition"] = rule
-        p.grad = gradients(4, 6)[0]
+        p.grad = gradients(48, 8)[0]
         optimizer.step()
-    saved = copy.deepcopy(optimizer.state_dict())
-    optimizer.load_state_dict(saved)
-    assert {"precondition_left", "precondition_left_root"} <= optimizer.state[p].keys()
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    kept = {"precondition_left", "precondition_left_root", "precondition_mine"}
+    assert kept <= optimizer.state[p].keys()
+    assert p.isfinite().all()
 
 
 @pytest.mark.parametrize("options", [{"foreach": False}, {"max_batch_bytes": 100}])

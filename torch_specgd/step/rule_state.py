@@ -13,10 +13,11 @@ from torch import Size, Tensor
 
 from specgd_common.tensors import is_dtensor, local
 
+from ..checks import PRECONDITION
 from ..groups.matrix_view import MatrixView, batch_shape, matrix_shape
 from .precondition import BY_NAME
 
-PREFIX = "precondition_"
+PREFIX = PRECONDITION
 
 
 def rule_of(precondition: Any) -> Any:
@@ -44,12 +45,16 @@ def rule_shapes(precondition: Any, p: Tensor, view: MatrixView) -> dict[str, Siz
 
 
 def start(precondition: Any, p: Tensor, view: MatrixView, state: dict[str, Any]) -> None:
-    """Add what a parameter's state does not have yet: zeros, and identities where the rule says."""
+    """Add what a parameter's state does not have yet: zeros, and identities where the rule says.
+
+    An entry of another shape is an earlier rule's, and starts anew.
+    """
     rule = rule_of(precondition)
     shapes = rule_shapes(precondition, p, view)
     dtype = torch.promote_types(p.dtype, torch.float32)
     device = local(p).device
-    for name in [name for name in shapes if name not in state]:
+    there = {name: state[name].shape for name in shapes if name in state}
+    for name in [name for name, shape in shapes.items() if there.get(name) != shape]:
         parts = []
         for batch, own in _of_pieces(rule, p.shape, view):
             shape = own.get(name.removeprefix(PREFIX))

@@ -11,7 +11,6 @@ from specgd_common.cuts import cut_of
 from ..distributed.layout import local_like, rewrapped, without_partial_sums
 from ..groups.matrix_view import MatrixView, input_dims
 from ..triton_kernels.kernels.owned import capturing
-from .precondition import BY_NAME, Shampoo
 from .rule_state import rule_of, rule_shapes, start
 from .second_moment import BETA, SECOND_MOMENTS, normalize
 from .whole import precondition_
@@ -100,10 +99,8 @@ def stage_shapes(group: Mapping[str, Any], p: Tensor) -> dict[str, Size]:
     dims = input_dims(p, view)
     neurons = Size(1 if i in dims else n for i, n in enumerate(p.shape))
     shapes = {SECOND_MOMENTS["neuron"]: neurons, SECOND_MOMENTS["element"]: p.shape}
-    # What an earlier setting has left in the state is known as well.
-    for rule in (Shampoo(sides="both"), *BY_NAME, group["precondition"]):
-        shapes.update({} if rule is None else rule_shapes(rule, p, view))
-    return shapes
+    rule = group["precondition"]
+    return shapes if rule is None else {**shapes, **rule_shapes(rule, p, view)}
 
 
 def start_stages(group: Mapping[str, Any], p: Tensor, state: dict[str, Any]) -> None:
