@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bed import RESULTS, append
+from bed import RESULTS, ROOT, append, replace_between
 from bed import read as rows_of
 from prune_bed import EPOCHS, Data, DynamicTrainer, Trainer, load, score
 from prune_rules import DEFAULT, METHODS, PEERS
@@ -63,6 +63,7 @@ CSV = RESULTS / "prune_grid.csv"
 # Not a set of examples: each pass leaves out another part, in as many steps as the others take.
 DYNAMIC = "dynamic"
 DYNAMIC_CSV = RESULTS / "prune_dynamic.csv"
+PAGE = ROOT / "docs" / "pruning_results.md"
 
 
 class Cell(NamedTuple):
@@ -191,14 +192,16 @@ def dynamic_grid(path: Path) -> None:
         cell = Cell(row["data"], row["damage"], float(row["ratio"]), row["budget"], row["net"])
         by_method = of.setdefault(cell, {}).setdefault(row["method"], {})
         by_method[row["seed"]] = 100 * float(row["accuracy"])
-    print("| data | ratio | budget | dynamic | - full | - random | - default |\n|" + "---|" * 7)
+    lines = ["| data | ratio | steps | dynamic | - full | - random | - default |\n|" + "---|" * 7]
     for cell, methods in sorted(of.items()):
         if cell.ratio:
             methods["full"] = of[cell._replace(ratio=0.0)]["full"]
             pairs = [_difference(methods[DYNAMIC], methods[m]) for m in ("full", "random", DEFAULT)]
             own = np.mean(list(methods[DYNAMIC].values()))
             place = f"{cell.data}, {cell.damage} | {cell.ratio} | {cell.budget}"
-            print(f"| {place} | {own:.1f} | {' | '.join(pairs)} |")
+            lines.append(f"| {place} | {own:.1f} | {' | '.join(pairs)} |")
+    print("\n".join(lines))
+    replace_between(PAGE, "dynamic", "\n".join(lines))
 
 
 def _difference(a: dict[str, float], b: dict[str, float]) -> str:

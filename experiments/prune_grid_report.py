@@ -15,14 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from bed import ROOT
 from bed import read as rows_of
-from prune_grid import CSV, DAMAGE, DATA, NETS, RATIOS, Cell, cells, half_of
+from prune_grid import CSV, DAMAGE, DATA, NETS, PAGE, RATIOS, Cell, cells, half_of
 from prune_rules import DEFAULT, METHODS
 
 from data_prune.report.evaluate import compare
 
-PAGE = ROOT / "docs" / "pruning_results.md"
 MARKS = ("<!-- tables of the CSV -->", "<!-- end of the tables -->")
 Runs = dict[Cell, dict[str, dict[str, float]]]
 EARLIER = ("default, first version", "default, second version")
