@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 pytest.importorskip("triton")
@@ -37,6 +38,8 @@ def test_first_launches_are_checked_on_the_tensors_device(monkeypatch: pytest.Mo
     """The check of a launch for cuda:1 read cuda:1's memory from cuda:0, the current one."""
     asked: list[tuple[int | None, int]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # torch 2.9 wakes the GPU that it is told of when it makes a fake tensor there.
+    monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda device: None, raising=False)
     monkeypatch.setattr(multi_tensor, "_PLAIN", {FakeTensor})
     available.forget()
     with fake_driver() as seen, FakeTensorMode():
