@@ -208,7 +208,8 @@ def test_a_late_first_gradient_is_no_lost_step() -> None:
     for i, g in enumerate(gradients(4, 6, count=14)):
         p.grad, q.grad = g, g if i == 13 else None
         optimizer.step()
-    assert q.detach().norm() == pytest.approx(0.1 * 2, rel=0.1)
+    # Four singular values of one, each mapped to 0.966 to 1.034 by the default schedule.
+    assert q.detach().norm() == pytest.approx(0.1 * 2, rel=0.035)
 
 
 def by_columns(update: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:

@@ -141,6 +141,7 @@ def test_weights_multiply_the_weight_of_the_draw():
     for seed in range(300):
         kept = table.select(0.95, method="weighted", weights=weights, seed=seed)
         drawn += np.bincount(kept // 100, minlength=2)
+    # 2,000 and 1,000 draws: three standard errors of their ratio.
     assert drawn[0] / drawn[1] == pytest.approx(2.0, rel=0.12)
     for method in ("plausible", "beta", "weighted", "random"):
         options = {"method": method, "weights": weights - 1, "per_class": False}
