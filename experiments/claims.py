@@ -8,6 +8,7 @@ otherwise.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -67,14 +68,17 @@ def by_seed(found: Iterable[Mapping[str, str]], column: str) -> dict[str, float]
 
 def paired(
     one: Mapping[str, float], other: Mapping[str, float], unit: str = "", sign: int = 1,
-    scale: float = 1.0, digits: int = 1,
+    margin: float = 0.0, digits: int = 1,
 ) -> Outcome:  # fmt: skip
-    """Judge "one is above the other" (sign -1: below) on the seeds that both have."""
+    """Judge "one is above the other" (sign -1: below) on the seeds that both have.
+
+    With a margin: "one is above the other or no further below it".
+    """
     seeds = sorted(one.keys() & other.keys())
     if len(seeds) < 2:
         return Outcome(NOT_RUN, "fewer than two pairs of runs")
-    pair = compare([scale * one[s] for s in seeds], [scale * other[s] for s in seeds])
-    low, high = sorted((sign * pair.low, sign * pair.high))
+    pair = compare([one[s] for s in seeds], [other[s] for s in seeds])
+    low, high = (end + margin for end in sorted((sign * pair.low, sign * pair.high)))
     verdict = HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
     half = (pair.high - pair.low) / 2
     text = f"{pair.difference:+.{digits}f} ± {half:.{digits}f}{unit}"
@@ -89,6 +93,52 @@ def together(parts: Mapping[str, Outcome]) -> Outcome:
     seeds = " to ".join(dict.fromkeys((*counts[:1], *counts[-1:])))
     order = (FAILS, UNDECIDED, HOLDS)
     return Outcome(min(verdicts, key=order.index, default=NOT_RUN), text, seeds)
+
+
+def likely_below(cells: int, rate: float = 0.025) -> int:
+    """The count that chance alone does not exceed in 95 of 100 grids of so many cells."""
+    total, count = 0.0, -1
+    while total < 0.95:
+        count += 1
+        total += math.comb(cells, count) * rate**count * (1 - rate) ** (cells - count)
+    return count
+
+
+def in_cells(
+    cells: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]],
+    sign: int = 1,
+    least: int = 3,
+) -> Outcome:
+    """Judge "one is above the other" (sign -1: below) in many cells, by the seeds of each.
+
+    It holds if every interval lies on its side, and fails if more lie on the other than chance
+    would put there: one in forty where the two are equal.
+
+    Args:
+        cells: Name to the points of both, by seed.
+        sign: -1 if less is claimed.
+        least: Seeds that a cell needs.
+    """
+    found, counts = {}, []
+    for name, (one, other) in cells.items():
+        if len(seeds := sorted(one.keys() & other.keys())) >= least:
+            found[name] = compare([one[s] for s in seeds], [other[s] for s in seeds])
+            counts.append(len(seeds))
+    if not found:
+        return Outcome(NOT_RUN, f"no cell with {least} seeds")
+    above, below = (sum(p.low > 0 for p in found.values()), sum(p.high < 0 for p in found.values()))
+    for_it, against = (above, below) if sign > 0 else (below, above)
+    worst = min(found, key=lambda name: sign * found[name].difference)
+    text = (
+        f"{len(found)} cells: above in {above}, below in {below}, "
+        f"mean {np.mean([p.difference for p in found.values()]):+.1f} points, "
+        f"worst {found[worst].difference:+.1f} ({worst})"
+    )
+    verdict = HOLDS if for_it == len(found) else UNDECIDED
+    seeds = " to ".join(dict.fromkeys(map(str, (min(counts), max(counts)))))
+    return Outcome(
+        FAILS if against > likely_below(len(found)) else verdict, text, f"{seeds} a cell"
+    )
 
 
 def numbers(found: Sequence[Mapping[str, str]], column: str) -> list[float]:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from claims import Claim, Outcome, by_seed, decided, not_run, numbers, paired, rows, together
+import warm_quarter
+import warm_verdict
+from claims import (
+    Claim,
+    Outcome,
+    by_seed,
+    decided,
+    in_cells,
+    not_run,
+    numbers,
+    paired,
+    rows,
+    together,
+    whole,
+)
 
 FLOOR = {"norm": "0.3", "plain": "0.7"}
 NO_FLOOR = ("cold", "warm", "FIRE", "warm, fresh momentum")
@@ -74,8 +88,66 @@ def process() -> Outcome:
     return decided(holds and last["ideal"][1] < 0.2 * last["cold"][1], text, 10)
 
 
+def across_streams(one: str, other: str, labels: str = "", sign: int = 1) -> Callable[[], Outcome]:
+    """One method above (sign -1: below) another at a stream's end: nets, optimizers, labels."""
+
+    def judge() -> Outcome:
+        cells: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+        # Seed 0 chose the rates.
+        for row in whole("warm_breadth"):
+            if row["seed"] != "0" and labels in ("", row["labels"]):
+                place = ", ".join(row[k] for k in ("net", "optimizer", "labels"))
+                for own, method in zip(
+                    cells.setdefault(place, ({}, {})), (one, other), strict=True
+                ):
+                    if row["method"] == method:
+                        own[row["seed"]] = float(row["accuracy"])
+        return in_cells(cells, sign=sign)
+
+    return judge
+
+
+def for_a_quarter(kind: str) -> Callable[[], Outcome]:
+    """A kind of retrain of warm_quarter.py, no more than its margin below the cold starts."""
+
+    def judge() -> Outcome:
+        of: dict[tuple[str, str], dict[str, float]] = {}
+        for row in whole("warm_quarter"):
+            run = warm_quarter.run_of(row)
+            if run.part in ("cold", "quarter"):
+                told = warm_quarter.kind_of(run)
+                told += f" {run.shrink}" if told == "control" else ""
+                of.setdefault((run.data, told), {})[row["seed"]] = float(row["accuracy"])
+        return together(
+            {data: paired(of.get((data, kind), {}), of.get((data, "cold start"), {}), " points",
+                          margin=warm_quarter.POINTS)
+             for data in warm_quarter.SETS}
+        )  # fmt: skip
+
+    return judge
+
+
+def verdicts(seeds: int) -> Callable[[], Outcome]:
+    """In how many unseen streams ``compare`` is right, and one answer for all would be."""
+
+    def judge() -> Outcome:
+        streams = [of for place, of in warm_verdict.streams(whole("warm_verdict"))
+                   if place[0] == "confirm"]  # fmt: skip
+        right = sum(warm_verdict.named(of, seeds)[1] for of in streams)
+        always = {m: sum(warm_verdict.judge(m, warm_verdict.truth(of))[0] for of in streams)
+                  for m in warm_verdict.CHOSEN}  # fmt: skip
+        best = max(always, key=lambda m: always[m])
+        text = f'right in {right} of {len(streams)}; "{best}" for all would be in {always[best]}'
+        return decided(right == len(streams), text, seeds)
+
+    return judge
+
+
 CHUNKS, MECHANISM = "warm_chunks.py", "warm_mechanism.py"
 MEMORY = "1,000 images learned by heart, a fifth of them wrong, BatchNorm"
+BREADTH, VERDICT = "warm_breadth.py", "warm_verdict.py"
+STREAMS = "an MLP, a conv net, a transformer, by SGD, AdamW and Muon, rates tuned"
+QUARTER = "digits, Fashion-MNIST, text in five chunks; a margin of 0.3 points"
 CLAIMS = (
     Claim("A warm start ends below a cold start", CHUNKS, BED, beside("warm", "cold", sign=-1)),
     Claim(
@@ -120,6 +192,53 @@ CLAIMS = (
         CHUNKS,
         "nets and seeds that it was not found on",
         auto_floor,
+    ),
+    *(
+        Claim(claim, BREADTH, f"{STREAMS}, {where}", across_streams(*of))
+        for claim, where, of in (
+            ("A warm start ends below a cold start", "clean labels", ("none", "cold", "clean", -1)),
+            ("The same with wrong labels", "a fifth redrawn", ("none", "cold", "wrong", -1)),
+            ("DASH ends above a warm start", "clean labels", ("dash", "none", "clean")),
+            ("The same with wrong labels", "a fifth redrawn", ("dash", "none", "wrong")),
+            ("DASH ends above a cold start", "clean labels", ("dash", "cold", "clean")),
+            ("The same with wrong labels", "a fifth redrawn", ("dash", "cold", "wrong")),
+            ("DASH ends above a plain shrink", "clean and wrong", ("dash", "uniform")),
+            ("DASH ends above FIRE", "clean and wrong", ("dash", "fire")),
+        )
+    ),
+    Claim(
+        "The best of sixteen retrains reaches a cold start for a quarter of its operations "
+        "(our question)",
+        "warm_quarter.py",
+        QUARTER,
+        for_a_quarter("best of the search"),
+    ),
+    Claim(
+        "The same for a shrink, Muon and dynamic pruning together",
+        "warm_quarter.py",
+        QUARTER,
+        for_a_quarter("all three"),
+    ),
+    Claim(
+        "The same for a warm start by AdamW alone",
+        "warm_quarter.py",
+        QUARTER,
+        for_a_quarter("control none"),
+    ),
+    Claim(
+        "The same for a cold start with a quarter of the operations",
+        "warm_quarter.py",
+        QUARTER,
+        for_a_quarter("control cold"),
+    ),
+    *(
+        Claim(
+            f"`compare` names a right method in every stream, {seeds} seeds asked (our claim)",
+            VERDICT,
+            "12 streams that did not shape it: three nets, two optimizers, clean and wrong labels",
+            verdicts(seeds),
+        )
+        for seeds in (2, 3)
     ),
     Claim(
         "DASH forgets noise and keeps features: right after it, more than shuffled factors",

@@ -155,22 +155,40 @@ def judge(best: str, truth: Comparison) -> tuple[bool, str]:
     return best in good and ("none" not in good or best == "none" or cheap), ", ".join(good)
 
 
-def tables(path: Path) -> str:
-    """Right verdicts by half and number of seeds, and every stream."""
-    of: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
-    for r in read(path):
+Rows = list[dict[str, str]]
+
+
+def streams(rows: Rows) -> list[tuple[tuple[str, ...], dict[str, Rows]]]:
+    """Each stream's half and place, and its rows by part."""
+    of: dict[tuple[str, ...], dict[str, Rows]] = {}
+    for r in rows:
         parts = of.setdefault(tuple(r[c] for c in ("half", *Place._fields)), {})
         parts.setdefault(r["part"], []).append(r)
+    return list(of.items())
+
+
+def truth(parts: dict[str, Rows]) -> Comparison:
+    """The full retrains of a stream."""
+    return comparison(parts["truth"], FRESH)
+
+
+def named(parts: dict[str, Rows], seeds: int) -> tuple[str, bool]:
+    """The method that ``compare`` names with so many seeds, and whether it is right."""
+    best, _ = verdict(comparison(parts["asked"], ASKED[:seeds]), MARGIN)
+    return best, judge(best, truth(parts))[0]
+
+
+def tables(path: Path) -> str:
+    """Right verdicts by half and number of seeds, and every stream."""
     counts, lines = {}, []
-    for place, parts in of.items():
-        truth = comparison(parts["truth"], FRESH)
+    for place, parts in streams(read(path)):
         cells = []
-        for seeds in (ASKED[:2], ASKED):
-            best, _ = verdict(comparison(parts["asked"], seeds), MARGIN)
-            right, good = judge(best, truth)
-            counts.setdefault((place[0], len(seeds)), []).append(right)
+        for seeds in (2, 3):
+            best, right = named(parts, seeds)
+            counts.setdefault((place[0], seeds), []).append(right)
             cells.append(best if right else f"{best} (wrong)")
-        means = ", ".join(f"{m} {truth.mean(m, 'accuracy'):.1f}" for m in CHOSEN)
+        whole, (_, good) = truth(parts), judge("none", truth(parts))
+        means = ", ".join(f"{m} {whole.mean(m, 'accuracy'):.1f}" for m in CHOSEN)
         lines.append(f"| {', '.join(place[1:])} | {' | '.join(cells)} | {good} | {means} |")
     told = [
         f"| {half} | {seeds} | {sum(right)} of {len(right)} |"
