@@ -6,76 +6,29 @@ python experiments/lora_report.py   # docs/figures/lora_*; tables of docs/papers
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from statistics import fmean, median
 
-import torch
-from bed import COLORS, ROOT, mean_and_error, pyplot, read, replace_between, save_figure
-from lora_pretrained import GRIDS, RUNS, SPECTRA, STEPS, TUNING_SEED
-from torch import Tensor
+from bed import COLORS, ROOT, pyplot, replace_between, save_figure
+from claims import NOT_RUN, UNDECIDED, paired
+from lora_pretrained import GRIDS, STEPS
+from lora_rows import (
+    MEASURES,
+    MODELS,
+    RANKS,
+    Place,
+    Row,
+    early_and_late,
+    losses,
+    missing,
+    name_of,
+    named,
+    reported,
+    spectra,
+    spread_of_growth,
+    tuned,
+)
 
 PAGE = ROOT / "docs" / "papers" / "lora.md"
-MODELS = {"minilm": "MiniLM, tweets", "smollm2": "SmolLM2-135M, Python's manual"}
-Row = dict[str, str]
-Place = tuple[str, str, str]  # model, rank, method
-
-
-def reported() -> dict[Place, list[Row]]:
-    """Runs on the seeds that tuned nothing, by place; each seed once, at the tuned rate."""
-    best = {place: rate for place, (rate, _) in tuned().items()}
-    found: dict[Place, dict[str, Row]] = defaultdict(dict)
-    for row in read(RUNS):
-        place = (row["model"], row["rank"], row["method"])
-        if int(row["seed"]) != TUNING_SEED and float(row["lr"]) == best.get(place):
-            found[place][row["seed"]] = row
-    return {place: [rows[seed] for seed in sorted(rows)] for place, rows in found.items()}
-
-
-def tuned() -> dict[Place, tuple[float, dict[float, Row]]]:
-    """Each place's best rate on the tuning seed, and all that were tried."""
-    tried: dict[Place, dict[float, Row]] = defaultdict(dict)
-    for row in read(RUNS):
-        if int(row["seed"]) == TUNING_SEED:
-            tried[row["model"], row["rank"], row["method"]][float(row["lr"])] = row
-    return {
-        place: (min(rows, key=lambda lr: float(rows[lr]["held_loss"])), rows)
-        for place, rows in tried.items()
-    }
-
-
-def spectra(model: str, rank: str, method: str) -> list[tuple[Tensor, Tensor]]:
-    """(steps, sigma (adapters, steps, rank)) of each reported seed at the tuned rate."""
-    seeds = {row["seed"]: row["lr"] for row in reported().get((model, rank, method), [])}
-    found: dict[str, dict[int, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(dict))
-    for row in read(SPECTRA):
-        if (row["model"], row["rank"], row["method"]) == (model, rank, method) and seeds.get(
-            row["seed"]
-        ) == row["lr"]:
-            sigma = [float(s) for s in row["singular_values"].split()]
-            found[row["seed"]][int(row["adapter"])][int(row["step"])] = sigma
-    out = []
-    for adapters in found.values():
-        steps = sorted(next(iter(adapters.values())))
-        out.append(
-            (torch.tensor(steps), torch.tensor([[a[s] for s in steps] for a in adapters.values()]))
-        )
-    return out
-
-
-def spread_of_growth(sigma: Tensor) -> Tensor:
-    """(max - min) / |mean| of the growth of sqrt(sigma_i) between looks, (adapters, steps - 1)."""
-    growth = sigma.sqrt().diff(dim=1)
-    return (growth.amax(-1) - growth.amin(-1)) / growth.mean(-1).abs().clamp_min(1e-9)
-
-
-def early_and_late(model: str, rank: str, method: str) -> tuple[float, float] | None:
-    """The spread's median over adapters and seeds, in the first and the last quarter of a run."""
-    found = spectra(model, rank, method)
-    if not found:
-        return None
-    spreads = torch.cat([spread_of_growth(sigma) for _, sigma in found])
-    quarter = max(1, spreads.shape[1] // 4)
-    return float(spreads[:, :quarter].median()), float(spreads[:, -quarter:].median())
 
 
 # --- tables
@@ -105,7 +58,8 @@ def table_of_spectra() -> str:
             f"{fmean(columns['stable_rank']):.2f} | {' | '.join(cells)} | "
             f"{told(columns['held_loss'])} |"
         )
-    return "\n".join(lines)
+    left = missing()
+    return "\n".join(lines) + (f"\n\nNot run: {left}." if left else "")
 
 
 def order(item: tuple[Place, list[Row]]) -> tuple[str, int, int]:
@@ -123,7 +77,7 @@ def table_of_rates() -> str:
         cells = [f"{lr:.2g}: {float(row['held_loss']):.3f}" for lr, row in sorted(rows.items())]
         cells = [f"**{c}**" if lr == best else c for lr, c in zip(sorted(rows), cells, strict=True)]
         edge = "" if min(rows) < best < max(rows) else " (best at the edge: not tuned out)"
-        name = MODELS[model].partition(",")[0]
+        name = name_of(model)
         lines.append(f"| {name}, {rank} | {method} | {', '.join(cells)}{edge} |")
     return "\n".join(lines)
 
@@ -132,37 +86,60 @@ def table_of_pairs() -> str:
     """Held-out losses seed by seed against AdamW's, at each method's own best rate."""
     found = reported()
     lines = ["| model, rank | optimizer | minus AdamW, seed by seed | decided |", "|---" * 4 + "|"]
-    for (model, rank, method), rows in sorted(found.items(), key=order):
-        base = {
-            row["seed"]: float(row["held_loss"]) for row in found.get((model, rank, "AdamW"), [])
-        }
-        gaps = [float(r["held_loss"]) - base[r["seed"]] for r in rows if r["seed"] in base]
-        if method == "AdamW" or len(gaps) < 2:
-            continue
-        mean, error = mean_and_error(gaps)
-        # Student's 97.5 % point for two and three seeds.
-        sure = abs(mean) > {2: 12.7, 3: 4.3}[len(gaps)] * error
-        name = MODELS[model].partition(",")[0]
-        verdict = "yes" if sure else "no"
-        lines.append(f"| {name}, {rank} | {method} | {mean:+.3f} ± {error:.3f} | {verdict} |")
+    for (model, rank, method), _ in sorted(found.items(), key=order):
+        pair = paired(*(losses(int(rank), m, model) for m in (method, "AdamW")), digits=3)
+        if method != "AdamW" and pair.verdict != NOT_RUN:
+            name = name_of(model)
+            sure = "no" if pair.verdict == UNDECIDED else "yes"
+            lines.append(f"| {name}, {rank} | {method} | {pair.text} | {sure} |")
     return "\n".join(lines)
 
 
 def table_of_ranks() -> str:
-    """Rank by rank: loss, and how many directions the spectrum says are used."""
+    """Rank by rank: the spectrum, the loss, and what it is above the largest rank's."""
     lines = [
-        "| optimizer | rank | effective rank | stable rank | held-out loss |",
-        "|---" * 5 + "|",
+        "| optimizer | rank | seeds | effective rank | stable rank | held-out loss | minus that of "
+        "the largest rank, seed by seed |",
+        "|---" * 7 + "|",
     ]
-    found = reported()
     for method in ("Muon", "AdamW"):
-        for rank in sorted({int(p[1]) for p in found if p[0] == "minilm" and p[2] == method}):
-            rows = found["minilm", str(rank), method]
-            cells = [
-                f"{fmean(float(r[k]) for r in rows):.2f}" for k in ("effective_rank", "stable_rank")
-            ]
-            loss = told([float(r["held_loss"]) for r in rows])
-            lines.append(f"| {method} | {rank} | {' | '.join(cells)} | {loss} |")
+        full = next((r for r in reversed(RANKS) if losses(r, method)), RANKS[-1])
+        for rank in RANKS:
+            rows = reported().get(("minilm", str(rank), method), [])
+            if not rows:
+                lines.append(f"| {method} | {rank} | 0 |  |  | not run | not run |")
+                continue
+            cells = [f"{fmean(float(r[k]) for r in rows):.2f}" for k in MEASURES]
+            gap = paired(losses(rank, method), losses(full, method), digits=3).text
+            lines.append(
+                f"| {method} | {rank} | {len(rows)} | {' | '.join(cells)} | "
+                f"{told([*losses(rank, method).values()])} | {'' if rank == full else gap} |"
+            )
+    return "\n".join(lines)
+
+
+def table_of_named() -> str:
+    """The rank that one run's spectrum names, and what it loses against that run's own rank."""
+    lines = [
+        "| optimizer | measure of one run | value | rank that it names | held-out loss, named rank "
+        "minus full rank | decided |",
+        "|---" * 6 + "|",
+    ]
+    for method in ("Muon", "AdamW"):
+        for measure, name in MEASURES.items():
+            if (found := named(method, measure)) is None:
+                lines.append(f"| {method} | {name} |  | not run |  |  |")
+                continue
+            pair = paired(losses(found.rank, method), losses(found.full, method), digits=3)
+            cells = f"{pair.text} | {'no' if pair.verdict == UNDECIDED else 'yes'}"
+            if found.rank == found.full:
+                cells = "no smaller rank | "
+            elif pair.verdict == NOT_RUN:
+                cells = f"r = {found.rank} has not run | "
+            lines.append(
+                f"| {method} | {name} at r = {found.full} | {found.value:.2f} | {found.rank} | "
+                f"{cells} |"
+            )
     return "\n".join(lines)
 
 
@@ -220,10 +197,10 @@ def loss_figure() -> bool:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
     for method in ("Muon", "AdamW"):
         rows = [found["minilm", str(r), method] for r in ranks[method]]
-        losses = [[float(row["held_loss"]) for row in some] for some in rows]
-        middle = [fmean(some) for some in losses]
-        spread = [[m - min(s) for m, s in zip(middle, losses, strict=True)],
-                  [max(s) - m for m, s in zip(middle, losses, strict=True)]]  # fmt: skip
+        each = [[float(row["held_loss"]) for row in some] for some in rows]
+        middle = [fmean(some) for some in each]
+        spread = [[m - min(s) for m, s in zip(middle, each, strict=True)],
+                  [max(s) - m for m, s in zip(middle, each, strict=True)]]  # fmt: skip
         # A little apart, so that neither hides the other.
         places = [rank * (1.04 if method == "AdamW" else 0.96) for rank in ranks[method]]
         axes[0].errorbar(places, middle, spread, fmt="o-", capsize=3, label=method,
@@ -253,6 +230,7 @@ def main() -> None:
         "spectra": table_of_spectra(),
         "differences": table_of_pairs(),
         "ranks": table_of_ranks(),
+        "named": table_of_named(),
         "rates": table_of_rates(),
     }
     muon, adamw = (
