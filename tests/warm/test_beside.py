@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from warmstart.__main__ import main
+from warmstart.files.nested import resolve
 
 
 def training_checkpoint(path: Path, seed: int = 0) -> dict:
@@ -100,6 +101,27 @@ def test_nested_keys_and_lists(tmp_path: Path) -> None:
     for key in ("model", "best"):
         assert torch.equal(new["train"][key]["a.weight"], torch.full((2, 2), 0.5))
     assert new["optimizer_states"] == [{"state": {}, "param_groups": []}]
+
+
+def test_keys_with_dots_of_their_own(tmp_path: Path) -> None:
+    """Averages are often kept under their decay: ema.0.99 is a key, or two, or three."""
+    content = {
+        "ema.0.99": {"model": {"a.weight": torch.ones(2, 2)}},
+        "ema": {"0.5": {"a.weight": torch.ones(2, 2)}},
+        "ema.0": "leads nowhere",
+    }
+    torch.save(content, tmp_path / "a.pt")
+    command = ["uniform", str(tmp_path / "a.pt"), "-o", str(tmp_path / "o.pt"), "--factor", "0.5"]
+    assert main([*command, "--key", "ema.0.99.model", "--along", "ema.0.5"]) == 0
+    new = load(tmp_path / "o.pt")
+    for changed in (new["ema.0.99"]["model"], new["ema"]["0.5"]):
+        assert torch.equal(changed["a.weight"], torch.full((2, 2), 0.5))
+
+
+def test_of_two_ways_the_longest_key_is_taken() -> None:
+    """The same key leads to the same weights in every program."""
+    assert resolve({"a": {"b": {"c": 0}, "b.c": 0}, "a.b": {"c": 0}}, "a.b.c") == ("a.b", "c")
+    assert resolve({"a": {"b": {"c": 0}, "b.c": 0}, "a.b": {}}, "a.b.c") == ("a", "b.c")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -80,18 +80,30 @@ def find_weights(loaded: Mapping[str, Any], key: str | None) -> tuple[str, ...]:
 def resolve(loaded: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """Return a key as the keys that it is made of: itself, or its parts between dots.
 
+    A key may have dots of its own: of several ways the one with the longest keys is taken.
+
     Raises:
         ValueError: If there is nothing.
+
+    Example:
+        >>> resolve({"ema.0.99": {"model": {}}}, "ema.0.99.model")
+        ('ema.0.99', 'model')
     """
-    if key in loaded:
-        return (key,)
-    parts = tuple(key.split("."))
-    here: Any = loaded
-    for part in parts:
-        if not isinstance(here, Mapping) or part not in here:
-            raise ValueError(f"has nothing at key {key!r}; {_keys(loaded)}")
-        here = here[part]
-    return parts
+    keys = next(_ways(loaded, key.split(".")), None)
+    if keys is None:
+        raise ValueError(f"has nothing at key {key!r}; {_keys(loaded)}")
+    return keys
+
+
+def _ways(loaded: Any, parts: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield every way to join neighbouring parts to keys that lead somewhere, longest first."""
+    if not parts:
+        yield ()
+    elif isinstance(loaded, Mapping):
+        for n in range(len(parts), 0, -1):
+            key = ".".join(parts[:n])
+            if key in loaded:
+                yield from ((key, *rest) for rest in _ways(loaded[key], parts[n:]))
 
 
 def _leads_on(loaded: Any, keys: tuple[str, ...]) -> bool:

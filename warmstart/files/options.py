@@ -146,8 +146,8 @@ def _add_selection(c: argparse.ArgumentParser) -> None:
     )
     c.add_argument(
         "--key",
-        help="where the weights lie in a .pt checkpoint: ema, or train.model (default: under the "
-        "usual names, or wherever the only ones lie)",
+        help="where the weights lie in a .pt checkpoint: ema, or train.model; keys may have dots "
+        "of their own (default: under the usual names, or wherever the only ones lie)",
     )
 
 
