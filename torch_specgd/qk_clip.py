@@ -1,6 +1,5 @@
 """QK-clip: rescales query and key weights when attention logits grow too large."""
 
-import math
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -16,6 +15,7 @@ from specgd_common.places import has_class, is_linear
 from specgd_common.tensors import is_dtensor
 
 from .attention_logits import Pairs, largest_logits, unwatch, watch
+from .checks import number
 from .groups.per_head import QUERY
 
 KEY = re.compile(r"(to_|w|linear_)?(k|key|keys)(_(proj|lin|linear|head))?", re.IGNORECASE)
@@ -59,8 +59,7 @@ def qk_clip_(q: Tensor, k: Tensor, max_logits: Tensor, *, tau: float = 100.0) ->
         tensor([1.0000, 1.0000, 0.5000, 0.5000])
     """
     heads = max_logits.numel()
-    if not (tau > 0 and math.isfinite(tau)):
-        raise ValueError(f"tau must be above 0 and finite, got {tau}")
+    _check_tau(tau)
     if q.shape[0] % heads:
         raise ValueError(f"q has {q.shape[0]} rows, which is no multiple of {heads} heads")
     width = q.shape[0] // heads
@@ -75,6 +74,12 @@ def qk_clip_(q: Tensor, k: Tensor, max_logits: Tensor, *, tau: float = 100.0) ->
     if not shared:
         k.mul_(factor.view(-1, *[1] * (k.ndim - 1)))
     return gamma
+
+
+def _check_tau(tau: float) -> None:
+    number()("tau", tau)
+    if tau == 0:
+        raise ValueError(f"tau must be above 0 and finite, got {tau}")
 
 
 class QKClip:
@@ -118,8 +123,7 @@ class QKClip:
     """
 
     def __init__(self, model: nn.Module, tau: float = 100.0, *, layers: str = "*") -> None:
-        if not (tau > 0 and math.isfinite(tau)):
-            raise ValueError(f"tau must be above 0 and finite, got {tau}")
+        _check_tau(tau)
         self.tau = tau
         found = {
             name: _Projections.of(model, name, module)

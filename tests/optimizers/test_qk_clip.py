@@ -41,3 +41,5 @@ def test_qk_clip_refuses_what_it_cannot_use(q, largest, tau: float, message: str
     """Nothing is written for inputs that make no sense."""
     with pytest.raises(ValueError, match=message):
         qk_clip_(q, torch.zeros(8, 2), largest, tau=tau)
+    with pytest.raises(TypeError, match="tau must be a finite number of at least 0, got True"):
+        qk_clip_(torch.ones(8, 2), torch.ones(8, 2), torch.ones(2), tau=True)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -291,11 +292,17 @@ def test_what_cannot_be_used_is_refused() -> None:
     for make, message in (
         (lambda: Eigenbasis(beta=1.0), r"beta must be a number in \[0, 1\), got 1.0"),
         (lambda: Eigenbasis(every=0), "every must be an integer of at least 1, got 0"),
-        (lambda: Shampoo(sides="left"), "sides must be 'short', 'outputs' or 'both', got 'left'"),
-        (lambda: Shampoo(root=3), "root must be 2, 4 or 8, got 3"),
+        (lambda: Shampoo(every=True), "every must be an integer of at least 1, got True"),
+        (lambda: Shampoo(sides="left"), r"sides must be one of \('short', .*\), got 'left'"),
+        (lambda: Eigenbasis(sides=["short"]), r"sides must be one of .*, got \['short'\]"),
+        (lambda: Shampoo(root=3), r"root must be one of \(2, 4, 8\), got 3"),
+        (lambda: Shampoo(root=True), r"root must be one of \(2, 4, 8\), got True"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
+    for rule, beta in itertools.product((Shampoo, Eigenbasis), ("a", None, True)):
+        with pytest.raises(TypeError, match=r"beta must be a number in \[0, 1\), got .* of "):
+            rule(beta=beta)
     p.grad = torch.ones(4, 4)
     with pytest.raises(
         ValueError, match=r"precondition must return the update's shape \(1, 4, 4\)"

@@ -54,11 +54,12 @@ class MomentumWarmup(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         integer(1)("total_steps", total_steps)
+        number(below=1.0)("start", start)
         for i, group in enumerate(optimizer.param_groups):
             if "momentum" not in group:
                 raise ValueError(f"group {i} of {type(optimizer).__name__} has no momentum")
             target = float(group.get("initial_momentum", group["momentum"]))
-            if not 0.0 <= start <= target:
+            if start > target:
                 raise ValueError(
                     f"start must be from 0 to the momentum of group {i}, {target}, got {start}"
                 )

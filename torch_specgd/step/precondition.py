@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import integer, number, one_of
 from ..triton_kernels import inverse_root
 
 Precondition = str | Callable[[Tensor, Tensor, dict[str, Any]], Tensor] | None
@@ -42,6 +43,7 @@ class Eigenbasis:
 
     Raises:
         ValueError: On a value out of range.
+        TypeError: On a ``beta`` that is no number.
 
     Source:
         SOAP, arXiv 2409.11321, whose step is taken as it is; its polar factor instead is this
@@ -110,6 +112,7 @@ class Shampoo:
 
     Raises:
         ValueError: On a value out of range.
+        TypeError: On a ``beta`` that is no number.
 
     Source:
         Gupta et al., arXiv 1802.09568, with averages instead of sums; one side alone: An et al.,
@@ -131,8 +134,7 @@ class Shampoo:
 
     def __post_init__(self) -> None:
         _check(self.beta, self.every, self.sides)
-        if self.root not in (2, 4, 8):
-            raise ValueError(f"root must be 2, 4 or 8, got {self.root!r}")
+        one_of(2, 4, 8)("root", self.root)
 
     def shapes(self, m: int, n: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor of the state of an m x n matrix."""
@@ -212,12 +214,9 @@ def _turned(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
 
 
 def _check(beta: float, every: int, sides: str) -> None:
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must be a number in [0, 1), got {beta!r}")
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(f"every must be an integer of at least 1, got {every!r}")
-    if sides not in ("short", "outputs", "both"):
-        raise ValueError(f"sides must be 'short', 'outputs' or 'both', got {sides!r}")
+    number(below=1.0)("beta", beta)
+    integer(1)("every", every)
+    one_of("short", "outputs", "both")("sides", sides)
 
 
 BY_NAME: Mapping[str, Any] = {"shampoo": Shampoo(), "eigenbasis": Eigenbasis()}
