@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -16,7 +17,12 @@ try:
     import fcntl
 except ImportError:  # Windows has none: there what a killed writer left is not cleared
     fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:  # only Windows has it
+    msvcrt = None  # type: ignore[assignment]
 
+WINDOWS = os.name == "nt"
 # Long names are cut, so that a temporary's name never exceeds what a file system takes.
 _KEPT_OF_NAME = 50
 _TOKEN = re.compile(r"\.[0-9a-f]{16}\.tmp")
@@ -85,6 +91,8 @@ class Replacement:
                 return
             for file, temporary, _ in self._opened:
                 file.flush()
+                if WINDOWS and temporary is not None:
+                    file.close()  # an open file cannot be renamed there
                 if temporary is not None:
                     flush(temporary)
             for _, temporary, target in self._opened:
@@ -127,7 +135,7 @@ def _open_aside(target: Path) -> tuple[IO[bytes], Path]:
         file = open(str(temporary), "w+b", opener=exclusively)  # noqa: SIM115
         lock(file)
         # Another writer may have taken it for a left one before it was locked.
-        if os.name == "nt" or temporary.exists():
+        if WINDOWS or temporary.exists():
             return file, temporary
         file.close()
 
@@ -137,10 +145,33 @@ def lock(file: IO[Any] | int) -> bool:
     if fcntl is None:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(file)
     except OSError:
         return False
     return True
+
+
+def hold(file: IO[Any] | int) -> None:
+    """Lock an open file for this process until it is closed; a killed process holds nothing.
+
+    Args:
+        file: Open for writing. On Windows, whose locks keep readers out as well, its first byte is
+            locked: take a file that holds nothing else.
+
+    Raises:
+        BlockingIOError: If another process has it.
+        OSError: If the file system, or this system, has no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif msvcrt is not None:
+        descriptor = file if isinstance(file, int) else file.fileno()
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from None
+    else:
+        raise OSError(errno.ENOTSUP, "this system has no locks")
 
 
 @contextmanager
@@ -156,7 +187,7 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(descriptor)
         except BlockingIOError:
             raise BlockingIOError(f"another process writes into {folder}; wait for it") from None
         except OSError:  # a file system without locks
@@ -193,7 +224,7 @@ def take_mode(temporary: Path, target: Path) -> None:
 
 def flush(path: Path) -> None:
     """Force a file or a folder to the disk; by its path, for a writer may have made it anew."""
-    if path.is_dir() and os.name == "nt":
+    if path.is_dir() and WINDOWS:
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

@@ -24,12 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .marker import MARKER, check_settings, read_marker, write_marker
+from specgd_common.files import hold
 
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
+from .marker import MARKER, check_settings, read_marker, write_marker
 
 LOCK = "lock"
 # A header is as long as the largest page, so that arrays begin where pages do.
@@ -107,9 +104,7 @@ class Storage:
         lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         release = weakref.finalize(self, os.close, lock)
         try:
-            if fcntl is None:
-                raise OSError("this system has no locks")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(lock)
         except BlockingIOError:
             release()
             raise RuntimeError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from specgd_common import files
 from specgd_common.files import Replacement, alone_in, replacing, write_text
 
 
@@ -67,9 +68,9 @@ def test_a_pipe_is_written_to_and_a_folder_refused(tmp_path: Path) -> None:
 
 def test_all_files_appear_or_none(tmp_path: Path) -> None:
     def write() -> None:
-        with Replacement() as files:
-            files.open(tmp_path / "part").write(b"1")
-            files.open(tmp_path / "gone" / "index").write(b"part")
+        with Replacement() as several:
+            several.open(tmp_path / "part").write(b"1")
+            several.open(tmp_path / "gone" / "index").write(b"part")
 
     with pytest.raises(FileNotFoundError, match="gone/index must lie in a folder that exists"):
         write()
@@ -107,10 +108,27 @@ def test_a_killed_writer_changes_nothing_and_is_cleared_by_the_next(tmp_path: Pa
 
 def test_an_open_file_has_a_path_for_its_name(tmp_path: Path) -> None:
     """Writers that want a path, such as safetensors' save_file, take it from there."""
-    with Replacement() as files:
-        file = files.open(tmp_path / "a")
+    with Replacement() as several:
+        file = several.open(tmp_path / "a")
         Path(file.name).write_bytes(b"by its path")
     assert (tmp_path / "a").read_bytes() == b"by its path"
+
+
+def test_windows_renames_only_closed_files(tmp_path: Path, monkeypatch) -> None:
+    """There the rename of an open file is refused, so that nothing could be written at all."""
+    replace = os.replace
+
+    def of_closed(source: Path, target: Path) -> None:
+        assert file.closed
+        replace(source, target)
+
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(os, "replace", of_closed)
+    with replacing(tmp_path / "a") as file:
+        file.write(b"1")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert names(tmp_path) == {"a"}
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from data_prune import DualTracker
 from data_prune.record import storage
+from specgd_common import files
 
 
 def opened(path: Path, **options) -> DualTracker:
@@ -80,7 +81,7 @@ def test_two_processes_cannot_have_one_storage(tmp_path):
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path, monkeypatch, system):
     """Some network file systems have no locks: the recording goes on, and says so once."""
     if system == "no locks at all":
-        monkeypatch.setattr(storage, "fcntl", None)
+        monkeypatch.setattr(files, "fcntl", None)
     else:
         fcntl = pytest.importorskip("fcntl")
 
@@ -95,6 +96,31 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path, monkeypatch, system):
         feed(tracker, epoch)
         tracker.end_epoch()
     assert len(tracker.table()) == 20
+
+
+def test_on_windows_a_folder_is_locked_as_well(tmp_path, monkeypatch):
+    """Its locks are another module's, which answers EACCES where another process has the byte."""
+    held = []
+
+    class Windows:
+        LK_NBLCK = 2
+
+        @staticmethod
+        def locking(descriptor: int, mode: int, count: int) -> None:
+            assert (mode, count) == (2, 1)
+            file = os.fstat(descriptor).st_ino
+            if file in held:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            held.append(file)
+
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(files, "msvcrt", Windows)
+    tracker = opened(tmp_path / "s")  # and warns of nothing
+    assert held == [(tmp_path / "s" / "lock").stat().st_ino]
+    with pytest.raises(RuntimeError, match="is in use by another tracker"):
+        opened(tmp_path / "s")
+    feed(tracker, 0)
+    tracker.end_epoch()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
