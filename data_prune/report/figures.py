@@ -151,7 +151,7 @@ def draw_beta(
     axes.set(xlabel="mean probability of the label", ylabel="density", xlim=(0, 1))
     axes.set_ylim(top=1.05 * min(axes.get_ylim()[1], 12))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        _legend_above(axes, ncols=2, fontsize=8)
 
 
 def draw_classes(axes: Any, classes: list[dict[str, Any]], target: float) -> None:
@@ -189,4 +189,4 @@ def draw_classes(axes: Any, classes: list[dict[str, Any]], target: float) -> Non
     axes.set(xlabel="class" if len(classes) <= MAX_BARS else "examples of the class")
     axes.set(ylabel="share kept", ylim=(-0.02 * max(shares.max(), target), None))
     axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:g} %")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, ncols=2, fontsize=8)
+    _legend_above(axes, ncols=2, fontsize=8)

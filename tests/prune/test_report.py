@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_prune import ScoreTable, read_keys
 from data_prune.__main__ import main
-from data_prune.report.figures import draw_classes
+from data_prune.report.figures import draw_beta, draw_classes
 from data_prune.report.page import build_report, describe_selection
 from data_prune.report.thumbnails import SIDE, thumbnail
 from data_prune.report.wrong import wrong_labels
@@ -217,6 +217,20 @@ def test_every_class_is_drawn_however_many_and_however_rare():
         assert {f"empty ({empty})", f"fewer examples than its share needs ({rare})"} <= drawn
         dots = sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() == "o")
         assert len(axes.patches) + dots == count
+
+
+def test_the_key_of_the_beta_figure_hides_no_line():
+    """Inside the axes it lay on the dotted line at mu_D."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+    FigureCanvasAgg(figure).draw()
+    axes, table = figure.add_subplot(), make_table()
+    draw_beta(axes, table, table.select(0.5), {"alpha": 9.0, "beta": 7.5, "mu_d": 0.5})
+    figure.canvas.draw()
+    assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
+    assert axes.get_legend().get_window_extent().x0 >= 0
 
 
 @pytest.mark.filterwarnings("ignore:.*highest scores belong to examples:UserWarning")
