@@ -57,6 +57,8 @@ def largest_difference(model: nn.Module) -> float:
 
 
 def main() -> None:
+    if not dist.is_torchelastic_launched():
+        raise SystemExit("start it with " + __doc__.splitlines()[2].strip())
     dist.init_process_group("gloo")
     model, losses = train()
     difference = largest_difference(model)

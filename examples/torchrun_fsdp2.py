@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--load", metavar="FOLDER", help="go on from a checkpoint")
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
+    if not dist.is_torchelastic_launched():
+        raise SystemExit("start it with " + __doc__.splitlines()[2].strip())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     if device == "cuda":
