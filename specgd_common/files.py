@@ -167,7 +167,7 @@ def hold(file: IO[Any] | int) -> None:
     elif msvcrt is not None:
         descriptor = file if isinstance(file, int) else file.fileno()
         try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except PermissionError as error:
             raise BlockingIOError(*error.args) from None
     else:
