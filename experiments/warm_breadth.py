@@ -4,10 +4,10 @@ An MLP on Fashion-MNIST (4 chunks of 250), a conv net with BatchNorm on hard Fas
 200) and a transformer on tweets (20 of 40) train after each chunk on all that has arrived, until
 99 % of it is fitted or for 20, 20 and 5 passes; a cold start, which has no past, may take 60, 60
 and 30. Where labels are wrong, a fifth is drawn anew. A method is applied between two chunks, and
-every optimizer starts from nothing, as in ``warmstart.compare``. Each method of each net and
-optimizer chooses among three rates by the accuracy at the stream's end on seed 0 with clean labels;
-seeds 1 and 2 draw other examples and weights, and only these are in the tables. Seconds are
-processor time of the last chunk, with the method's own passes.
+every optimizer starts from nothing, as in ``warmstart.compare``. Each method chooses among three
+rates by the accuracy at the stream's end on seed 0, for each net, optimizer and kind of labels; the
+other seeds draw other examples and weights, and only these are in the tables. Seconds are processor
+time of the last chunk, with the method's own passes.
 
     python experiments/warm_breadth.py             # every run that the CSV does not hold yet
     python experiments/warm_breadth.py --report    # the page's tables, from the CSV
@@ -35,7 +35,7 @@ from warmstart.judge.runs import METHODS, Setting
 CSV, PAGE = RESULTS / "warm_breadth.csv", ROOT / "docs" / "warmstart_results.md"
 CHOSEN = ("none", "cold", "uniform", "fire", "dash")
 RATES = {"SGD": (0.03, 0.1, 0.3), "AdamW": (0.001, 0.003, 0.01), "Muon": (0.001, 0.003, 0.01)}
-LABELS, SEEDS, TARGET = ("clean", "wrong"), (1, 2), 0.99
+LABELS, SEEDS, TARGET = ("clean", "wrong"), (1, 2, 3), 0.99
 COLUMNS = (
     "net", "labels", "optimizer", "method", "rate", "seed", "accuracy", "fitted", "steps",
     "seconds", "method_seconds", "stream_steps",
@@ -120,23 +120,22 @@ def job_of(row: dict[str, str]) -> Job:
     return Job(*(row[c] for c in Job._fields[:4]), float(row["rate"]), int(row["seed"]))  # type: ignore[arg-type]
 
 
-def tuned(rows: list[dict[str, str]]) -> dict[tuple[str, str, str], float]:
-    """(net, optimizer, method) -> the rate with the best accuracy on seed 0."""
-    of: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+def tuned(rows: list[dict[str, str]]) -> dict[tuple[str, ...], float]:
+    """(net, labels, optimizer, method) -> the rate with the best accuracy on seed 0."""
+    of: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     for row in rows:
         job = job_of(row)
         if job.seed == 0:
-            place = (job.net, job.optimizer, job.method)
-            of.setdefault(place, []).append((float(row["accuracy"]), job.rate))
-    return {k: max(v)[1] for k, v in of.items() if len(v) == len(RATES[k[1]])}
+            of.setdefault(job[:4], []).append((float(row["accuracy"]), job.rate))
+    return {k: max(v)[1] for k, v in of.items() if len(v) == len(RATES[k[2]])}
 
 
 def left(rows: list[dict[str, str]], nets: tuple[str, ...]) -> list[Job]:
     """Runs that are missing: tuning, then one unseen seed after another."""
     done, rates = {job_of(row) for row in rows}, tuned(rows)
     tuning = [
-        Job(net, "clean", optimizer, method, rate, 0)
-        for net, optimizer in itertools.product(nets, OPTIMIZERS)
+        Job(net, labels, optimizer, method, rate, 0)
+        for net, labels, optimizer in itertools.product(nets, LABELS, OPTIMIZERS)
         for rate in RATES[optimizer]
         for method in CHOSEN
     ]
@@ -144,10 +143,10 @@ def left(rows: list[dict[str, str]], nets: tuple[str, ...]) -> list[Job]:
     if missing:
         return missing
     unseen = [
-        Job(net, labels, optimizer, method, rates[net, optimizer, method], seed)
+        Job(net, labels, optimizer, method, rates[net, labels, optimizer, method], seed)
         for seed in SEEDS
         for net, labels, optimizer in itertools.product(nets, LABELS, OPTIMIZERS)
-        for method in sorted(CHOSEN, key=lambda m: rates[net, optimizer, m])
+        for method in sorted(CHOSEN, key=lambda m: rates[net, labels, optimizer, m])
     ]
     return [job for job in unseen if job not in done]
 
