@@ -17,7 +17,7 @@ from torch import Tensor
 from specgd_common.tensors import norm64
 
 from ..shrink.apply import products
-from ..shrink.report import FORMAT
+from ..shrink.report import FORMAT, ShrinkReport
 from ..targets.find import Target
 from ..targets.state_targets import state_targets
 from .read import FileError, read_json
@@ -58,8 +58,14 @@ def read_report(path: Path, *, factors: bool = True) -> tuple[dict[str, Any], To
         raise FileError(path, error) from None
 
 
-def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) -> StateDict:
-    """Divide by the factors of a report (``to_dict(factors=True)``): the old weights, rounded.
+def undo_state_dict(
+    state_dict: Mapping[str, Any], report: ShrinkReport | Mapping[str, Any]
+) -> StateDict:
+    """Divide by the factors of a report: the old weights, rounded.
+
+    Args:
+        state_dict: What the report's shrink left.
+        report: What the shrink returned, or its ``to_dict(factors=True)``, read from JSON say.
 
     Raises:
         ValueError: If the report is of a dry run or has no factors (noise and reinitialization
@@ -71,11 +77,12 @@ def undo_state_dict(state_dict: Mapping[str, Any], report: Mapping[str, Any]) ->
         >>> import torch
         >>> from warmstart import undo_state_dict, uniform_state_dict
         >>> small, report = uniform_state_dict({"fc.weight": torch.ones(2, 2)}, 0.3)
-        >>> undo_state_dict(small, report.to_dict(factors=True))["fc.weight"]
+        >>> undo_state_dict(small, report)["fc.weight"]
         tensor([[1., 1.],
                 [1., 1.]])
     """
-    return undone(state_dict, told_by(report))
+    plain = report.to_dict(factors=True) if isinstance(report, ShrinkReport) else report
+    return undone(state_dict, told_by(plain))
 
 
 def undone(state_dict: Mapping[str, Any], told: Told) -> StateDict:
