@@ -1,11 +1,18 @@
 """Momentum and weight updates over lists of tensors, against one tensor at a time in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from torch_specgd.triton_kernels import multi_tensor
 from torch_specgd.triton_kernels.multi_tensor import (
     BLOCK,
+    blocks,
+    fusible,
+    in_blocks,
     momentum_step,
     stochastic_round,
     weight_step,
@@ -21,11 +28,20 @@ def tensors(seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [*made, torch.randn(300, 500, generator=g).to(dtype).T]
 
 
+@pytest.fixture(params=["blocks", "lists"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU's blocks, or whole lists, as under the compiler and on most GPUs."""
+    if request.param == "lists":
+        monkeypatch.setattr(multi_tensor, "in_blocks", lambda tensors: False)
+        monkeypatch.setattr(multi_tensor, "_scalar", lambda value: value.reshape(()))
+
+
 def close(ours: Tensor, expected: Tensor) -> None:
     eps = torch.finfo(ours.dtype).eps
     torch.testing.assert_close(ours.double(), expected, rtol=2 * eps, atol=4 * eps)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("of_tensor", [False, True])
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("nesterov", [None, True, False])
@@ -64,6 +80,7 @@ def test_narrow_buffers_round_up_or_down_and_the_mean_is_exact() -> None:
     assert float((buffers[0] > 1).double().mean()) == pytest.approx(0.2, abs=5 * 0.002)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(
     ("weight", "direction"),
     [
@@ -103,3 +120,37 @@ def test_no_tensor_is_no_step() -> None:
     momentum_step([], [], [], 0.9)
     weight_step([], [], [], 0.1)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_large_gradient_of_other_strides_is_one_piece() -> None:
+    """A convolution's weight is contiguous and its gradient may be channels-last."""
+    large = torch.arange(2.0 * BLOCK).view(2, BLOCK)
+    turned = large.T.contiguous().T
+    [pieces] = blocks([large], [turned])
+    assert [[x.shape for x in xs] for xs in pieces] == [[(2, BLOCK)]] * 2
+    buffer = torch.zeros(2, BLOCK)
+    momentum_step([turned], [buffer], [torch.empty(2, BLOCK)], 0.5, nesterov=False)
+    assert torch.equal(buffer, large / 2)
+
+
+def test_one_launch_takes_lists_of_one_gpu_and_one_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel would read anything else as what it is not."""
+    monkeypatch.setattr(multi_tensor, "_PLAIN", {FakeTensor})
+    monkeypatch.setattr(multi_tensor, "triton_runs", lambda device: True)
+    with FakeTensorMode():
+        on_gpu, on_cpu = partial(torch.empty, device="cuda"), torch.empty(4, 6)
+        w, stack = on_gpu(4, 6), on_gpu(2, 3, 4)
+        assert fusible([w, on_gpu(5), stack], [w.half().T, on_gpu(5).half(), stack.half()])
+        for wrong in (stack.transpose(0, 1), w.half(), on_cpu):
+            assert not fusible([w, w], [w, wrong])
+        assert not fusible([on_cpu], [on_cpu])
+        assert in_blocks([on_cpu])
+        assert not in_blocks([on_cpu, w])
+        monkeypatch.setattr(multi_tensor, "triton_runs", lambda device: False)
+        assert not fusible([w])
+        monkeypatch.setattr(multi_tensor, "triton_runs", lambda device: True)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not fusible([w])
+        assert not in_blocks([on_cpu])
+        monkeypatch.undo()
+        assert not fusible([w])  # of a class of its own
