@@ -48,15 +48,18 @@ class Digits(Dataset):
         return {"pixels": self.pixels[i], "labels": self.labels[i]}
 
 
-def make_trainer(muon: bool, output: str, epochs: int = 6) -> Trainer:
-    torch.manual_seed(0)
+def make_trainer(
+    muon: bool, output: str, epochs: int = 6, rate: float = 5e-3, seed: int = 0
+) -> Trainer:
+    torch.manual_seed(seed)
     data = load("digits")
     model = DigitsNet()
     args = TrainingArguments(
         output_dir=output,
         num_train_epochs=epochs,
         per_device_train_batch_size=64,
-        learning_rate=5e-3,
+        learning_rate=rate,
+        seed=seed + 42,  # Trainer's own is 42
         weight_decay=0.1,
         use_cpu=True,
         report_to="none",

@@ -13,10 +13,10 @@ PARTS = {
     "b.": "pruning, {wrong:.0%} of the labels redrawn",
     "c.": "the last quarter arrives (dot: converged)",
 }
-# Okabe and Ito's palette: told apart by colour-blind readers. Blue is what this package adds.
-COLORS = {"Muon": "#0072B2", "DUAL": "#0072B2", "dash_shrink": "#0072B2", "AdamW": "#E69F00"}
-COLORS |= {"random": "#E69F00", "warm start": "#E69F00", "all data": "#777777"}
-COLORS |= {"cold start": "#777777", "uniform_shrink": "#009E73"}
+# Okabe and Ito's palette: told apart by colour-blind readers, the same on every page of the docs.
+COLORS = {"Muon": "#CC79A7", "AdamW": "#E69F00", "DUAL": "#0072B2", "random": "#808080"}
+COLORS |= {"all data": "#000000", "cold start": "#000000", "warm start": "#D55E00"}
+COLORS |= {"dash_shrink": "#0072B2", "uniform_shrink": "#009E73"}
 
 
 def print_table(runs: Runs, settings: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ RUNS = {
     "prune_fashion_mnist": ("", "--noise 0.2", "--steps 4000 --csv {results}/{name}_4000.csv"),
     "prune_grid": ("", "--half confirm", "--half again", "--half third", "--dynamic"),
     "warm_real_files": (),  # needs a folder of downloaded wheels
+    "warm_verdict": ("", "--half confirm"),
 }
 REPORTS = {
     "muon_figures": "",
@@ -36,6 +37,10 @@ REPORTS = {
     "prune_equal_seconds": "--report",
     "prune_fashion_mnist": "--report",
     "prune_seconds": "--report",
+    "theory_plasticity": "--figure",
+    "warm_breadth": "--report",
+    "warm_quarter": "--report",
+    "warm_verdict": "--report",
     "warm_chunks": "--summary",
     "warm_mechanism": "--summary",
     "warm_features": "--summary",
@@ -46,6 +51,7 @@ REPORTS = {
 }
 # Packages and commands that not everybody has: without them a program is left out.
 NEEDS = {
+    "muon_trainer": "transformers",
     "theory_lora": "peft",
     "lora_pretrained": "peft",
     "warm_real_files": "safetensors",
@@ -64,7 +70,7 @@ def programs() -> list[str]:
 def has_quick(name: str) -> bool:
     """Whether a program has a setting of seconds."""
     text = (HERE / f"{name}.py").read_text()
-    return '"--quick"' in text or "is_quick(" in text
+    return any(way in text for way in ('"--quick"', "is_quick(", "command_line("))
 
 
 def command_lines(names: list[str], quick: bool, reports: bool) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ One style holds for every figure, and a method has one colour on all pages (``co
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gzip
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,6 +81,37 @@ def replace_between(page: Path, name: str, text: str) -> None:
     before, rest = whole.split(begin, 1)
     after = rest.split(end, 1)[1]
     page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
+
+
+def lines(head: str, rows: list[list[str]], right: int = 0) -> str:
+    """A Markdown table; ``right`` columns from the end are set to the right."""
+    count = head.count("|") - 1
+    rule = "|---" * (count - right) + "|---:" * right + "|"
+    return "\n".join([head, rule, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def ranged(values: list[float], digits: int) -> str:
+    """Mean, lowest and highest."""
+    low, high = min(values), max(values)
+    return f"{fmean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def command_line(text: str | None, own: Path) -> argparse.ArgumentParser:
+    """The options of a program that runs what its CSV lacks, then rewrites tables of a page."""
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--csv", type=Path, default=own, help="another file leaves the page alone")
+    parser.add_argument("--report", action="store_true", help="the tables alone")
+    parser.add_argument("--quick", action="store_true", help="seconds, assertions, no files")
+    return parser
+
+
+def show(found: str, page: Path, name: str, write: bool = True) -> None:
+    """Print a table, and put it between its markers on a page."""
+    print(found)
+    if write:
+        replace_between(page, name, found)
 
 
 def mean_and_error(values: Iterable[float]) -> tuple[float, float]:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from claims import FAILS, HOLDS, UNDECIDED, Claim, Outcome, decided, not_run, rows, together
+from claims import (
+    FAILS,
+    HOLDS,
+    UNDECIDED,
+    Claim,
+    Outcome,
+    by_seed,
+    decided,
+    middle,
+    not_run,
+    paired,
+    rows,
+    together,
+)
 
 OBSERVED = {"1": "diagonal", "2": "2 x 2 blocks"}
 
@@ -160,12 +173,24 @@ def cold_is_better(protocol: str) -> Callable[[], Outcome]:
 
 
 def kleinman() -> Outcome:
-    """Squared errors at 100 x 100, cold and warm."""
-    error = {(r["setting"], r["method"]): float(r["error"])
-             for r in rows("theory_limits", part="kleinman")}  # fmt: skip
-    gap = {d: error[d, "warm"] - error[d, "cold"] for d in ("depth 2", "depth 3")}
-    text = "; ".join(f"{d}: {error[d, 'cold']:.3f} to {error[d, 'warm']:.3f}" for d in gap)
-    return decided(gap["depth 3"] <= gap["depth 2"], f"squared error cold to warm, {text}", 3)
+    """Squared errors at 100 x 100, cold and warm; the losses of both depths, start by start."""
+    error = {
+        (depth, run): by_seed(
+            rows("theory_limits", part="kleinman", setting=depth, method=run), "error"
+        )
+        for depth in ("depth 2", "depth 3")
+        for run in ("cold", "warm")
+    }
+    gaps = [{seed: error[d, "warm"][seed] - error[d, "cold"][seed] for seed in error[d, "cold"]}
+            for d in ("depth 3", "depth 2")]  # fmt: skip
+    medians = "; ".join(
+        f"{d}: {middle([*error[d, 'cold'].values()]):.3f} to "
+        f"{middle([*error[d, 'warm'].values()]):.3f}"
+        for d in ("depth 2", "depth 3")
+    )
+    pair = paired(*gaps, sign=-1, digits=2)
+    text = f"squared error cold to warm, {medians}; loss of depth 3 minus 2 {pair.text}"
+    return pair._replace(text=text)
 
 
 DEPTH, PLASTICITY, MENON = "theory_depth.py", "theory_plasticity.py", "theory_menon.py"

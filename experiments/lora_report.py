@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from statistics import fmean, median
 
-from bed import COLORS, ROOT, pyplot, replace_between, save_figure
+from bed import COLORS, ROOT, pyplot, ranged, replace_between, save_figure
 from claims import NOT_RUN, UNDECIDED, paired
 from lora_pretrained import GRIDS, STEPS
 from lora_rows import (
@@ -34,12 +34,6 @@ PAGE = ROOT / "docs" / "papers" / "lora.md"
 # --- tables
 
 
-def told(values: list[float], digits: int = 3) -> str:
-    """Mean and range."""
-    low, high = min(values), max(values)
-    return f"{fmean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def table_of_spectra() -> str:
     """What the adapters' spectra are like at the end, and how unequal the growth is."""
     lines = [
@@ -56,7 +50,7 @@ def table_of_spectra() -> str:
             f"| {MODELS[model].partition(',')[0]}, {rank} | {method} | {rows[0]['lr']} | "
             f"{len(rows)} | {fmean(columns['sigma_ratio']):.3f} | "
             f"{fmean(columns['stable_rank']):.2f} | {' | '.join(cells)} | "
-            f"{told(columns['held_loss'])} |"
+            f"{ranged(columns['held_loss'], 3)} |"
         )
     left = missing()
     return "\n".join(lines) + (f"\n\nNot run: {left}." if left else "")
@@ -113,7 +107,7 @@ def table_of_ranks() -> str:
             gap = paired(losses(rank, method), losses(full, method), digits=3).text
             lines.append(
                 f"| {method} | {rank} | {len(rows)} | {' | '.join(cells)} | "
-                f"{told([*losses(rank, method).values()])} | {'' if rank == full else gap} |"
+                f"{ranged([*losses(rank, method).values()], 3)} | {'' if rank == full else gap} |"
             )
     return "\n".join(lines)
 

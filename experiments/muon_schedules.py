@@ -162,24 +162,24 @@ def measure(bed: str, name: str, seed: int) -> None:
         print(bed, name, seed, f"{loss:.5f}", flush=True)
 
 
-def table(bed: str, found: Losses) -> None:
-    """Print losses, and gaps to the most accurate schedule seed by seed, by FLOPs."""
+def table(bed: str) -> str:
+    """Losses, and gaps to the most accurate schedule seed by seed, by FLOPs; "" without runs."""
+    found = known_losses()
     known = [name for name in CONTENDERS if sum((bed, name, s) in found for s in SEEDS) > 1]
-    if not known:
-        return
-    print(f"\n{bed}\n\n| schedule | n x n | n x 4n | slope | outputs | loss | gap | seeds |")
-    print("|---|---:|---:|---:|---|---:|---:|---:|")
+    lines = ["| schedule | n x n | n x 4n | slope | outputs | loss | gap | seeds |",
+             "|---|---:|---:|---:|---|---:|---:|---:|"]  # fmt: skip
     for name in known:
         schedule = schedule_of(name)
         seeds = [s for s in SEEDS if all((bed, n, s) in found for n in (name, known[0]))]
         gap, error = mean_and_error(found[bed, name, s] - found[bed, known[0], s] for s in seeds)
         low, high = schedule.range()
         loss = fmean(found[bed, name, s] for s in seeds)
-        print(
+        lines.append(
             f"| {name} | {schedule.flops(1, 1)} n^3 | {schedule.flops(1, 4)} n^3 "
             f"| {schedule.slope:.0f} | {low:.3f} to {high:.3f} | {loss:.4f} "
             f"| {gap:+.4f} ± {error:.4f} | {len(seeds)} |"
         )
+    return "\n".join(lines) if known else ""
 
 
 def main() -> None:
@@ -203,7 +203,7 @@ def main() -> None:
                 for name in names:
                     measure(bed, name, seed)
     for bed in beds:
-        table(bed, known_losses())
+        print(f"\n{bed}\n\n{table(bed)}")
 
 
 if __name__ == "__main__":

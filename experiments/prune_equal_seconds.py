@@ -15,7 +15,6 @@ several rounds: recording, selecting and drawing come out of the same purse.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import time
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bed import RESULTS, ROOT, append, read, replace_between
+from bed import RESULTS, ROOT, append, command_line, read, show
 from prune_bed import EPOCHS, SCORE_EPOCHS, WINDOW, Data, DynamicTrainer, Trainer, load
 
 from data_prune import DualTracker
@@ -213,11 +212,8 @@ def seconds(path: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--csv", type=Path, default=CSV)
-    parser.add_argument("--quick", action="store_true", help="seconds, with an assertion")
+    parser = command_line(__doc__, CSV)
     parser.add_argument("--costs", action="store_true", help="time the steps alone")
-    parser.add_argument("--report", action="store_true", help="the table alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.quick:
@@ -233,10 +229,7 @@ def main() -> None:
         return
     if not args.report:
         run_all(args.csv)
-    found = f"{table(args.csv)}\n\n{seconds(args.csv)}"
-    print(found)
-    if args.csv == CSV:
-        replace_between(PAGE, "equal seconds", found)
+    show(f"{table(args.csv)}\n\n{seconds(args.csv)}", PAGE, "equal seconds", args.csv == CSV)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bed import COLORS, RESULTS, ROOT, append, fashion_mnist, pyplot, save_figure
+from bed import COLORS, RESULTS, ROOT, append, fashion_mnist, pyplot, replace_between, save_figure
 from bed import FASHION as PACKAGED
 from bed import read as rows_of
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ from torch.nn.functional import cross_entropy
 
 from data_prune import DualTracker, ScoreTable
 
-MARKS = ("<!-- tables of the larger CSV -->", "<!-- end of the larger tables -->")
 PAGE = ROOT / "docs" / "pruning_results.md"
 SCORES = ROOT / "experiments" / "prune_scores"
 RATIOS = (0.9, 0.8, 0.7, 0.5, 0.3)
@@ -325,7 +324,7 @@ def markdown(rows: list[dict[str, str]], noise: float, column: str = "accuracy")
 
 
 def write_tables(rows: list[dict[str, str]], page: Path) -> None:
-    """Put the tables of the CSV between the two marks of the page, and print them."""
+    """Put the tables of the CSV between the markers of the page, and print them."""
     parts = []
     for noise in sorted({float(r["noise"]) for r in rows}):
         title = f"Accuracy in percent, {noise:.0%} of the labels redrawn, by prune ratio"
@@ -334,9 +333,7 @@ def write_tables(rows: list[dict[str, str]], page: Path) -> None:
             parts.append(f"Wrong labels kept, percent:\n\n{markdown(rows, noise, 'wrong_labels')}")
     tables = "\n\n".join(parts)
     print(tables)
-    before, rest = page.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n\n{tables}\n\n{MARKS[1]}{after}")
+    replace_between(page, "rules", tables)
 
 
 def figure(rows: list[dict[str, str]]) -> None:

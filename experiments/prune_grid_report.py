@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 from bed import read as rows_of
+from bed import replace_between
 from prune_grid import CSV, DAMAGE, DATA, NETS, PAGE, RATIOS, Cell, cells, half_of
 from prune_rules import DEFAULT, METHODS
 
 from data_prune.report.evaluate import compare
 
-MARKS = ("<!-- tables of the CSV -->", "<!-- end of the tables -->")
 Runs = dict[Cell, dict[str, dict[str, float]]]
 EARLIER = ("default, first version", "default, second version")
 HALVES = {"search": "search half", "confirm": "confirmation half"}
@@ -177,8 +177,7 @@ def main() -> None:
         worst = sorted(differences(read(CSV, half), DEFAULT).items(), key=lambda item: item[1])[:5]
         for cell, (mean, low, high) in worst:
             print(half, *cell, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
-    before, rest = PAGE.read_text().split(MARKS[0])
-    PAGE.write_text(f"{before}{MARKS[0]}\n\n{found}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    replace_between(PAGE, "grid", found)
 
 
 if __name__ == "__main__":

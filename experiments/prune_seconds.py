@@ -13,7 +13,6 @@ The clock is ``time.process_time``: other processes do not count, but they share
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from bed import RESULTS, ROOT, append
+from bed import RESULTS, ROOT, append, command_line, show
 from bed import read as rows_of
 from numpy.typing import NDArray
 from prune_bed import EPOCHS, SCORE_EPOCHS, WINDOW, Data, Trainer, load
@@ -31,7 +30,6 @@ from prune_rules import DEFAULT, METHODS
 from data_prune import DualTracker, ScoreTable
 
 CSV, PAGE = RESULTS / "prune_seconds.csv", ROOT / "docs" / "pruning_results.md"
-MARKS = ("<!-- tables of the seconds -->", "<!-- end of the seconds -->")
 COLUMNS = (
     "data", "damage", "ratio", "method", "seed", "kept", "damaged", "scoring", "selecting",
     "clock", "accuracy",
@@ -214,12 +212,9 @@ def quick() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser = command_line(__doc__, CSV)
     parser.add_argument("--data", nargs="+", default=list(EPOCHS), choices=tuple(EPOCHS))
     parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
-    parser.add_argument("--report", action="store_true", help="the tables alone")
-    parser.add_argument("--quick", action="store_true", help="digits at one ratio, no files")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.quick:
@@ -227,11 +222,7 @@ def main() -> None:
         return
     if not args.report:
         run(args.csv, args.data, tuple(args.ratios))
-    found = tables(args.csv)
-    print(found)
-    if args.csv == CSV:
-        before, rest = PAGE.read_text().split(MARKS[0])
-        PAGE.write_text(f"{before}{MARKS[0]}\n\n{found}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    show(tables(args.csv), PAGE, "seconds", args.csv == CSV)
 
 
 if __name__ == "__main__":

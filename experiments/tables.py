@@ -1,6 +1,6 @@
 """The tables of the result pages that a result file fills, between their markers.
 
-    python experiments/tables.py           # rewrites docs/*_results.md and docs/theory.md
+    python experiments/tables.py           # rewrites the pages of TABLES below
     python experiments/tables.py --quick   # makes them and writes nothing
 
 Tables of pruning's grid, seconds and methods are written by ``prune_grid_report.py``,
@@ -10,25 +10,18 @@ Tables of pruning's grid, seconds and methods are written by ``prune_grid_report
 from __future__ import annotations
 
 import argparse
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from statistics import mean, stdev
 
 import muon_figures
 import muon_from_adamw
+import muon_schedules
+import prune_tables
 import warm_features
 import warm_mechanism
 import warm_summary
-from bed import RESULTS, ROOT, read, replace_between
-
-
-def lines(head: str, rows: list[list[str]], right: int = 0) -> str:
-    """A Markdown table; ``right`` columns from the end are set to the right."""
-    count = head.count("|") - 1
-    rule = "|---" * (count - right) + "|---:" * right + "|"
-    return "\n".join([head, rule, *(f"| {' | '.join(row)} |" for row in rows)])
-
+from bed import RESULTS, ROOT, lines, mean_and_error, ranged, read, replace_between
 
 # --- theory
 
@@ -124,7 +117,7 @@ def per_head() -> str:
     return lines(f"| | held-out loss (nats a byte), {len(gaps)} seeds |", rows, right=1)
 
 
-def light() -> str:
+def light(losses_too: bool = True) -> str:
     """Held-out loss with momentum in fewer bits, and how far behind float32."""
     losses: dict[str, dict[str, float]] = defaultdict(dict)
     for row in read(RESULTS / "muon_light.csv"):
@@ -132,32 +125,49 @@ def light() -> str:
     size = {"float32": "4", "bfloat16": "2", "int8": "1.06", "int4": "0.56"}
     rows = []
     for kept, bytes_each in size.items():
-        gaps = [losses[kept][seed] - losses["float32"][seed] for seed in losses["float32"]]
-        error = stdev(gaps) / math.sqrt(len(gaps))
-        behind = "" if kept == "float32" else f"{mean(gaps):.3f} ± {error:.3f}"
-        rows.append([kept, bytes_each, f"{mean(losses[kept].values()):.3f}", behind])
-    head = "| `state_dtype` | bytes a parameter of the momentum | held-out loss | behind float32 |"
-    return lines(head, rows, right=3)
+        gap, error = mean_and_error(
+            losses[kept][seed] - losses["float32"][seed] for seed in losses["float32"]
+        )
+        behind = "" if kept == "float32" else f"{gap:.3f} ± {error:.3f}"
+        loss = [f"{mean(losses[kept].values()):.3f}"] if losses_too else []
+        rows.append([f"`{kept}`", bytes_each, *loss, behind])
+    head = "| `state_dtype` | bytes a parameter of the momentum |"
+    head += " held-out loss | behind float32 |" if losses_too else " behind float32, nats a byte |"
+    return lines(head, rows, right=3 if losses_too else 2)
 
 
-# --- pruning
-
-
-def noise_epochs() -> str:
-    """Wrong labels among the kept, by scoring epochs."""
-    share: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in read(RESULTS / "prune_noise_epochs.csv"):
-        place = (row["method"], row["prune_ratio"])
-        share[place][int(row["epochs"])].append(100 * float(row["wrong_labels"]))
-    rows = []
-    for (method, ratio), of in share.items():
-        if ratio == "0.9" or (ratio == "0.5" and method.startswith("DUAL")):
-            rows.append([f"{method}, {ratio}", *(f"{mean(of[t]):.1f}" for t in sorted(of))])
-    rows.sort(key=lambda row: [name for name, _ in share].index(row[0].rpartition(", ")[0]))
-    return lines("| method, ratio | T = 5 | 10 | 20 | 40 |", rows)
+def in_the_trainer() -> str:
+    """Losses of the Trainer's small net by rate and optimizer, mean and range of the seeds."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in read(RESULTS / "muon_trainer.csv"):
+        found[row["rate"]][row["optimizer"]].append(float(row["loss"]))
+    names = list(dict.fromkeys(name for of in found.values() for name in of))
+    rows = [[rate, *(ranged(of[name], 3) for name in names)] for rate, of in found.items()]
+    return lines(f"| AdamW's rate | {' | '.join(names)} |", rows, right=len(names))
 
 
 # --- warm starts
+
+
+def embedded(again: bool) -> str:
+    """Points that warm starts lose on small sets, by seed."""
+    found: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for row in read(RESULTS / "warm_embedded.csv"):
+        if (int(row["seed"]) >= 10) == again:
+            found[row["set"], row["labels"], row["optimizer"]].append(float(row["lost"]))
+    rows = []
+    for place, points in found.items():
+        value, error = mean_and_error(points)
+        each = " / ".join(f"{p:+.1f}" for p in points)
+        rows.append([*place, f"{value:+.1f} ± {error:.1f}", each])
+    return lines("| set | labels | optimizer | warm starts lose, points | on each seed |", rows)
+
+
+def real_files() -> str:
+    """What the command line did to files that others trained."""
+    rows = [list(row.values()) for row in read(RESULTS / "warm_real_files.csv")]
+    head = "| file | weights | tensors shrunk | running statistics | moved | undo, relative error |"
+    return lines(head, rows)
 
 
 def features() -> str:
@@ -189,9 +199,22 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "from AdamW": from_adamw,
         "per head": per_head,
         "momentum": light,
+        "schedules, transformer": lambda: muon_schedules.table("width 96"),
+        "schedules, convolution": lambda: muon_schedules.table("convolution"),
+        "trainer": in_the_trainer,
     },
-    "pruning_results.md": {"noise epochs": noise_epochs},
+    "muon_training.md": {"state": lambda: light(losses_too=False)},
+    "pruning_results.md": {
+        "noise epochs": prune_tables.noise_epochs,
+        "wrong kept": prune_tables.wrong_kept,
+        "c_d": prune_tables.c_d,
+        "many steps, clean": lambda: prune_tables.many_steps("0.0"),
+        "many steps, redrawn": lambda: prune_tables.many_steps("0.2"),
+        "likely wrong": prune_tables.likely_wrong,
+    },
     "warmstart_results.md": {
+        "embedded": lambda: embedded(again=False),
+        "embedded, again": lambda: embedded(again=True),
         "features": features,
         "mechanism": lambda: warm_mechanism.tables(read(RESULTS / "warm_mechanism.csv")),
         "chunks": lambda: warm_summary.tables(read(RESULTS / "warm_chunks.csv")),

@@ -38,8 +38,10 @@ def measure(
     row = {
         "observed": observed, "depth": depth, "seeds": len(seeds),
         "components_min": int(groups.min()), "components_max": int(groups.max()),
-        "rms_cosine": float(across.rms.mean()), "max_cosine": float(across.max.mean()),
     }  # fmt: skip
+    for name, values in (("rms", across.rms), ("max", across.max)):
+        row |= {f"{name}_cosine": float(values.mean()), f"{name}_cosine_low": float(values.min()),
+                f"{name}_cosine_high": float(values.max())}  # fmt: skip
     return row, cosine
 
 
@@ -68,12 +70,16 @@ def main() -> None:
             ("rms_cosine", "o-", "root mean square"),
             ("max_cosine", "s--", "maximum"),
         ):
-            values = [found[depth, observed][0][key] for depth in DEPTHS]
+            values, low, high = (
+                [found[depth, observed][0][f"{key}{end}"] for depth in DEPTHS]
+                for end in ("", "_low", "_high")
+            )
             axes[3].plot(
                 DEPTHS, values, line, color=color, markersize=4, label=f"{observed}, {name}"
             )
+            axes[3].fill_between(DEPTHS, low, high, color=color, alpha=0.2, linewidth=0)
     axes[3].set(xlabel="depth", ylabel="|cosine| across blocks", xticks=DEPTHS, ylim=(-0.02, 1))
-    axes[3].set_title("coupling across blocks, 20 seeds")
+    axes[3].set_title("mean and range of 20 seeds")
     axes[3].legend()
     save("theory_coupling", figure, [row for row, _ in found.values()])
 

@@ -93,8 +93,9 @@ def panels(rows: list[dict[str, object]], axes: list) -> None:
             for side, marker, line in ((1, "o", "-"), (2, "s", "--")):
                 mine = [r for r in rows if r["start"] == "family"
                         and (r["depth"], r["m"], r["block"]) == (depth, m, side)]  # fmt: skip
+                last = max(r["alpha"] for r in mine)
                 law = [(a, fz.limit_stable_rank(4, depth, alpha=a, m=m, block_size=side))
-                       for a in fine if a <= max(r["alpha"] for r in mine)]  # fmt: skip
+                       for a in (*(f for f in fine if f < last), last)]  # fmt: skip
                 ax.plot(*zip(*law, strict=True), line, color=color, linewidth=1.2)
                 name = f"m = {m:g}" if m < math.inf else "m = ∞ (block-diagonal)"
                 ax.plot([r["alpha"] for r in mine], [r["stable_rank"] for r in mine], marker,

@@ -64,6 +64,11 @@ def random_spectra(count: int = 10) -> list[dict[str, object]]:
     return rows
 
 
+def percent(share: float) -> str:
+    """Two digits of a small share, none behind the point of a large one."""
+    return f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
+
+
 def main() -> None:
     if is_quick(__doc__):
         exact, _, jordan = random_spectra(1)
@@ -80,6 +85,7 @@ def main() -> None:
     flow = fz.spectral_gradient_flow(start, problem, times, smoothing=1e-2)
     runs = {"Spectral gradient flow": (flow, 1.0), **runs}
 
+    more = random_spectra()
     figure, axes = plt.subplots(3, 3, figsize=(11, 9), sharex=True, sharey=True)
     rows = []
     for ax, (name, (run, speed)) in zip(axes.flat, runs.items(), strict=True):
@@ -105,8 +111,11 @@ def main() -> None:
         if speed:
             steps = torch.tensor([0.0, float(SIGMA[0].sqrt()) / ETA / speed])
             ax.plot(steps, steps * ETA * speed, "k--", linewidth=1, label="theory")
-        ax.set_title(f"{name}\nspread of the rates {100 * spread:.3g} %", fontsize=10)
-    axes[0, 0].legend(fontsize=8, loc="lower right")
+        told = f"{name}\nspread of the rates {percent(spread)} %"
+        if others := [r["spread"] for r in more if r["method"] == name]:
+            told += f"\nten random targets: {percent(min(others))} to {percent(max(others))} %"
+        ax.set_title(told, fontsize=9)
+    axes[0, 0].legend(loc="lower right")
     for ax in axes[-1]:
         ax.set_xlabel("step (flow: time / 0.01)")
     for ax in axes[:, 0]:
@@ -114,7 +123,6 @@ def main() -> None:
     figure.suptitle(
         "Spectral descent learns all modes at one rate, so the smallest is complete first"
     )
-    more = random_spectra()
     save("theory_equal_rate", figure, [*rows, *more])
     for name in dict.fromkeys(r["method"] for r in more):
         mine = [r for r in more if r["method"] == name]

@@ -35,7 +35,7 @@ OPTIMIZERS = {
 # Muon and SpecGD nearly coincide: a broad line under a thin broken one shows both.
 LINES = [
     {"color": COLORS["AdamW"]},
-    {"color": COLORS["GD"]},
+    {"color": COLORS["AdamW"], "linestyle": ":"},
     {"color": COLORS["Muon"], "linewidth": 5, "alpha": 0.5},
     {"color": COLORS["SpecGD"], "linestyle": "--"},
 ]
@@ -110,6 +110,7 @@ def main() -> None:
     rows = []
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
     for name, line in zip(OPTIMIZERS, LINES, strict=True):
+        ends = []
         for seed in seeds:
             tracker, loss = adapt(weights, setting, name, seed, steps)
             at, ratio = medians(tracker, "sigma_ratio")
@@ -117,18 +118,21 @@ def main() -> None:
             rank = medians(tracker, "stable_rank")[1]
             axes[1].plot(at, rank, **line)
             sigma = medians(tracker, "singular_values")[1][-1]
-            if seed == 0:
-                axes[2].plot(range(1, 9), sigma / sigma[0], marker="o", markersize=4, **line)
+            ends.append(sigma / sigma[0])
             rows.append(
                 {"optimizer": name, "seed": seed, "sigma_8_over_sigma_1": float(ratio[-1]),
                  "stable_rank": float(rank[-1]), "held_out_loss": loss}
             )  # fmt: skip
+        ends = torch.stack(ends)
+        axes[2].plot(range(1, 9), ends.median(0).values, marker="o", markersize=4, **line)
+        axes[2].fill_between(range(1, 9), ends.amin(0), ends.amax(0), color=line["color"],
+                             alpha=0.2, linewidth=0)  # fmt: skip
     axes[0].set(xlabel="step", ylabel=r"$\sigma_8 / \sigma_1$ of BA", ylim=(0, None))
     axes[0].set_title("smallest against largest direction")
-    axes[0].legend(fontsize=8, loc="center left", bbox_to_anchor=(0.0, 0.42))
+    axes[0].legend(loc="center left", bbox_to_anchor=(0.0, 0.42))
     axes[1].set(xlabel="step", ylabel="stable rank of BA", title="directions that count")
     axes[2].set(xlabel="i", ylabel=r"$\sigma_i / \sigma_1$ at the end", ylim=(0, 1.05))
-    axes[2].set_title("spectrum at the end, seed 0")
+    axes[2].set_title("spectrum at the end, median and range")
     figure.suptitle("Rank-8 adapters on q and v: median over the adapters, one line per seed")
     if quick:
         assert all(row["sigma_8_over_sigma_1"] > 0 for row in rows)

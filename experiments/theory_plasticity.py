@@ -26,7 +26,7 @@ import time
 from typing import NamedTuple
 
 import torch
-from bed import BLUE, RED, RESULTS, SKY, append, pyplot, read, save_figure
+from bed import BLUE, RED, RESULTS, append, pyplot, read, save_figure
 
 from torch_specgd import factorization as fz
 
@@ -65,9 +65,9 @@ def plan() -> list[Setting]:
             Setting(protocol, size, depth, 0.0, math.nan, 20 if size <= 20 else 3)
             for size in SIZES
             for depth in (2, 3)
-            if not (protocol == "gaussian" and size > 20)
+            if not (protocol == "gaussian" and size > 50)
         ]
-    return sorted(settings, key=lambda s: (s.size > 20, s.size > 50))
+    return sorted(settings, key=lambda s: (s.size > 20, s.protocol == "gaussian", s.size > 50))
 
 
 def entry_scale(size: int, depth: int) -> float:
@@ -148,12 +148,12 @@ def draw() -> None:
         ax.legend(loc="upper right")
     axes[0].set_ylabel("RMSE on entries never observed\n(broken: predicting zero)")
     controls = ("10.0", "100.0", "1000.0", "inf")
-    for size, color in ((5, SKY), (20, BLUE), (100, RED)):
+    for k, size in enumerate((5, 20, 100)):
         mine = {r["m"]: float(r["gap"]) for r in rows if r["protocol"] == "family"
                 and (r["depth"], r["alpha"], r["size"]) == ("3", "0.01", str(size))}  # fmt: skip
         there = [m for m in controls if m in mine]
         axes[3].plot([controls.index(m) for m in there], [mine[m] for m in there], "o-",
-                     color=color, label=f"{size} x {size}")  # fmt: skip
+                     color=plt.get_cmap("viridis")(k / 3), label=f"{size} x {size}")  # fmt: skip
     axes[3].set_xticks(range(4), ["10", "100", "1,000", "∞"])
     axes[3].set(title="family, depth 3: where it ends", xlabel="m, rank control of the start",
                 ylabel="warm minus cold", ylim=(-0.05, 1.05))  # fmt: skip

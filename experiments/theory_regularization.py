@@ -83,7 +83,7 @@ def main() -> None:
         ax.set(xlabel=labels[part], ylabel="singular value of the product at the end")
     axes[0].set_title(r"l2: $\max(\sigma - \lambda, 0)$")
     axes[1].set_title(r"weight decay: $\min(\sigma, 1/wd^2)$")
-    axes[0].legend(fontsize=8, title="dots: measured, lines: theory", title_fontsize=8)
+    axes[0].legend(title="dots: measured, lines: theory", title_fontsize=8)
     for k, (method, color) in enumerate(
         {
             "svd": COLORS["SpecGD"],
@@ -101,7 +101,7 @@ def main() -> None:
     axes[2].set(xlabel="scale of the Gaussian start", ylim=(0, 14))
     axes[2].set_ylabel("runs of 40 with a mode off by > 0.1")
     axes[2].set_title(r"l2 = 0.5: runs that miss the optimum")
-    axes[2].legend(fontsize=8)
+    axes[2].legend()
     save("theory_regularization", figure, rows)
 
 

@@ -16,7 +16,6 @@ time of the last chunk, with the method's own passes.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import time
@@ -25,7 +24,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from bed import RESULTS, ROOT, append, mean_and_error, read, replace_between
+from bed import RESULTS, ROOT, append, command_line, mean_and_error, read, show
 from torch.nn.functional import cross_entropy
 from warm_bed import Learner
 from warm_streams import KINDS, OPTIMIZERS, Stream, new_net, stream
@@ -209,13 +208,8 @@ def tables(path: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser = command_line(__doc__, CSV)
     parser.add_argument("--only", choices=tuple(KINDS), help="runs of one net alone")
-    parser.add_argument("--report", action="store_true", help="the tables alone")
-    parser.add_argument("--quick", action="store_true", help="two runs in seconds")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.quick:
@@ -225,10 +219,7 @@ def main() -> None:
         return
     if not args.report:
         run_all(args.csv, (args.only,) if args.only else tuple(KINDS))
-    found = tables(args.csv)
-    print(found)
-    if args.csv == CSV:
-        replace_between(PAGE, "breadth", found)
+    show(tables(args.csv), PAGE, "breadth", args.csv == CSV)
 
 
 if __name__ == "__main__":

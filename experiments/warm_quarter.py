@@ -21,7 +21,6 @@ confirmed on unseen seeds, beside a quarter's cold and warm start by AdamW on al
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import itertools
@@ -32,7 +31,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 import torch
-from bed import RESULTS, append, read, replace_between
+from bed import RESULTS, append, command_line, read, show
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -308,13 +307,8 @@ def tables(path: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser = command_line(__doc__, CSV)
     parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=tuple(SETS))
-    parser.add_argument("--report", action="store_true", help="the tables alone")
-    parser.add_argument("--quick", action="store_true", help="one short stream in seconds")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.quick:
@@ -326,10 +320,7 @@ def main() -> None:
         return
     if not args.report:
         run_all(args.csv, tuple(args.sets))
-    found = tables(args.csv)
-    print(found)
-    if args.csv == CSV:
-        replace_between(PAGE, "quarter", found)
+    show(tables(args.csv), PAGE, "quarter", args.csv == CSV)
 
 
 if __name__ == "__main__":

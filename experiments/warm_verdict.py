@@ -21,7 +21,6 @@ seed. Those of the half "look" may be used to change the rule; "confirm" is run 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import torch
-from bed import RESULTS, append, read, replace_between
+from bed import RESULTS, append, command_line, read, show
 from torch import Tensor, nn
 from warm_bed import Learner
 from warm_breadth import PAGE
@@ -200,13 +199,8 @@ def tables(path: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--csv", type=Path, default=CSV)
+    parser = command_line(__doc__, CSV)
     parser.add_argument("--half", choices=tuple(SEEDS), default="look")
-    parser.add_argument("--report", action="store_true", help="the tables alone")
-    parser.add_argument("--quick", action="store_true", help="one stream in seconds")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.quick:
@@ -214,10 +208,7 @@ def main() -> None:
         return
     if not args.report:
         run_all(args.csv, args.half)
-    found = tables(args.csv)
-    print(found)
-    if args.csv == CSV:
-        replace_between(PAGE, "verdict", found)
+    show(tables(args.csv), PAGE, "verdict", args.csv == CSV)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
-from ..triton_kernels.multi_tensor import ROUND_ONCE, in_blocks, write_back
-from ..triton_kernels.random_bits import RandomBits
+from ..triton_kernels.multi_tensor import ROUND_ONCE, in_blocks, stochastic_round
 
 
 def adamw_step(
@@ -26,7 +25,7 @@ def adamw_step(
     maximize: bool = False,
     foreach: bool | None = None,
     capturable: bool = False,
-    rounding: RandomBits | None = None,
+    rounding: torch.Generator | None = None,
 ) -> None:
     """Step weights by torch's AdamW, in place.
 
@@ -80,8 +79,13 @@ def adamw_step(
     )
     if fused:
         increment_version(ws)
-    write_back(params, ws, None)
-    write_back([*averages, *squares], [*ms, *vs], rounding)
+    for kept, wide, bits in ((params, ws, None), (averages, ms, rounding), (squares, vs, rounding)):
+        for x, y in zip(kept, wide, strict=True):
+            if x is y:
+                continue
+            if bits is not None and x.dtype == torch.bfloat16:
+                y = stochastic_round(y.float(), bits)
+            x.copy_(y)
 
 
 def _widest(*dtypes: torch.dtype) -> torch.dtype:
