@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,9 @@ def small(m: Machine) -> Found:
     return result
 
 
-def tests(m: Machine) -> Found:
-    """The tests that are marked for a GPU."""
-    chosen = ["-m", "gpu", "tests/engine/test_triton_gpu.py"]
+def marked(m: Machine, files: str = "engine/test_triton_gpu.py") -> Found:
+    """The tests of some files that are marked for a GPU."""
+    chosen = ["-m", "gpu", *sorted(map(str, (ROOT / "tests").glob(files)))]
     options = ["--collect-only", "-q"] if m.fake else ["-q"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *chosen],
@@ -151,47 +152,61 @@ def steps(m: Machine) -> Found:
     return result
 
 
+STATES = (None, "bfloat16", "int8", "int4")  # of which all but the first draw random bits
+
+
 def waiting(m: Machine) -> Found:
-    """Whole steps under torch's search for what makes the host wait."""
-    params = m.model()
-    optimizer = Muon(params, lr=0.02)
-    for step in range(3):
-        _gradients(params, step)
-        if step and not m.fake:
-            m.wait()
-            torch.cuda.set_sync_debug_mode("error")
+    """Whole steps, vectors included, under torch's search for what makes the host wait."""
+    result: Found = {}
+    for kept in STATES:
+        params = m.model((*m.shapes, (33,)))
+        optimizer = Muon(params, lr=0.02, state_dtype=kept)
+        for step in range(3):
+            _gradients(params, step)
+            if step and not m.fake:
+                m.wait()
+                torch.cuda.set_sync_debug_mode("error")
+            optimizer.step()
+            if not m.fake:
+                torch.cuda.set_sync_debug_mode("default")
+        result[f"waits, state {kept}"] = False
+    return result
+
+
+def _replayed(m: Machine, optimizer: Muon) -> None:
+    """Take three steps, of which the last two are replays of a CUDA graph."""
+    optimizer.step()
+    if m.fake:
         optimizer.step()
-        if not m.fake:
-            torch.cuda.set_sync_debug_mode("default")
-    return {"waits": False}
+        optimizer.step()
+        return
+    m.wait()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    graph.replay()
+    graph.replay()
+    m.wait()
 
 
 def capture(m: Machine) -> Found:
     """A step in a CUDA graph, and compiled, against the eager one."""
-    eager, other = m.model(), m.model()
-    optimizers = [Muon(params, lr=0.02, capturable=True) for params in (eager, other)]
-    for params in (eager, other):
-        _gradients(params, 0)
-    for _ in range(3):
-        optimizers[0].step()
-    optimizers[1].step()
-    if m.fake:
-        replay: Callable[[], object] = optimizers[1].step
-        replay()
-    else:
-        m.wait()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            optimizers[1].step()
-        replay = graph.replay
-        replay()
-    replay()
-    off = max(_off(p, t) for p, t in zip(other, eager, strict=True))
+    result: Found = {}
+    for kept in STATES:
+        eager, other = (m.model((*m.shapes, (33,))) for _ in range(2))
+        a, b = (Muon(p, lr=0.02, capturable=not m.fake, state_dtype=kept) for p in (eager, other))
+        for params in (eager, other):
+            _gradients(params, 0)
+        for _ in range(3):
+            a.step()
+        _replayed(m, b)
+        off = max(_off(p, t) for p, t in zip(other, eager, strict=True))
+        result[f"graph, state {kept}"] = off
     x = torch.randn(24, 16, 200, device=m.device)
     mode = {"backend": "eager"} if m.fake else {"mode": "reduce-overhead"}
     compiled = torch.compile(lambda t: orthogonalize(t), **mode)  # type: ignore[call-overload]
     again = [_off(compiled(x).clone(), orthogonalize(x)) for _ in range(3)]
-    return {"graph": off, "compiled": max(again)}
+    return result | {"compiled": max(again)}
 
 
 @contextmanager
@@ -296,9 +311,11 @@ def tuning(m: Machine) -> Found:
 
 # In the order of what must be known first, with seconds at most.
 STAGES: dict[str, tuple[Callable[[Machine], Found], int]] = {
-    "products": (products, 120), "small": (small, 120), "tests": (tests, 240),
+    "products": (products, 120), "small": (small, 120), "tests": (marked, 240),
     "steps": (steps, 240), "waiting": (waiting, 40), "capture": (capture, 90), "modes": (modes, 40),
-    "library": (library, 60), "host": (host, 40), "peers": (peers, 60), "tuning": (tuning, 120),
+    "library": (library, 60), "host": (host, 40), "peers": (peers, 60),
+    "optimizers": (partial(marked, files="optimizers/test_optimizer_info_*.py"), 120),
+    "tuning": (tuning, 120),
 }  # fmt: skip
 
 
