@@ -108,12 +108,14 @@ class Learner:
                 break
         return steps, accuracy
 
-    @torch.no_grad()
     def test(self, x: Tensor, y: Tensor) -> float:
         """Accuracy in percent, in eval mode."""
-        self.model.eval()
-        right = sum(
-            int((self.model(a).argmax(1) == b).sum())
-            for a, b in zip(x.split(1000), y.split(1000), strict=True)
-        )
-        return 100.0 * right / len(x)
+        return accuracy(self.model, x, y)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Percent of right answers, in eval mode."""
+    model.eval()
+    parts = zip(x.split(1000), y.split(1000), strict=True)
+    return 100.0 * sum(int((model(a).argmax(1) == b).sum()) for a, b in parts) / len(x)

@@ -35,6 +35,7 @@ from bed import RESULTS, append, command_line, read, show
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
+from warm_bed import accuracy
 from warm_breadth import PAGE, told
 from warm_streams import OPTIMIZERS, Data, Kind, Stream, new_net, stream
 
@@ -145,14 +146,6 @@ def train(run: Run, model: nn.Module, data: Data, budget: float, seed: int) -> f
     return spent
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Data) -> float:
-    """Percent, in eval mode."""
-    model.eval()
-    parts = zip(data[0].split(1000), data[1].split(1000), strict=True)
-    return 100 * sum(int((model(x).argmax(1) == y).sum()) for x, y in parts) / len(data[1])
-
-
 FIRST: dict[tuple[object, ...], tuple[nn.Module, float]] = {}
 
 
@@ -186,7 +179,7 @@ def execute(run: Run) -> dict[str, object]:
             spent = example * len(y) if run.shrink == "dash" else 0.0
             budget = share * run.passes * len(y) * example
             total += spent + train(run, model, (x, y), budget - spent, run.seed + chunks)
-        accuracies.append(accuracy(model, found.test))
+        accuracies.append(accuracy(model, *found.test))
     return {
         **run._asdict(), "accuracy": f"{accuracies[-1]:.2f}",
         "mean_accuracy": f"{fmean(accuracies):.2f}", "flops": f"{total:.4g}",
