@@ -70,7 +70,10 @@ PLAN = (  # (modules, the test files that hold them)
         each("torch_specgd.step.*", "precondition second_moment"),
         each("optimizers/test_*.py", "rules muon_options"),
     ),
-    (each(f"{ENGINE}.schedule.*", "named schedule squares"), ["engine/test_schedules.py"]),
+    (
+        each(f"{ENGINE}.schedule.*", "named schedule squares"),
+        each("engine/test_*.py", "schedules squares"),
+    ),
 )
 SWAPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,

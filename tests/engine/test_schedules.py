@@ -280,6 +280,7 @@ def test_products_and_restarts_are_counted() -> None:
     assert deep.products("gram") == (1, 9 + 3 * 2)
     assert deep.products("gram", (2,)) == (2, 9 + 3)
     assert deep.products("gram", (0, 1, 2)) == (3, 9)
+    assert deep.products("gram", (0, 2)) == deep.products("gram", (2,))
     assert Schedule("cubic", ((1.5, -0.5),) * 2).products("gram") == (1, 3)
 
 
