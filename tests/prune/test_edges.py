@@ -47,6 +47,11 @@ def test_all_that_is_there_has_the_mean_of_all() -> None:
     for kept in (4, 9):
         assert expected_mean_prob(counts, p, np.array([0.0, 5.0]), kept) == pytest.approx(0.5)
     assert expected_mean_prob(counts, p, np.array([0.0, -60.0]), 1) == pytest.approx(0.2)
+    # Of many equal cells few are drawn: by weight, also beside a cell of no weight to speak of.
+    many, weight = np.full(3, 1e6), np.array([0.0, -1.0, -400.0])
+    expected = (0.2 + 0.6 * np.exp(-1)) / (1 + np.exp(-1))
+    drawn_one = expected_mean_prob(many, np.array([0.2, 0.6, 0.9]), weight, 1)
+    assert drawn_one == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("typical", [0.3, 0.5, 0.7])
@@ -161,3 +166,10 @@ def test_quotas_at_their_limits() -> None:
     must = np.array([0, 2, 1])
     assert class_quotas(sizes, 3, least=1, must=must).tolist() == [0, 2, 1]
     assert class_quotas(sizes, 4, least=1, must=must).tolist() == [1, 2, 1]
+    # A wish that just fits is granted; the first choice that just suffices is the limit.
+    assert class_quotas(np.array([19, 1]), 2, least=1, must=np.array([1, 0])).tolist() == [1, 1]
+    some = np.array([1, 3])
+    assert class_quotas(np.array([5, 5]), 4, [some, np.array([5, 5])]).tolist() == [1, 3]
+    # By share 60, 30, 9.7 and three times 0.1: the two largest pay for the three smallest.
+    sizes = np.array([600, 300, 97, 1, 1, 1])
+    assert class_quotas(sizes, 100, least=1).tolist() == [59, 29, 9, 1, 1, 1]

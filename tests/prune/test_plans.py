@@ -5,9 +5,10 @@ from functools import reduce
 import numpy as np
 import pytest
 
+from data_prune.select.beta import P_BINS, S_BINS, auto_c_d
 from data_prune.select.planner import Options, plan_rows
 from data_prune.select.strata import find_strata, stratum_budgets
-from data_prune.select.survey import BINS, SHARE, STEPS, class_index, floors
+from data_prune.select.survey import BINS, FORCED, SHARE, STEPS, class_index, floors, movement
 
 
 def rows(n: int = 120, unseen: int = 7) -> dict[str, np.ndarray]:
@@ -110,12 +111,13 @@ def believed_from(counts: np.ndarray) -> tuple[list[int], list[int]]:
     return lowest, [int(row[low:].sum()) for row, low in zip(counts, lowest, strict=True)]
 
 
+@pytest.mark.parametrize("centres", [(60, 120, 200, 250), (6, 30, 12, 20)])
 @pytest.mark.parametrize("crowd", [0, 30, 200])
-def test_labels_are_believed_from_the_emptiest_place_on(crowd: int) -> None:
+def test_labels_are_believed_from_the_emptiest_place_on(crowd: int, centres: tuple) -> None:
     """One bin more or less decides about labels that are merely hard."""
     rng = np.random.default_rng(crowd)
     counts = np.zeros((4, BINS), dtype=np.int64)
-    for row, centre in zip(counts, (60, 120, 200, 250), strict=True):
+    for row, centre in zip(counts, centres, strict=True):
         np.add.at(row, np.clip(rng.normal(centre, centre / 4, 500), 0, BINS - 1).astype(int), 1)
         np.add.at(row, rng.integers(0, max(centre // 12, 1), crowd), 1)
     lowest, believed = floors(counts)
@@ -135,3 +137,97 @@ def test_labels_far_apart_or_none_are_found() -> None:
     assert class_index(np.array([0, 2**40]), np.array([2**40, 0])).tolist() == [1, 0]
     assert class_index(np.array([], dtype=np.int64), np.array([], dtype=np.int64)).tolist() == []
     assert class_index(np.array([-5, 2]), np.array([2, -5, 2])).tolist() == [1, 0, 1]
+
+
+def test_a_chunk_without_a_score_changes_no_stratum() -> None:
+    """A file of a stream may hold only rows that were never seen; the order of files is free."""
+    columns = rows(unseen=40)
+    backwards = {name: values[::-1] for name, values in columns.items()}
+    plans = []
+    for table in (columns, backwards):
+        for pieces in (1, 3):
+            settings = {"by": "score", "strata": 5, "examples": 120, "kept": 40, "prune_ratio": 0.6}
+            found = find_strata(folded(table, pieces), 0.25, settings)
+            plans.append((found["quotas"].tolist(), found["strata"].low, found["strata"].width))
+    assert plans == plans[:1] * 4
+
+
+def test_strata_may_be_as_many_as_a_byte_holds() -> None:
+    """Two groups more than strata hold rows without a score, and rows that were cut."""
+    columns = rows(600)
+    settings = {"by": "score", "strata": 255, "examples": 600, "kept": 40, "prune_ratio": 0.6}
+    strata = find_strata(folded(columns, 1), 0.25, settings)["strata"].of(columns, "score")
+    assert np.flatnonzero(strata == 255).tolist() == list(range(7))
+    assert (strata == 256).sum() == 150
+
+
+def half_wrong() -> dict[str, np.ndarray]:
+    """Two classes of 50, believed at 0.9; twenty rows of the first are not."""
+    p = np.full(100, 0.9)
+    p[:20] = 0.02
+    score = np.where(p < 0.5, 0.001, 0.01) * np.linspace(1, 2, 100)
+    label = np.repeat([0, 1], 50)
+    return {"id": np.arange(100, dtype=np.uint64), "label": label, "score": score, "mean_prob": p}
+
+
+def test_a_class_keeps_no_more_than_it_believes_while_others_have_some() -> None:
+    """By hand: thirty of one class, all else of the other; a list of keys comes before that."""
+    columns = half_wrong()
+    how = Options(columns=("score", "mean_prob"))
+    plan = plan_rows(folded(columns, 1), 0.3, how)
+    assert plan.settings["set_aside"] == 20
+    assert plan.quotas.tolist() == [30, 40]
+    forced = np.zeros(100, dtype=np.int64)
+    forced[[0, 1, 99]], forced[[50, 51]] = 1, -1
+    how = Options(columns=("score", "mean_prob"), forced=True)
+    plan = plan_rows(folded({**columns, FORCED: forced}, 1), 0.3, how)
+    assert plan.quotas.tolist() == [32, 38]
+    assert (plan.settings["forced_kept"], plan.settings["left_to_choose"]) == (3, 98)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_labels_that_move_are_hard_and_stay(pieces: int) -> None:
+    """The improbable move more than the others: none is set aside, in whichever chunk they lie."""
+    half = half_wrong()
+    half["score"][half["mean_prob"] < 0.5] = 0.3
+    columns = {name: np.concatenate([values, values]) for name, values in half.items()}
+    columns["id"] = np.arange(200, dtype=np.uint64)
+    plan = plan_rows(folded(columns, pieces), 0.5, Options(columns=("score", "mean_prob")))
+    assert plan.settings["set_aside"] == 0
+    assert plan.quotas.tolist() == [50, 50]
+    sums, joint = movement(columns, np.ones(200, dtype=bool))
+    settings = plan.settings
+    assert sums[0, 1] == 200
+    assert settings["c_d"] == auto_c_d(joint[0], 0.5, settings["mu_d"], 100, 15.0, 0.5)
+
+
+@pytest.mark.parametrize(("method", "typical"), [("plausible", 0.7), ("beta", 0.5)])
+def test_c_d_aims_as_far_as_the_method_says(method: str, typical: float) -> None:
+    """The default keeps the more typical examples the fewer stay; "auto" aims halfway."""
+    columns = rows(900, unseen=0)
+    c_d = "auto" if method == "beta" else None
+    how = Options(method=method, c_d=c_d, columns=("score", "mean_prob"))
+    plan = plan_rows(folded(columns, 1), 0.7, how)
+    _, joint = movement(columns, plan.place(columns)[1])
+    mu_d = plan.settings["mu_d"]
+    assert plan.settings["c_d"] == auto_c_d(joint[0], 0.7, mu_d, 270, 15.0, typical)
+
+
+def test_a_class_that_was_never_seen_keeps_its_least_number() -> None:
+    """Also the class of number 0, and one whose labels the model finds all but impossible."""
+    columns = rows(60, unseen=0)
+    columns["label"] = np.repeat([0, 1, 2], 20)
+    for name in ("mean_prob", "score"):
+        columns[name][:20] = np.nan
+    columns["mean_prob"][20:40] = 1e-9
+    plan = plan_rows(folded(columns, 1), 0.9, Options(columns=("score", "mean_prob")))
+    assert (plan.quotas >= 1).all()
+    assert plan.quotas.sum() == 6
+
+
+def test_movement_is_counted_at_the_ends_of_its_table() -> None:
+    """Certain and impossible labels, the largest score and one below all decades."""
+    p, score = np.array([1.0, 0.0, 0.5]), np.array([1e-12, 1.0, 10**-9.99])
+    _, joint = movement({"mean_prob": p, "score": score}, np.array([True, True, False]))
+    found = [tuple(map(int, cell)) for cell in np.argwhere(joint)]
+    assert found == [(0, 0, S_BINS - 1), (0, P_BINS - 1, 0), (1, P_BINS // 2, 0)]

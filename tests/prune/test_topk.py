@@ -18,6 +18,10 @@ def test_sortable_keys_keep_the_order_of_floats(values):
     order = np.argsort(x, kind="stable")
     assert (np.diff(keys[order].astype(object)) >= 0).all()
     assert sortable(np.array([-0.0])) == sortable(np.array([0.0]))
+    # Two bits are given away, and no more: neighbours but three are told apart, near zero too.
+    for one in (1.0, 1e-300, -3.0):
+        apart = one + np.arange(5) * 4 * np.spacing(one)
+        assert len(np.unique(sortable(apart))) == 5
 
 
 # 40 groups take digits of 14 bits, of which the last of a word is cut short.
