@@ -204,13 +204,17 @@ def test_labels_that_move_are_hard_and_stay(pieces: int) -> None:
 @pytest.mark.parametrize(("method", "typical"), [("plausible", 0.7), ("beta", 0.5)])
 def test_c_d_aims_as_far_as_the_method_says(method: str, typical: float) -> None:
     """The default keeps the more typical examples the fewer stay; "auto" aims halfway."""
-    columns = rows(900, unseen=0)
+    columns, rng = rows(900, unseen=0), np.random.default_rng(0)
+    columns["mean_prob"] = p = np.clip(rng.normal(0.65, 0.2, 900), 0.01, 0.99)
+    columns["score"] = 10.0 ** (-0.9 - 1.8 * p + rng.normal(0, 0.3, 900))
     c_d = "auto" if method == "beta" else None
     how = Options(method=method, c_d=c_d, columns=("score", "mean_prob"))
     plan = plan_rows(folded(columns, 1), 0.7, how)
     _, joint = movement(columns, plan.place(columns)[1])
     mu_d = plan.settings["mu_d"]
-    assert plan.settings["c_d"] == auto_c_d(joint[0], 0.7, mu_d, 270, 15.0, typical)
+    found = [auto_c_d(joint[0], 0.7, mu_d, 270, 15.0, some) for some in (typical, 1.0, 0.6)]
+    assert len(set(found)) == 3
+    assert plan.settings["c_d"] == found[0]
 
 
 def test_a_class_that_was_never_seen_keeps_its_least_number() -> None:
@@ -223,6 +227,8 @@ def test_a_class_that_was_never_seen_keeps_its_least_number() -> None:
     plan = plan_rows(folded(columns, 1), 0.9, Options(columns=("score", "mean_prob")))
     assert (plan.quotas >= 1).all()
     assert plan.quotas.sum() == 6
+    how = Options(method="random", per_class=True, columns=("score", "mean_prob"))
+    assert plan_rows(folded(columns, 1), 0.9, how).quotas.tolist() == [1, 3, 2]
 
 
 def test_movement_is_counted_at_the_ends_of_its_table() -> None:
