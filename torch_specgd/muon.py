@@ -20,13 +20,14 @@ from .groups.given import given_groups
 from .groups.matrix_view import MATRIX_VIEWS, MatrixView, is_matrix, uses_muon
 from .optimizer import SpectralOptimizer
 from .step.adamw import adamw_step
-from .step.light import BITS, LightBuffer, light_buffers, light_shapes
+from .step.light import BITS, LightBuffer, bits_of, light_buffers, light_shapes, widen
 from .step.muon import MAX_BATCH_BYTES, Coefficients, muon
 from .step.precondition import BY_NAME, Precondition
 from .step.rules import LR_SCALES, AdjustLr
 from .step.second_moment import SECOND_MOMENTS
 from .step.stages import STAGES, stage_shapes, stages_of, start_stages
 from .triton_kernels.kernels.owned import capturing
+from .triton_kernels.random_bits import RandomBits
 
 _PASSED_ON = (
     "lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps",
@@ -100,7 +101,8 @@ class Muon(SpectralOptimizer):
             "bfloat16" with stochastic rounding, which keeps small gradients in the means. "int8"
             and "int4" keep the momentum of matrices in so many bits, with a float32 scale for every
             64 entries of a row, and AdamW's state in bfloat16; DTensors must be divided along
-            dimension 0. State that is there keeps its dtype; arithmetic is as wide as both.
+            dimension 0. State that is there keeps its dtype, but for momentum in few bits;
+            arithmetic is as wide as both.
         compute_dtype: dtype of the orthogonalization: "float32", "bfloat16", or None: the engine's
             rule, which takes bfloat16 only where it is fast and the short side exceeds 64. Low-rank
             gradients (adapters) want float32: rounding noise has no small singular values.
@@ -279,7 +281,14 @@ class Muon(SpectralOptimizer):
         super().add_param_group(self._own_words(param_group))
 
     def _own_words(self, group: Any) -> Any:
-        return in_own_words(group, self.defaults["lr"]) if isinstance(group, Mapping) else group
+        if not isinstance(group, Mapping):
+            return group
+        return _with_plain_count(in_own_words(group, self.defaults["lr"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return state and groups as plain data; see the base class."""
+        saved = super().state_dict()
+        return {**saved, "param_groups": [_with_plain_count(g) for g in saved["param_groups"]]}
 
     def _checked(self, loaded: Mapping[str, Any]) -> dict[str, Any]:
         checked = super()._checked(in_own_layout(loaded))
@@ -294,13 +303,14 @@ class Muon(SpectralOptimizer):
         if uses_muon(p, group["use_muon"], name):
             check_fit(group["split"], p, name or "a parameter")
 
-    def _state_shapes(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
+    def _state_shapes(
+        self, p: Tensor, group: Mapping[str, Any], state: Any
+    ) -> dict[str, torch.Size]:
         shapes = {"momentum_buffer": p.shape, "exp_avg": p.shape, "exp_avg_sq": p.shape}
         shapes["step"] = torch.Size()
-        if p.ndim >= 2 and group["state_dtype"] in BITS:
-            codes, scales = light_shapes(p.shape, BITS[group["state_dtype"]])
-            shapes.update(momentum_codes=codes, momentum_scales=scales)
         if p.ndim >= 2:
+            # By the codes themselves: the setting may have changed since they were written.
+            shapes.update(light_shapes(p.shape, bits_of(state) or 8))
             shapes.update(stage_shapes(group, p))
         return shapes
 
@@ -314,7 +324,7 @@ class Muon(SpectralOptimizer):
         matrices, others = self._matrices_and_others(group)
         rounding = None
         if group["state_dtype"] in ("bfloat16", *BITS) and (matrices or others):
-            rounding = self._random_bits(group, (matrices or others)[0].device)
+            rounding = self._random_bits(group, local((matrices or others)[0]).device)
         if matrices:
             states = [self.state[p] for p in matrices]
             light, split = group["state_dtype"] in BITS, group["split"]
@@ -323,8 +333,8 @@ class Muon(SpectralOptimizer):
             muon(
                 matrices,
                 [p.grad for p in matrices],  # type: ignore[misc]
-                light_buffers(matrices, states, group)
-                if light
+                light_buffers(matrices, states, group, rounding)
+                if light and rounding is not None
                 else [s["momentum_buffer"] for s in states],
                 views=[view] * len(matrices),
                 cautious=group["cautious_weight_decay"],
@@ -345,19 +355,22 @@ class Muon(SpectralOptimizer):
         matrices: list[Tensor] = []
         others: list[Tensor] = []
         use_muon, staged = group["use_muon"], any(group[name] is not None for name in STAGES)
-        first = "momentum_codes" if group["state_dtype"] in BITS else "momentum_buffer"
+        bits = BITS.get(group["state_dtype"])
+        first = "momentum_buffer" if bits is None else "momentum_codes"
         for p in group["params"]:
             if p.grad is None and not p.requires_grad:
                 continue
             by_muon = is_matrix(p) if use_muon is None else use_muon
-            if staged or (first if by_muon else "exp_avg") not in self.state[p]:
+            state = self.state[p]
+            there = (first if by_muon else "exp_avg") in state and bits_of(state) in (None, bits)
+            if staged or not there:
                 lasting(self._init_state, p, by_muon, group)
             if p.grad is not None and p.numel():
                 (matrices if by_muon else others).append(p)
         return matrices, others
 
     def _step_others(
-        self, params: list[Tensor], group: dict[str, Any], rounding: torch.Generator | None
+        self, params: list[Tensor], group: dict[str, Any], rounding: RandomBits | None
     ) -> None:
         states = [self.state[p] for p in params]
         decay = group["adamw_weight_decay"]
@@ -383,11 +396,13 @@ class Muon(SpectralOptimizer):
         # Also for parameters without a gradient in this step: the same keys exist on every rank.
         state = self.state[p]
         # AdamW's means want more digits than eight bits have.
-        light = group["state_dtype"] in BITS
-        dtype = torch.bfloat16 if light else DTYPES.get(group["state_dtype"], p.dtype)
-        if is_matrix and light and "momentum_codes" not in state:
-            state.update(LightBuffer.entries(p, BITS[group["state_dtype"]]))
-        elif is_matrix and not light and "momentum_buffer" not in state:
+        bits = BITS.get(group["state_dtype"])
+        dtype = DTYPES.get(group["state_dtype"], p.dtype) if bits is None else torch.bfloat16
+        if bits_of(state) not in (None, bits):
+            widen(p, state, torch.float32 if bits else dtype)
+        if is_matrix and bits and "momentum_codes" not in state:
+            state.update(LightBuffer.entries(p, bits))
+        elif is_matrix and not bits and "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype)
         if is_matrix:
             start_stages(group, p, state)
@@ -397,13 +412,25 @@ class Muon(SpectralOptimizer):
             state["exp_avg"] = torch.zeros_like(p, dtype=dtype)
             state["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype)
 
-    def _random_bits(self, group: dict[str, Any], device: torch.device) -> torch.Generator:
-        """Draw bits that depend on the group's step alone: alike on all ranks and resumed."""
-        if capturing(device):
-            raise RuntimeError(
-                "state_dtype must be 'float32' or None while a CUDA graph is captured, got "
-                f"{group['state_dtype']!r}: its replays would round with the same random bits "
-                "again and again"
-            )
-        group["rounding_step"] += 1
-        return torch.Generator(device).manual_seed(group["rounding_step"])
+    def _random_bits(self, group: dict[str, Any], device: torch.device) -> RandomBits:
+        """Return bits that depend on the group's step alone: alike on all ranks and resumed.
+
+        Steps are counted on the device, so that each replay of a CUDA graph draws others.
+        """
+        count = group["rounding_step"]
+        if not isinstance(count, Tensor) or count.device != device:
+            if capturing(device):
+                raise RuntimeError(
+                    f"state_dtype={group['state_dtype']!r} needs a step before the capture of a "
+                    f"CUDA graph, got none: replays count on from a number on the GPU"
+                )
+            count = lasting(torch.full, (), int(count), dtype=torch.int64, device=device)
+            group["rounding_step"] = count
+        count.add_(1)
+        return RandomBits(count)
+
+
+def _with_plain_count(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group as checkpoints hold it, or one that shares no count with another optimizer."""
+    count = group.get("rounding_step")
+    return {**group, "rounding_step": int(count)} if isinstance(count, Tensor) else dict(group)

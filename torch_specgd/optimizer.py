@@ -52,7 +52,9 @@ class SpectralOptimizer(Optimizer):
         return group
 
     @abstractmethod
-    def _state_shapes(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
+    def _state_shapes(
+        self, p: Tensor, group: Mapping[str, Any], state: Any
+    ) -> dict[str, torch.Size]:
         """Return the shape of each entry that a parameter's state may have; () for a count."""
 
     @abstractmethod
@@ -205,7 +207,7 @@ class SpectralOptimizer(Optimizer):
                     # Nearly always nothing; looked at more closely, all else may be right as well.
                     wanted = no_shape if key == "step" else shape
                     if type(x) is not Tensor or x.shape != wanted or not x.is_floating_point():
-                        shapes = shapes or self._state_shapes(p, group)
+                        shapes = shapes or self._state_shapes(p, group, self.state[p])
                         # A preconditioner's own of another shape starts anew.
                         known = None if key.startswith(PRECONDITION) else shapes.get(key)
                         fault = "" if known is None else state_fault(p, key, x, known)
@@ -324,7 +326,7 @@ class SpectralOptimizer(Optimizer):
                 saved["params"], own["params"], names_of(own), strict=True
             ):
                 state = loaded["state"].get(saved_id, {})
-                shapes = self._state_shapes(p, settings)
+                shapes = self._state_shapes(p, settings, state)
                 check_state(p, name, state, shapes, type(self).__name__)
         return {**loaded, "param_groups": groups}
 

@@ -224,7 +224,9 @@ class SpecGD(SpectralOptimizer):
         if not group["smoothing"] > 0:
             raise ValueError(f"smoothing must be above 0, got {group['smoothing']}")
 
-    def _state_shapes(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
+    def _state_shapes(
+        self, p: Tensor, group: Mapping[str, Any], state: Any
+    ) -> dict[str, torch.Size]:
         return {"momentum_buffer": p.shape}
 
     def _check_parameter(self, p: Tensor, name: str | None, group: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ the compiler, which fuses by itself, `torch._foreach`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import compress, groupby
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.autograd.graph import increment_version
 from .kernels.available import on_device, triton_runs, trusted
 from .kernels.configuration import architecture, load_table
 from .kernels.owned import Owned
+from .random_bits import RandomBits, stochastic_round
 
 # Elements of a block: three of float32 fit in the second-level cache of a core, and there are
 # still several blocks in one matrix for the threads that share it.
@@ -27,6 +28,7 @@ BLOCK = 1 << 17
 ROUND_ONCE = (torch.float32, torch.float64)
 # Scales by which the weight decay may be divided.
 _TINY = 1e-30
+_ROUNDED = 1 << 24  # elements that are rounded at one time
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
@@ -38,7 +40,7 @@ def momentum_step(
     *,
     nesterov: bool = True,
     maximize: bool = False,
-    rounding: torch.Generator | None = None,
+    rounding: RandomBits | None = None,
     fused: bool | None = None,
     owned: Owned | None = None,
 ) -> None:
@@ -91,14 +93,13 @@ def _move(
     momentum: float | Tensor,
     nesterov: bool,
     maximize: bool,
-    rounding: torch.Generator | None,
+    rounding: RandomBits | None,
 ) -> None:
     if maximize:
         grads = list(torch._foreach_neg(grads))
-    dtypes = [
-        torch.float32 if rounding is not None else torch.promote_types(g.dtype, b.dtype)
-        for g, b in zip(grads, buffers, strict=True)
-    ]
+    dtypes = [torch.promote_types(g.dtype, b.dtype) for g, b in zip(grads, buffers, strict=True)]
+    if rounding is not None:
+        dtypes = [torch.promote_types(dtype, torch.float32) for dtype in dtypes]
     # A cast that changes nothing is a call as well.
     grads = [g if g.dtype == d else g.to(d) for g, d in zip(grads, dtypes, strict=True)]
     means = [b if b.dtype == d else b.to(d) for b, d in zip(buffers, dtypes, strict=True)]
@@ -108,9 +109,7 @@ def _move(
         torch._foreach_add_(means, torch._foreach_mul(grads, 1 - momentum))
     else:
         torch._foreach_lerp_(means, grads, 1 - momentum)
-    for b, mean in zip(buffers, means, strict=True):
-        if b is not mean:
-            b.copy_(mean if rounding is None else stochastic_round(mean, rounding))
+    write_back(buffers, means, rounding)
     if not nesterov:
         torch._foreach_copy_(outs, means)
     elif isinstance(momentum, Tensor):
@@ -125,27 +124,28 @@ def _move(
                 u.copy_(torch.lerp(g, mean, momentum))
 
 
-def stochastic_round(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Round float32 to bfloat16, up or down with probabilities that make the mean exact.
-
-    A bfloat16 buffer loses every contribution below 2^-9 of its value to ordinary rounding; this
-    keeps them in the mean.
+def write_back(kept: Sequence[Tensor], wide: Sequence[Tensor], rounding: RandomBits | None) -> None:
+    """Write what was computed in a wider dtype to where it is kept.
 
     Args:
-        x: float32; infinities and NaNs stay what they are.
-        generator: Source of the 16 random bits per element, on x's device.
-
-    Returns:
-        bfloat16 of the same shape.
-
-    Source:
-        Gupta et al., arXiv 1502.02551.
+        kept: Any floating dtypes, written; nothing is done where it is the wide tensor itself.
+        wide: Tensors of the same shapes.
+        rounding: Source of random bits, by which bfloat16 is rounded, see `stochastic_round`;
+            without one everything is rounded to nearest.
     """
-    noise = torch.randint(
-        0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator
-    )
-    bits = (x.view(torch.int32) + noise) & -(1 << 16)
-    return torch.where(x.isfinite(), bits.view(torch.float32), x).to(torch.bfloat16)
+    pairs = [(x, y) for x, y in zip(kept, wide, strict=True) if x is not y]
+    random = [rounding is not None and x.dtype == torch.bfloat16 for x, _ in pairs]
+    for (x, y), at_random in zip(pairs, random, strict=True):
+        if not at_random:
+            x.copy_(y)
+    some = list(compress(pairs, random))
+    if rounding is None or not some:
+        return
+    for xs, ys in blocks(*zip(*some, strict=True), size=_ROUNDED):
+        # One after the other in memory: a GPU feels each launch.
+        flat = torch.cat([y.reshape(-1) for y in ys]).float()
+        parts = stochastic_round(flat, rounding).split([y.numel() for y in ys])
+        torch._foreach_copy_(xs, [part.view(x.shape) for part, x in zip(parts, xs, strict=True)])
 
 
 def weight_step(
@@ -270,14 +270,15 @@ def in_blocks(tensors: Sequence[Tensor]) -> bool:
     return not torch.compiler.is_compiling() and all(x.is_cpu for x in tensors)
 
 
-def blocks(*lists: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
-    """Cut corresponding tensors into pieces, or take some together, up to `BLOCK` elements.
+def blocks(*lists: Sequence[Tensor], size: int = BLOCK) -> Iterator[tuple[list[Tensor], ...]]:
+    """Cut corresponding tensors into pieces, or take some together, up to `size` elements.
 
     Small tensors go together because a call of torch's takes as long as the arithmetic of
     thousands of elements. A large tensor that is not contiguous is one piece.
 
     Args:
         lists: Of one length; tensors of one position have one shape.
+        size: Default that of a step on a CPU.
 
     Yields:
         A list of pieces, or of whole tensors, for each of `lists`.
@@ -287,18 +288,18 @@ def blocks(*lists: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
         [[131072], [131072], [1, 1, 1]]
     """
     some: list[tuple[Tensor, ...]] = []
-    room = BLOCK
+    room = size
     for tensors in zip(*lists, strict=True):
-        size = tensors[0].numel()
-        if size > room and some:
+        count = tensors[0].numel()
+        if count > room and some:
             yield tuple(map(list, zip(*some, strict=True)))
-            some, room = [], BLOCK
-        if size > BLOCK and all(x.is_contiguous() for x in tensors):
-            for pieces in zip(*(x.view(-1).split(BLOCK) for x in tensors), strict=True):
+            some, room = [], size
+        if count > size and all(x.is_contiguous() for x in tensors):
+            for pieces in zip(*(x.view(-1).split(size) for x in tensors), strict=True):
                 yield tuple([x] for x in pieces)
         else:
             some.append(tensors)
-            room -= size
+            room -= count
     if some:
         yield tuple(map(list, zip(*some, strict=True)))
 

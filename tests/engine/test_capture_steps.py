@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 from engine.test_capture import _capture
 from engine.test_capture import gpu as gpu  # a fixture
+from torch_specgd import Muon
 from torch_specgd.step.muon import muon
 from torch_specgd.triton_kernels import engine, multi_tensor, operator
 from torch_specgd.triton_kernels.kernels import owned as owned_memory
@@ -72,6 +73,22 @@ def test_a_step_of_muon_never_waits(
     found = _capture(gpu, lambda: step(p, g, b, lr))
     assert found[0][0] == "momentum_kernel"
     assert found[-1][0] == "update_kernel"
+
+
+@pytest.mark.parametrize("kept", ["bfloat16", "int8", "int4"])
+def test_a_step_with_narrow_state_never_waits(
+    gpu: SimpleNamespace, step: Callable[..., None], kept: str
+) -> None:
+    """A generator's seed is read by the host: replays would round with the same bits."""
+    shapes = ((768, 768), (768, 3072), (16, 1024), (64, 3, 3, 3), (768,), ())
+    params = [torch.nn.Parameter(torch.empty(s, device="cuda")) for s in shapes]
+    for p in params:
+        p.grad = torch.empty_like(p)
+    optimizer = Muon(params, state_dtype=kept, capturable=True)
+    optimizer.param_groups[0]["lr"] = torch.empty((), device="cuda")  # has no value to check
+    _capture(gpu, optimizer.step)
+    assert "aten.add_.Tensor" in gpu.mode.names  # of the count
+    assert sum("randint" in name or "rand." in name for name in gpu.mode.names) == 0
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from torch_specgd.triton_kernels.multi_tensor import (
     fusible,
     in_blocks,
     momentum_step,
-    stochastic_round,
     weight_step,
 )
+from torch_specgd.triton_kernels.random_bits import RandomBits, stochastic_round
 
 SHAPES = [(3, 4), (), (BLOCK + 7,), (2, 3, 4), (BLOCK,), (5, 1)]
 
@@ -64,18 +64,18 @@ def test_momentum_is_that_of_the_formula(buffer, out, nesterov, maximize, of_ten
 
 def test_narrow_buffers_round_up_or_down_and_the_mean_is_exact() -> None:
     """Contributions below half a unit would be lost for ever, or be added where there are none."""
-    generator = torch.Generator().manual_seed(0)
+    bits = RandomBits(torch.tensor(0))
     x = torch.full((40_000,), 1.0 + 2.0**-10)  # an eighth of the way from 1 to the next number
-    rounded = stochastic_round(x, generator)
+    rounded = stochastic_round(x, bits)
     assert set(rounded.tolist()) == {1.0, 1.0 + 2.0**-7}
     # Five standard errors of the mean of so many draws with a chance of 1 / 8.
     assert float((rounded > 1).double().mean()) == pytest.approx(0.125, abs=5 * 0.0017)
     exact = torch.tensor([0.0, -2.5, float("inf"), 1.5 * 2.0**-120])
     for _ in range(20):
-        assert stochastic_round(exact, generator).tolist() == exact.tolist()
+        assert stochastic_round(exact, bits).tolist() == exact.tolist()
     buffers, grads = [torch.ones(40_000, dtype=torch.bfloat16)], [torch.full((40_000,), 1.015625)]
     momentum_step(
-        grads, buffers, [torch.empty(40_000)], 0.9, nesterov=False, rounding=generator
+        grads, buffers, [torch.empty(40_000)], 0.9, nesterov=False, rounding=bits
     )  # to 1.0015625, a fifth of the way
     assert float((buffers[0] > 1).double().mean()) == pytest.approx(0.2, abs=5 * 0.002)
 

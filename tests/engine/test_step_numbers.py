@@ -9,23 +9,25 @@ from torch_specgd import Muon
 from torch_specgd.triton_kernels import momentum_step, weight_step
 
 
-def test_random_bits_are_refused_before_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every replay of the graph would round with the same bits, and the buffers drift."""
+def test_a_capture_without_a_step_before_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that is made under capture would be set back by every replay."""
     module = importlib.import_module("torch_specgd.muon")  # the package has a function of that name
-    w = torch.nn.Parameter(torch.randn(4, 6))
-    optimizer = Muon([w], lr=0.1, state_dtype="bfloat16")
-    for captured in (False, True):
+    for kept in ("bfloat16", "int8", "int4"):
+        w = torch.nn.Parameter(torch.randn(4, 6))
+        optimizer = Muon([w], lr=0.1, state_dtype=kept)
         w.grad, before = torch.randn(4, 6), w.detach().clone()
-        monkeypatch.setattr(module, "capturing", lambda device, c=captured: c)
-        if captured:
-            kept = optimizer.state[w]["momentum_buffer"].clone()
-            with pytest.raises(RuntimeError, match="while a CUDA graph is captured"):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "capturing", lambda device: True)
+            with pytest.raises(RuntimeError, match="needs a step before the capture of a CUDA"):
                 optimizer.step()
-            assert torch.equal(w, before)
-            assert torch.equal(optimizer.state[w]["momentum_buffer"], kept)
-        else:
-            optimizer.step()
-            assert not torch.equal(w, before)
+        assert torch.equal(w, before)
+        assert optimizer.param_groups[0]["rounding_step"] == 0
+        assert not any(x.any() for x in optimizer.state[w].values())
+        optimizer.step()
+        monkeypatch.setattr(module, "capturing", lambda device: True)
+        optimizer.step()
+        assert optimizer.state_dict()["param_groups"][0]["rounding_step"] == 2
+        monkeypatch.undo()
 
 
 def test_numbers_of_one_dimension() -> None:

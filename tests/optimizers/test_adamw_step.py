@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from torch_specgd.step.adamw import adamw_step
+from torch_specgd.triton_kernels.random_bits import RandomBits
 
 OPTIONS = {"lr": 0.125, "betas": (0.75, 0.5), "eps": 1e-3, "weight_decay": 0.5}
 SHAPES = ((3, 4), (), (5,))
@@ -71,9 +72,8 @@ def test_rounding_of_the_state_is_right_on_average() -> None:
     for weight in (torch.bfloat16, torch.float32):
         params, grads = [torch.ones(n, dtype=weight)], [torch.full((n,), 1.0625, dtype=weight)]
         averages, squares = ([torch.ones(n, dtype=torch.bfloat16)] for _ in range(2))
-        generator = torch.Generator().manual_seed(0)
-        counts = [torch.tensor(1.0)]
-        adamw_step(params, grads, averages, squares, counts, **zeros, rounding=generator)
+        rounding, counts = RandomBits(torch.tensor(0)), [torch.tensor(1.0)]
+        adamw_step(params, grads, averages, squares, counts, **zeros, rounding=rounding)
         # 1 + 1 / 128 is the next number, and exact; the mean square lies between two.
         assert averages[0].unique().tolist() == [1.0078125]
         assert squares[0].unique().tolist() == [1.015625, 1.0234375]

@@ -17,6 +17,8 @@ ROWS: dict[str, Callable[[Any], Optimizer]] = {
     "muon": lambda p: Muon(p, lr=torch.tensor(0.02)),
     "muon-torch-arithmetic": lambda p: Muon(p, lr=0.02, ns_coefficients=JORDAN),
     "muon-options": lambda p: Muon(p, lr=0.02, neuron_beta=0.9, cautious_weight_decay=True),
+    "muon-bfloat16-state": lambda p: Muon(p, lr=0.02, state_dtype="bfloat16"),
+    "muon-int4-state": lambda p: Muon(p, lr=0.02, state_dtype="int4"),
     "specgd": lambda p: SpecGD(p, lr=0.02, momentum=0.9),
 }
 # Dynamo warns that it leaves out the profiler's label around step(); values do not depend on it.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torch_specgd import Muon
 from torch_specgd.step.light import BITS, LightBuffer
+from torch_specgd.triton_kernels.random_bits import RandomBits
 
 every_width = pytest.mark.parametrize("kept", BITS)
 # Even and odd lengths, more than one block, a stack, a convolution, a single column.
@@ -16,8 +17,7 @@ SHAPES = ((7, 130), (64, 64), (3, 5, 9), (8, 4, 3, 3), (5, 1))
 
 
 def buffer(p: Tensor, bits: int, seed: int = 0) -> LightBuffer:
-    entries = LightBuffer.entries(p, bits)
-    return LightBuffer(p, entries["momentum_codes"], entries["momentum_scales"], bits, seed)
+    return LightBuffer(p, LightBuffer.entries(p, bits), RandomBits(torch.tensor(seed)))
 
 
 @every_width
@@ -101,11 +101,53 @@ def test_a_run_in_more_bits_goes_on_in_fewer(kept: str) -> None:
     optimizer.step()
     state = optimizer.state[params[1]]
     assert "momentum_buffer" not in state
-    light = LightBuffer(params[1], state["momentum_codes"], state["momentum_scales"], BITS[kept], 0)
+    light = LightBuffer(params[1], state)
     cosine = torch.nn.functional.cosine_similarity(
         light.read().flatten(), momentum.flatten(), dim=0
     )
     assert cosine > (0.999 if kept == "int8" else 0.9)
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize("after", ["int8", "int4", "bfloat16", "float32", None])
+@pytest.mark.parametrize("before", ["int8", "int4", "float32"])
+def test_momentum_goes_on_in_other_bits(before: str, after: str | None, stepped: bool) -> None:
+    """A setting that was edited would begin the momentum anew, and the next checkpoint be lost."""
+    params = parameters()
+    optimizer = Muon(params, lr=0.0, momentum=0.9, state_dtype=before)
+    step(params, optimizer, 0)
+    held = [read(p, optimizer).clone() for p in params[:-1]]
+    optimizer.param_groups[0]["state_dtype"] = after
+    if stepped:
+        for p in params[1:]:
+            p.grad = torch.zeros_like(p)
+        params[0].grad = None  # waits for a gradient
+        optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    other = parameters()
+    resumed = Muon(other, lr=0.5)
+    resumed.load_state_dict(saved)
+    for p, q, momentum in zip(params, other, held, strict=False):
+        assert torch.equal(read(p, optimizer), read(q, resumed))
+        wanted = momentum if p is params[0] or not stepped else 0.9 * momentum
+        cosine = torch.nn.functional.cosine_similarity(read(q, resumed), wanted, dim=0)
+        assert cosine > (0.9 if "int4" in (before, after) else 0.999)
+        q.data.copy_(p)
+    for some, one in ((params, optimizer), (other, resumed)):
+        one.param_groups[0]["lr"] = 0.01
+        step(some, one, 1)
+        wide = after not in BITS
+        assert all(("momentum_buffer" in one.state[p]) == wide for p in some[:-1])
+        assert all(("momentum_codes" in one.state[p]) != wide for p in some[:-1])
+    assert all(torch.equal(p, q) for p, q in zip(params[:-1], other, strict=False))
+
+
+def read(p: Tensor, optimizer: Muon) -> Tensor:
+    """Return a momentum, flat, in whatever form it is kept."""
+    state = optimizer.state[p]
+    if "momentum_buffer" in state:
+        return state["momentum_buffer"].float().flatten()
+    return LightBuffer(p, state).read().flatten()
 
 
 def test_neither_order_nor_memory_limit_change_a_bit() -> None:

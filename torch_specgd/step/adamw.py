@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
-from ..triton_kernels.multi_tensor import ROUND_ONCE, in_blocks, stochastic_round
+from ..triton_kernels.multi_tensor import ROUND_ONCE, in_blocks, write_back
+from ..triton_kernels.random_bits import RandomBits
 
 
 def adamw_step(
@@ -25,7 +26,7 @@ def adamw_step(
     maximize: bool = False,
     foreach: bool | None = None,
     capturable: bool = False,
-    rounding: torch.Generator | None = None,
+    rounding: RandomBits | None = None,
 ) -> None:
     """Step weights by torch's AdamW, in place.
 
@@ -79,13 +80,8 @@ def adamw_step(
     )
     if fused:
         increment_version(ws)
-    for kept, wide, bits in ((params, ws, None), (averages, ms, rounding), (squares, vs, rounding)):
-        for x, y in zip(kept, wide, strict=True):
-            if x is y:
-                continue
-            if bits is not None and x.dtype == torch.bfloat16:
-                y = stochastic_round(y.float(), bits)
-            x.copy_(y)
+    write_back(params, ws, None)
+    write_back([*averages, *squares], [*ms, *vs], rounding)
 
 
 def _widest(*dtypes: torch.dtype) -> torch.dtype:

@@ -11,37 +11,60 @@ from specgd_common.tensors import is_dtensor, local
 from ..distributed.exchange import cut
 from ..distributed.layout import Layout, rewrapped
 from ..groups.matrix_view import describe
+from ..triton_kernels.random_bits import RandomBits
 
 BITS = {"int8": 8, "int4": 4}
+DTYPES = {8: torch.int8, 4: torch.uint8}  # of the codes
 BLOCK = 64
 
 
-def light_shapes(shape: torch.Size, bits: int) -> tuple[torch.Size, torch.Size]:
-    """Return the shapes of codes and scales for a parameter of two or more dimensions.
+def light_shapes(shape: torch.Size, bits: int) -> dict[str, torch.Size]:
+    """Return the shapes of the state of a parameter of two or more dimensions.
 
     Example:
         >>> light_shapes(torch.Size((8, 100)), 4)
-        (torch.Size([8, 50]), torch.Size([8, 2]))
+        {'momentum_codes': torch.Size([8, 50]), 'momentum_scales': torch.Size([8, 2])}
     """
     rows, rest = shape[0], shape[1:].numel()
     codes = shape if bits == 8 else torch.Size((rows, -(-rest // 2)))
-    return codes, torch.Size((rows, -(-rest // BLOCK)))
+    return {"momentum_codes": codes, "momentum_scales": torch.Size((rows, -(-rest // BLOCK)))}
+
+
+def bits_of(state: Mapping[str, Any]) -> int | None:
+    """Return in how many bits a parameter's momentum is kept, or None: not in codes."""
+    if not isinstance(state, Mapping) or "momentum_codes" not in state:
+        return None
+    return 4 if getattr(state["momentum_codes"], "dtype", None) == DTYPES[4] else 8
 
 
 def light_buffers(
-    params: Sequence[Tensor], states: Sequence[dict[str, Any]], group: Mapping[str, Any]
+    params: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    group: Mapping[str, Any],
+    rounding: RandomBits,
 ) -> "list[LightBuffer]":
     """Return the momenta of some of a group's parameters, out of their state."""
-    bits = BITS[group["state_dtype"]]
     order = {p: i for i, p in enumerate(group["params"])}
     made = []
     for p, state in zip(params, states, strict=True):
-        seed = group["rounding_step"] * (1 << 20) + order[p]
-        light = LightBuffer(p, state["momentum_codes"], state["momentum_scales"], bits, seed)
-        if "momentum_buffer" in state:  # of a run that had it in more digits
+        light = LightBuffer(p, state, rounding.of(order[p]))
+        if "momentum_buffer" in state:  # of a run that had it in more digits, or in other codes
             light.write(local(state.pop("momentum_buffer")))
         made.append(light)
     return made
+
+
+def widen(p: Tensor, state: dict[str, Any], dtype: torch.dtype) -> None:
+    """Turn codes into a "momentum_buffer", from which those of other bits are made.
+
+    Args:
+        p: The parameter.
+        state: Its state, changed in place; a "momentum_buffer" that is there is newer than codes.
+        dtype: Of the buffer.
+    """
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = rewrapped(LightBuffer(p, state).read().to(dtype), p)
+    del state["momentum_codes"], state["momentum_scales"]
 
 
 class LightBuffer:
@@ -52,17 +75,18 @@ class LightBuffer:
 
     Args:
         p: The parameter, of which a DTensor is divided along its first dimension alone.
-        codes: Integers, of a DTensor this rank's piece.
-        scales: Of each block, likewise.
-        bits: 8 or 4.
-        seed: Says which random numbers the next writing takes.
+        state: Holds its "momentum_codes", which are integers of 8 or 4 bits, and
+            "momentum_scales", one for each block.
+        rounding: Source of the random numbers of what is written.
     """
 
     dtype = torch.float32
 
-    def __init__(self, p: Tensor, codes: Tensor, scales: Tensor, bits: int, seed: int) -> None:
-        self.p, self.bits, self.seed = p, bits, seed
-        self.codes, self.scales = local(codes), local(scales)
+    def __init__(
+        self, p: Tensor, state: Mapping[str, Any], rounding: RandomBits | None = None
+    ) -> None:
+        self.p, self.bits, self.rounding = p, bits_of(state) or 8, rounding
+        self.codes, self.scales = local(state["momentum_codes"]), local(state["momentum_scales"])
         self.shape, self.device = local(p).shape, self.codes.device
 
     @staticmethod
@@ -72,13 +96,10 @@ class LightBuffer:
         Raises:
             ValueError: If a DTensor is divided along another dimension than the first.
         """
-        codes, scales = light_shapes(local(p).shape, bits)
-        device = p.device
+        dtypes = {"momentum_codes": DTYPES[bits], "momentum_scales": torch.float32}
         made = {
-            "momentum_codes": torch.zeros(
-                codes, dtype=torch.int8 if bits == 8 else torch.uint8, device=device
-            ),
-            "momentum_scales": torch.zeros(scales, dtype=torch.float32, device=device),
+            key: torch.zeros(shape, dtype=dtypes[key], device=p.device)
+            for key, shape in light_shapes(local(p).shape, bits).items()
         }
         if not is_dtensor(p):
             return made
@@ -88,7 +109,7 @@ class LightBuffer:
                 f"state_dtype='int8' and 'int4' must be of parameters that are divided along "
                 f"dimension 0, got {p.placements} of {describe(p)}"
             )
-        whole = dict(zip(made, light_shapes(p.shape, bits), strict=True))
+        whole = light_shapes(p.shape, bits)
         return {key: rewrapped(x, p, whole[key]) for key, x in made.items()}
 
     def read(self) -> Tensor:
@@ -100,8 +121,8 @@ class LightBuffer:
         else:
             codes = self.codes
             low, high = (codes & 15).to(torch.int8) - 8, (codes >> 4).to(torch.int8) - 8
-            codes = torch.stack([low, high], -1).view(rows, 2 * self.codes.shape[1])[:, :rest]
-        scales = self.scales.repeat_interleave(BLOCK, 1)[:, :rest]
+            codes = torch.stack([low, high], -1).flatten(1).narrow(1, 0, rest)
+        scales = self.scales.repeat_interleave(BLOCK, 1).narrow(1, 0, rest)
         return (codes.float() * scales).view(self.shape)
 
     def write(self, x: Tensor) -> None:
@@ -114,18 +135,20 @@ class LightBuffer:
         scales = padded.abs().amax(-1) / most
         self.scales.copy_(scales)
         tiny = torch.finfo(torch.float32).tiny
-        wide = scales.clamp(min=tiny).repeat_interleave(BLOCK, 1)[:, :rest]
+        wide = scales.clamp(min=tiny).repeat_interleave(BLOCK, 1).narrow(1, 0, rest)
         codes = (flat / wide + self._noise(rest)).floor().clamp(-most, most)
         codes = codes.nan_to_num().to(torch.int8)
         if self.bits == 4:
             shifted = torch.nn.functional.pad(codes + 8, (0, rest % 2)).to(torch.uint8)
-            codes = shifted[:, ::2] | (shifted[:, 1::2] << 4)
+            low, high = shifted.unflatten(1, (self.codes.shape[1], 2)).unbind(-1)
+            codes = low | (high << 4)
         self.codes.copy_(codes.view(self.codes.shape))
 
     def _noise(self, rest: int) -> Tensor:
-        """Draw uniformly from [0, 1), a function of seed and place."""
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        whole = torch.rand((self.p.shape[0], rest), generator=generator, device=self.device)
+        """Draw uniformly from [0, 1), a function of the stream and the place."""
+        assert self.rounding is not None
+        rows = self.p.shape[0]
+        whole = self.rounding.uniform(rows * rest, self.device).view(rows, rest)
         if not is_dtensor(self.p):
             return whole
         for d in Layout.of(self.p).divisions():

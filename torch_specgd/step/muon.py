@@ -13,6 +13,7 @@ from ..distributed.layout import Layout, least_divided, local_like
 from ..groups.matrix_view import MatrixView
 from ..triton_kernels import momentum_step, orthogonalize_together, weight_step
 from ..triton_kernels.kernels.owned import Owned
+from ..triton_kernels.random_bits import RandomBits
 from ..triton_kernels.schedule.named import Coefficients, is_triple
 from .batches import Room, arrange
 from .light import LightBuffer
@@ -42,7 +43,7 @@ def muon(
     second_moments: list[Tensor] | None = None,
     neuron_beta: float = 0.95,
     stages: tuple[Sequence[Before], Sequence[After]] = ((), ()),
-    rounding: torch.Generator | None = None,
+    rounding: RandomBits | None = None,
     max_batch_bytes: int = MAX_BATCH_BYTES,
     compute_dtype: torch.dtype | None = None,
     share_work: bool = False,
