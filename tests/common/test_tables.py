@@ -38,3 +38,10 @@ def test_a_typed_table_is_found() -> None:
     assert not typed_tables(f"# A\n\n<!-- t: begin -->\n{table}<!-- t: end -->\n")
     assert not COMMAND.search(table)
     assert COMMAND.search("`python benchmarks/engine_cpu.py`")
+
+
+def test_figures_are_there_as_svg_and_png() -> None:
+    """A page shows the PNG, a talk wants the SVG; two pictures of screens are PNG alone."""
+    png, svg = ({p.stem for p in (DOCS / "figures").glob(f"*.{kind}")} for kind in ("png", "svg"))
+    assert png - svg == {"prune_report", "quickstart"}
+    assert not svg - png
