@@ -111,7 +111,7 @@ class Muon(SpectralOptimizer):
             larger matrix goes by itself.
         foreach: False steps one matrix at a time; None and True batch (default None).
         capturable: Keeps AdamW's step counter on the parameter's device, for CUDA graphs
-            (default False).
+            (default False). A step is to be taken before the capture.
         share_work: The parameters are replicated over the default process group, as under DDP:
             each matrix is orthogonalized by one rank and the results are shared, bit for bit
             (default False). Where only some ranks have a gradient of a parameter, True ends in an
@@ -322,6 +322,11 @@ class Muon(SpectralOptimizer):
 
     def _update_group(self, group: dict[str, Any]) -> None:
         matrices, others = self._matrices_and_others(group)
+        if others and not group["capturable"] and capturing(local(others[0]).device):
+            raise RuntimeError(
+                "capturable must be True while a CUDA graph is captured, got False: AdamW's part "
+                "would count no step of its replays"
+            )
         rounding = None
         if group["state_dtype"] in ("bfloat16", *BITS) and (matrices or others):
             rounding = self._random_bits(group, local((matrices or others)[0]).device)
@@ -363,6 +368,8 @@ class Muon(SpectralOptimizer):
             by_muon = is_matrix(p) if use_muon is None else use_muon
             state = self.state[p]
             there = (first if by_muon else "exp_avg") in state and bits_of(state) in (None, bits)
+            if not there:
+                self._check_before_making("the optimizer's state", local(p).device)
             if staged or not there:
                 lasting(self._init_state, p, by_muon, group)
             if p.grad is not None and p.numel():
@@ -419,11 +426,7 @@ class Muon(SpectralOptimizer):
         """
         count = group["rounding_step"]
         if not isinstance(count, Tensor) or count.device != device:
-            if capturing(device):
-                raise RuntimeError(
-                    f"state_dtype={group['state_dtype']!r} needs a step before the capture of a "
-                    f"CUDA graph, got none: replays count on from a number on the GPU"
-                )
+            self._check_before_making(f"the count of state_dtype={group['state_dtype']!r}", device)
             count = lasting(torch.full, (), int(count), dtype=torch.int64, device=device)
             group["rounding_step"] = count
         count.add_(1)

@@ -26,6 +26,7 @@ from .distributed.agreement import partly_missing
 from .distributed.layout import check_layout
 from .groups.matrix_view import describe, names_of
 from .telemetry import Clock, StepStatistics
+from .triton_kernels.kernels.owned import capturing
 
 # Stands in a checkpoint where a setting was a function: code is not data.
 CALLABLE = "<callable>"
@@ -108,6 +109,13 @@ class SpectralOptimizer(Optimizer):
                     f"was {meant[0]!r} meant?",
                     stacklevel=4,
                 )
+
+    def _check_before_making(self, what: str, device: torch.device) -> None:
+        """Raise if what a step makes once would be made anew in each replay of a CUDA graph."""
+        if capturing(device):
+            raise RuntimeError(
+                f"{what} must be there before a CUDA graph is captured, got none: take a step first"
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

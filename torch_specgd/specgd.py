@@ -239,6 +239,7 @@ class SpecGD(SpectralOptimizer):
         trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]
         for p in trained if group["momentum"] else ():
             if "momentum_buffer" not in self.state[p]:
+                self._check_before_making("the optimizer's state", local(p).device)
                 zeros = lasting(torch.zeros_like, p, dtype=_wide(p.dtype))
                 self.state[p]["momentum_buffer"] = zeros
         params = [p for p in trained if p.grad is not None and p.numel() > 0]

@@ -1,33 +1,92 @@
-"""Numbers that a step takes: random bits under capture, and rates of one dimension."""
+"""What a step under the capture of a CUDA graph refuses, and rates of one dimension."""
 
+import copy
 import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
-from torch_specgd import Muon
-from torch_specgd.triton_kernels import momentum_step, weight_step
+from torch_specgd import Muon, SpecGD
+from torch_specgd.triton_kernels import momentum_step, orthogonalize, weight_step
+
+Captured = Callable[[], AbstractContextManager[None]]
 
 
-def test_a_capture_without_a_step_before_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A count that is made under capture would be set back by every replay."""
-    module = importlib.import_module("torch_specgd.muon")  # the package has a function of that name
-    for kept in ("bfloat16", "int8", "int4"):
-        w = torch.nn.Parameter(torch.randn(4, 6))
-        optimizer = Muon([w], lr=0.1, state_dtype=kept)
-        w.grad, before = torch.randn(4, 6), w.detach().clone()
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Captured:
+    """A block in which all that asks is told that a CUDA graph is being captured."""
+    names = ("muon", "optimizer", "triton_kernels.iterate.run")
+    # By name: the package has a function `muon`.
+    modules = [importlib.import_module(f"torch_specgd.{name}") for name in names]
+
+    @contextmanager
+    def block():
         with monkeypatch.context() as patched:
-            patched.setattr(module, "capturing", lambda device: True)
-            with pytest.raises(RuntimeError, match="needs a step before the capture of a CUDA"):
-                optimizer.step()
-        assert torch.equal(w, before)
-        assert optimizer.param_groups[0]["rounding_step"] == 0
-        assert not any(x.any() for x in optimizer.state[w].values())
+            for module in modules:
+                patched.setattr(module, "capturing", lambda device: True)
+            yield
+
+    return block
+
+
+def refused(optimizer: Optimizer, captured: Captured, message: str) -> None:
+    """A captured step must say why it cannot be, and leave weights and state as they were."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    before = copy.deepcopy((params, optimizer.state_dict()))
+    with captured(), pytest.raises(RuntimeError, match=message):
         optimizer.step()
-        monkeypatch.setattr(module, "capturing", lambda device: True)
+    saved = optimizer.state_dict()
+    assert all(torch.equal(p, q) for p, q in zip(params, before[0], strict=True))
+    assert saved["param_groups"] == before[1]["param_groups"]
+    for i, state in saved["state"].items():
+        for key, x in state.items():
+            assert torch.equal(x, before[1]["state"][i][key])
+
+
+@pytest.mark.parametrize("kept", [None, "bfloat16", "int8", "int4"])
+def test_what_is_made_once_is_not_made_in_a_graph(kept: str | None, captured: Captured) -> None:
+    """State that the graph itself makes would be zero again in each replay."""
+    w = nn.Parameter(torch.randn(4, 6))
+    optimizer = Muon([w], lr=0.1, state_dtype=kept)
+    refused(optimizer, captured, "state must be there before a CUDA graph is captured, got none")
+    optimizer.step()
+    if kept is not None:
+        other = Muon([w], lr=0.1)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        refused(other, captured, f"the count of state_dtype='{kept}' must be there before a CUDA")
+    with captured():
         optimizer.step()
-        assert optimizer.state_dict()["param_groups"][0]["rounding_step"] == 2
-        monkeypatch.undo()
+    specgd = SpecGD([w], momentum=0.9)
+    refused(specgd, captured, "state must be there before a CUDA graph is captured, got none")
+
+
+def test_adamw_counts_its_steps_on_the_gpu(captured: Captured) -> None:
+    """Replays would correct the means as in the step that was captured, and say nothing."""
+    optimizer = Muon([nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(5))], lr=0.1)
+    for p in optimizer.param_groups[0]["params"]:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    refused(optimizer, captured, "capturable must be True while a CUDA graph is captured, got Fal")
+
+
+def test_decompositions_are_refused(captured: Captured) -> None:
+    """They wait for the host: CUDA ends such a capture with an error that names nothing."""
+    x = torch.randn(4, 6)
+    kinds: Any = {"svd": {}, "smoothed": {"method": "smoothed"}}
+    for name, options in kinds.items():
+        message = f"method must be one of products while a CUDA graph is captured, got '{name}'"
+        refused(SpecGD([nn.Parameter(x.clone())], **options), captured, message)
+        with captured(), pytest.raises(RuntimeError, match=message):
+            orthogonalize(x, method=name)
+    with captured():
+        assert orthogonalize(x, method="precise").isfinite().all()
 
 
 def test_numbers_of_one_dimension() -> None:

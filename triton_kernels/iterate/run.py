@@ -20,6 +20,7 @@ from ..kernels.configuration import (
     tables_of,
     worth_tiles,
 )
+from ..kernels.owned import capturing
 from ..planning.choose import SMALL, planned
 from ..planning.plan import Plan, Request
 from ..schedule.named import Schedule
@@ -148,6 +149,11 @@ def run(x: Tensor, out: Tensor, request: Request) -> None:
     method, steps, dtype = request.method, request.schedule, request.dtype
     wide = torch.promote_types(dtype or x.dtype, torch.float32)
     with as_written(x.device):
+        if method in ("svd", "smoothed") and capturing(x.device):
+            raise RuntimeError(
+                f"method must be one of products while a CUDA graph is captured, got {method!r}: "
+                f"the host waits for a decomposition; 'precise' comes close to it"
+            )
         if method == "svd":
             place.copy_(svd_polar(batch.to(wide), request.tolerance))
             return
