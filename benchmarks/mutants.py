@@ -68,7 +68,7 @@ PLAN = (  # (modules, the test files that hold them)
     ),
     (
         each("torch_specgd.step.*", "precondition second_moment"),
-        each("optimizers/test_*.py", "rules muon_options"),
+        each("optimizers/test_*.py", "precondition rules muon_options"),
     ),
     (
         each(f"{ENGINE}.schedule.*", "named schedule squares"),
