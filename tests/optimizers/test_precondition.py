@@ -3,8 +3,20 @@
 import pytest
 import torch
 
+from torch_specgd import Eigenbasis, Shampoo
 from torch_specgd.step import precondition, second_moment
 from torch_specgd.step.precondition import accumulate, floored_root, is_due, next_basis, next_root
+
+
+def test_defaults_and_ranges_are_the_documented_ones() -> None:
+    """A page that says 0.95 and ten steps, and a rule that takes others, cannot both be right."""
+    assert Shampoo() == Shampoo(beta=0.95, every=10, sides="outputs", root=2)
+    assert Eigenbasis() == Eigenbasis(beta=0.95, every=10, sides="both")
+    for root in (2, 4, 8):
+        assert Shampoo(beta=0.0, every=1, sides="short", root=root).root == root
+    for root in (3, 5, 9):
+        with pytest.raises(ValueError, match="root must be one of"):
+            Shampoo(root=root)
 
 
 def test_the_first_steps_take_a_basis_each_and_then_every_tenth() -> None:
@@ -15,7 +27,7 @@ def test_the_first_steps_take_a_basis_each_and_then_every_tenth() -> None:
 
 def test_means_leave_out_what_float32_cannot_hold() -> None:
     """One overflow in one matrix would stay in its mean for ever, and leave the others alone."""
-    x = torch.tensor([[[1.0, 2.0], [0.0, 1.0]], [[1e30, 0.0], [0.0, 1.0]]])
+    x = torch.tensor([[[1.0, 2.0], [0.0, 1.0]], [[1e30, 0.0], [0.0, 2.0]]])
     covariance = torch.eye(2).repeat(2, 1, 1)
     accumulate(covariance, x, 0.75)
     assert covariance[0].tolist() == [[0.75 + 1.25, 0.5], [0.5, 0.75 + 0.25]]
@@ -54,6 +66,7 @@ def test_divisors_are_raised_by_a_hundredth_of_their_own_size() -> None:
     found = floored_root(squares)
     assert found[0].flatten().tolist() == pytest.approx([4.02, 0.02, 0.02, 0.02])
     assert found[1].flatten().tolist() == [1.0] * 4
+    assert floored_root(1e-8 * squares)[0, 0].tolist() == pytest.approx([4.02e-4, 0.02e-4])
 
 
 @pytest.mark.parametrize(
