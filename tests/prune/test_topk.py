@@ -28,28 +28,31 @@ def test_sortable_keys_keep_the_order_of_floats(values):
 @given(
     st.integers(0, 1000),
     st.sampled_from([1, 2, 5, 40]),
-    st.sampled_from(["free", "ties", "prefix"]),
+    st.sampled_from(["free", "ties", "prefix", "hashes"]),
+    st.sampled_from([10, 500, 5000]),
 )
 @settings(max_examples=40, derandomize=True, deadline=None)
-def test_radix_threshold_equals_sorting(seed, groups, kind):
+def test_radix_threshold_equals_sorting(seed, groups, kind, collect):
     """The streaming search and a plain sort must keep the very same examples."""
     from data_prune.select import topk
 
     rng = np.random.default_rng(seed)
     n = 2000
     priority = rng.integers(0, 2**64, n, dtype=np.uint64)
-    if kind == "ties":
+    if kind in ("ties", "hashes"):
         priority = rng.integers(0, 3, n).astype(np.uint64)
     elif kind == "prefix":
         priority = (np.uint64(7) << np.uint64(40)) + rng.integers(0, 50, n).astype(np.uint64)
     ids = rng.permutation(n).astype(np.uint64)
+    if kind == "hashes":  # of keys: they fill all 64 bits
+        ids = rng.integers(0, 2**64, n, dtype=np.uint64)
     group = rng.integers(groups, size=n)
     sizes = np.bincount(group, minlength=groups)
     quotas = np.array([rng.integers(0, size + 1) for size in sizes])
     chunks = [
         (priority[i : i + 300], ids[i : i + 300], group[i : i + 300]) for i in range(0, n, 300)
     ]
-    before, topk.COLLECT = topk.COLLECT, 10
+    before, topk.COLLECT = topk.COLLECT, collect
     try:
         search = find_threshold(lambda f, merge: reduce(merge, map(f, chunks)), quotas, n)
     finally:
