@@ -59,10 +59,10 @@ PLAN = (  # (modules, the test files that hold them)
     (
         [
             *each("torch_specgd.step.*", "adamw rules"),
-            f"{ENGINE}.multi_tensor",
+            *each(f"{ENGINE}.*", "multi_tensor random_bits"),
         ],
         [
-            "engine/test_multi_tensor.py",
+            *each("engine/test_*.py", "multi_tensor random_bits"),
             *each("optimizers/test_*.py", "adamw_step rules muon_options light_state"),
         ],
     ),

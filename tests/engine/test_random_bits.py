@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reference.random_bits import pieces
+from reference.random_bits import key_of, pieces
 from reference.recorded import Recorded
 from torch_specgd import Muon
 from torch_specgd.step import batches
@@ -31,9 +31,11 @@ def test_bits_are_those_of_the_published_generator(dtype: torch.dtype, bits: int
         # However many are drawn at a time: a step on a GPU draws for all tensors at once.
         found = torch.cat([bit_stream.draw(n, "cpu", dtype) for n in (3, 1, 0, 7, 16, 2, 11)])
         assert [x % 2**bits for x in found.tolist()] == wanted
-    second = stream(7).draw(8, "cpu", dtype)
-    assert not torch.equal(stream(7).of(0).draw(8, "cpu", dtype), second)
-    assert not torch.equal(stream(7).of(0).draw(8, "cpu", dtype), stream(7).of(1).draw(8, "cpu"))
+        for i in (0, 5):
+            found = stream(number).of(i).draw(40, "cpu", dtype)
+            assert [x % 2**bits for x in found.tolist()] == pieces(key_of(number) + i, 40, bits)
+    shares = [x >> 8 for x in pieces(7, 40, 32)]
+    assert (stream(7).uniform(40, "cpu").double() * 2**24).tolist() == shares
 
 
 def test_neither_neighbours_nor_steps_know_of_each_other() -> None:
@@ -66,6 +68,12 @@ def test_many_roundings_of_one_value_have_its_mean() -> None:
     assert isinstance(total, Tensor)
     unit = torch.tensor([2**-7, 2**-6, 2**-9, 2**-107], dtype=torch.float64).repeat(16)
     assert ((total / steps - x.double()).abs() <= 5 * unit / 2 / steps**0.5).all()
+
+
+def test_what_needs_no_rounding_keeps_its_value() -> None:
+    """One draw in 65,536 would move a weight whose gradient is zero."""
+    exact = torch.tensor([1.0, -2.5]).repeat(1 << 20)
+    assert torch.equal(stochastic_round(exact, stream(0)).float(), exact)
 
 
 def parameters(shapes: tuple = ((5, 130), (9, 64), (3, 4, 5))) -> list[nn.Parameter]:

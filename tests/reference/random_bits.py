@@ -11,8 +11,12 @@ def split_mix(z: int) -> int:
     return z ^ z >> 31
 
 
+def key_of(number: int) -> int:
+    """Return the state in which the stream of a number begins."""
+    return split_mix(number * GOLDEN)
+
+
 def pieces(number: int, count: int, bits: int) -> list[int]:
     """Return the first pieces of a stream, each word's lowest bits first."""
-    key = split_mix(number * GOLDEN)
-    words = [split_mix(key + i * GOLDEN) for i in range(-(-count * bits // 64))]
+    words = [split_mix(key_of(number) + i * GOLDEN) for i in range(-(-count * bits // 64))]
     return [word >> k & (1 << bits) - 1 for word in words for k in range(0, 64, bits)][:count]
