@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from torch_specgd import Muon, SpecGD
 from torch_specgd.triton_kernels import momentum_step, orthogonalize, weight_step
+from torch_specgd.triton_kernels.kernels.owned import capturing
 
 Captured = Callable[[], AbstractContextManager[None]]
 
@@ -87,6 +88,17 @@ def test_decompositions_are_refused(captured: Captured) -> None:
             orthogonalize(x, method=name)
     with captured():
         assert orthogonalize(x, method="precise").isfinite().all()
+
+
+def test_a_compiled_step_on_a_gpu_is_one_graph() -> None:
+    """Whether a capture is under way cannot be traced: each group's step would be two graphs."""
+    torch._dynamo.reset()
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def asked(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if capturing(torch.device("cuda")) else x
+
+    assert asked(torch.ones(2)).tolist() == [1.0, 1.0]
 
 
 def test_numbers_of_one_dimension() -> None:

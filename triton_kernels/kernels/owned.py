@@ -25,7 +25,8 @@ def capturing(device: torch.device) -> bool:
     Args:
         device: Of the tensors.
     """
-    if device.type != "cuda":
+    # The compiler breaks its graph at the question; what it traces is captured later, if at all.
+    if device.type != "cuda" or torch.compiler.is_compiling():
         return False
     try:
         return torch.cuda.is_current_stream_capturing()
