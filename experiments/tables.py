@@ -213,6 +213,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "likely wrong": prune_tables.likely_wrong,
     },
     "warmstart_results.md": {
+        "real files": real_files,
         "embedded": lambda: embedded(again=False),
         "embedded, again": lambda: embedded(again=True),
         "features": features,

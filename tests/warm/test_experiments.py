@@ -129,8 +129,10 @@ def test_real_files_on_a_wheel_of_our_own(
         for name in ("weights.pt", "program.jit"):
             z.write(tmp_path / name, f"made/{name}")
     monkeypatch.setattr(warm_real_files, "warmstart", in_process)
-    monkeypatch.setattr(sys, "argv", ["warm_real_files.py", str(tmp_path)])
+    rows = ["--csv", str(tmp_path / "rows.csv")]
+    monkeypatch.setattr(sys, "argv", ["warm_real_files.py", str(tmp_path), *rows])
     warm_real_files.main()
     said = capsys.readouterr().out
-    assert "| made: program.jit | refused: " in said
-    assert "| made: weights.pt | 252 in 9 | 4 | 2 | 235 of 243 | " in said
+    assert "made: program.jit | refused: " in said
+    assert "made: weights.pt | 252 in 9 | 4 | 2 | 235 of 243 | " in said
+    assert (tmp_path / "rows.csv").read_text().count("made: ") == 2
