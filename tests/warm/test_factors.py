@@ -51,6 +51,16 @@ def test_magnitudes_without_signal_have_cosine_zero() -> None:
     assert float(along_only) == 1.0
 
 
+def test_magnitudes_of_one_and_of_very_short_directions() -> None:
+    """A magnitude starts at one in some layers; squares of tiny numbers are zero in float32."""
+    one, v = torch.tensor(1.0), torch.tensor([3.0, 4.0]) / 5
+    assert float(magnitude_cosine(one, v, 0.5 * one, torch.zeros(2))) == 1.0
+    assert float(magnitude_cosine(one, v, 1e-25 * one, torch.zeros(2))) == 1.0
+    # As long across v as along it, for a v of length 1e-12: the angle is 45 degrees.
+    across = 1e12 * torch.tensor([-4.0, 3.0]) / 5
+    assert float(magnitude_cosine(one, 1e-12 * v, one, across)) == pytest.approx(0.5**0.5)
+
+
 def test_a_floor_of_one_keeps_everything_and_none_is_refused() -> None:
     """The ends of (0, 1]: one is a factor, zero would kill a unit for good."""
     w = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
