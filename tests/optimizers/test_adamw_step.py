@@ -53,6 +53,7 @@ def test_a_step_is_that_of_the_formula(weight, state, of_tensor, maximize, forea
     kept = [[x.clone() for x in some] for some in lists]
     options = {} if maximize is None else {"maximize": maximize}
     lr = torch.tensor(OPTIONS["lr"], dtype=torch.float64) if of_tensor else OPTIONS["lr"]
+    random = torch.get_rng_state()
     adamw_step(*lists, **OPTIONS | {"lr": lr}, foreach=foreach, **options)
     wanted = expected(kept, sign=-1.0 if maximize else 1.0)
     for ours, values in zip((lists[0], lists[2], lists[3]), wanted, strict=True):
@@ -63,6 +64,21 @@ def test_a_step_is_that_of_the_formula(weight, state, of_tensor, maximize, forea
             torch.testing.assert_close(x.double(), y, rtol=8 * eps, atol=2 * eps)
     assert all(torch.equal(a, b) for a, b in zip(lists[1], kept[1], strict=True))
     assert [float(count) for count in lists[4]] == [4.0] * len(SHAPES)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_pieces_of_narrow_weights_step_as_the_whole() -> None:
+    """Ranks hold pieces: where their ends lie decides no bit, beside other dtypes or alone."""
+    g = torch.Generator().manual_seed(0)
+    drawn = torch.randn(4, 43, generator=g)
+    for dtypes in ((torch.bfloat16,), (torch.bfloat16, torch.float32)):
+        whole = [[x.to(dtype) for dtype in dtypes] for x in (*drawn[:3], drawn[3].square())]
+        cut = [[part.clone() for x in xs for part in x.split([5, 17, 21])] for xs in whole]
+        for lists in (whole, cut):
+            adamw_step(*lists, [torch.tensor(3.0) for _ in lists[0]], **OPTIONS)
+        for xs, parts in zip(whole, cut, strict=True):
+            found, expected = (torch.cat([x.float() for x in some]) for some in (parts, xs))
+            assert torch.equal(found, expected)
 
 
 def test_rounding_of_the_state_is_right_on_average() -> None:
