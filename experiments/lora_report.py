@@ -12,6 +12,7 @@ from bed import COLORS, ROOT, pyplot, ranged, replace_between, save_figure
 from claims import NOT_RUN, UNDECIDED, paired
 from lora_pretrained import GRIDS, STEPS
 from lora_rows import (
+    MARGIN,
     MEASURES,
     MODELS,
     RANKS,
@@ -116,7 +117,7 @@ def table_of_named() -> str:
     """The rank that one run's spectrum names, and what it loses against that run's own rank."""
     lines = [
         "| optimizer | measure of one run | value | rank that it names | held-out loss, named rank "
-        "minus full rank | decided |",
+        f"minus full rank | no more than {MARGIN} |",
         "|---" * 6 + "|",
     ]
     for method in ("Muon", "AdamW"):
@@ -124,8 +125,9 @@ def table_of_named() -> str:
             if (found := named(method, measure)) is None:
                 lines.append(f"| {method} | {name} |  | not run |  |  |")
                 continue
-            pair = paired(losses(found.rank, method), losses(found.full, method), digits=3)
-            cells = f"{pair.text} | {'no' if pair.verdict == UNDECIDED else 'yes'}"
+            both = (losses(rank, method) for rank in (found.rank, found.full))
+            pair = paired(*both, sign=-1, margin=MARGIN, digits=3)
+            cells = f"{pair.text} | {pair.verdict}"
             if found.rank == found.full:
                 cells = "no smaller rank | "
             elif pair.verdict == NOT_RUN:

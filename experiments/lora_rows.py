@@ -13,6 +13,7 @@ from torch import Tensor
 
 MODELS = {"minilm": "MiniLM, tweets", "smollm2": "SmolLM2-135M, Python's manual"}
 RANKS = (1, 2, 4, 8, 16)
+MARGIN = 0.02  # of held-out loss, below which a smaller rank counts as losing nothing
 MEASURES = {"effective_rank": "effective rank", "stable_rank": "stable rank"}
 Row = dict[str, str]
 Place = tuple[str, str, str]  # model, rank, method
