@@ -46,7 +46,10 @@ PLAN = (  # (modules, the test files that hold them)
     (["data_prune.score.scores"], each("prune/test_*.py", "edges tracker peers")),
     (
         each("data_prune.select.*", "beta noise plan planner strata survey together topk wishes"),
-        each("prune/test_*.py", "edges noise order plans select default topk anchor nested wishes"),
+        each(
+            "prune/test_*.py",
+            "edges noise order plans select default topk anchor nested wishes together",
+        ),
     ),
     (
         each("warmstart.shrink.*", "factors floors"),
