@@ -14,7 +14,7 @@ NAMES = ["score", "mean_prob", WEIGHT]
 ROWS = {
     "id": np.arange(6, dtype=np.uint64),
     GROUP: np.array([7, 3, 7, 3, 9, 7], dtype=np.uint64),
-    "label": np.array([1, 0, 1, 2, -1, 0]),
+    "label": np.array([1, 0, 0, 2, -1, 1]),
     "score": np.array([0.1, 0.2, 0.3, np.nan, np.nan, 0.5]),
     "mean_prob": np.array([0.5, 0.6, 0.7, 0.2, np.nan, 0.9]),
     WEIGHT: np.array([1.0, 2.0, 3.0, 4.0, 5.0, 5.0]),
@@ -65,21 +65,22 @@ def test_a_group_of_both_lists_is_refused() -> None:
 class Ranked:
     """A plan that ranks by a number, in classes by label."""
 
-    def __init__(self, priority: list[int], index: list[int], classes: int) -> None:
+    def __init__(self, priority: list[int], index: list[int], classes: int, believed) -> None:
         self.priority, self.index = np.array(priority, dtype=np.uint64), np.array(index)
+        self.believed = np.ones(len(index), dtype=bool) if believed is None else believed
         self.quotas, self.least = np.zeros(classes, dtype=np.int64), 0
 
     def chunk(self, columns):
         return self.priority, columns["id"], None
 
     def place(self, columns):
-        return self.index, np.ones(len(self.index), dtype=bool)
+        return self.index, self.believed
 
 
-def filled(priority, index, size, forced, kept) -> list[int]:
+def filled(priority, index, size, forced, kept, believed=None) -> list[int]:
     columns = {"id": np.arange(len(size), dtype=np.uint64)}
     size, forced = np.array(size), np.array(forced, dtype=np.int8)
-    plan = Ranked(priority, index, max(index) + 1)
+    plan = Ranked(priority, index, max(index) + 1, believed)
     return np.flatnonzero(fill(plan, columns, size, forced, kept)).tolist()
 
 
@@ -95,6 +96,12 @@ def test_groups_fill_their_classes_in_the_order_of_their_priority() -> None:
     assert filled([5, 5, 5], [0, 0, 0], [2, 2, 2], [0, 0, 0], 4) == [0, 1]
     # Two classes of four rows: each keeps two, whatever the other's priorities are.
     assert filled([9, 8, 1, 2], [0, 0, 1, 1], [2, 2, 2, 2], [0, 0, 0, 0], 4) == [0, 3]
+    # Of a class that is believed in nothing, nothing has to stay while others have enough.
+    doubted = np.array([False, False, True, True])
+    assert filled([9, 8, 1, 2], [0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], 2, doubted) == [2, 3]
+    assert filled([9, 8, 1, 2], [0, 0, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0], 2, doubted) == [0, 3]
+    assert filled([9, 8, 1, 2], [0, 0, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0], 3, doubted) == [0, 2, 3]
+    assert filled([9, 0], [0, 0], [2, 2], [0, 0], 2) == [0]
     # What a class has left over goes to another one.
     assert filled([9, 8, 7], [0, 1, 1], [5, 1, 1], [0, 0, 0], 2) == [1, 2]
 
@@ -109,7 +116,7 @@ def test_lists_of_groups_come_first() -> None:
     assert filled([9, 8, 7, 6], [0] * 4, [9, 7, 7, 3], [0, 0, 0, -1], 2) == [1]
 
 
-def test_a_plan_of_groups_counts_rows_and_groups() -> None:
+def test_a_plan_of_groups_counts_rows_and_groups(monkeypatch) -> None:
     """A report says how many rows stay, and in how many groups."""
     columns = {name: values for name, values in ROWS.items() if name not in (FORCED, WEIGHT)}
     how = Options(method="top", columns=("score", "mean_prob"))
@@ -118,5 +125,13 @@ def test_a_plan_of_groups_counts_rows_and_groups() -> None:
     assert plan.quotas.tolist() == [3]
     told = {name: plan.settings[name] for name in ("examples", "kept", "groups", "kept_groups")}
     assert told == {"examples": 6, "kept": 3, "groups": 3, "kept_groups": 1}
+    drafted = []
+    plan_all = together.plan_rows
+    monkeypatch.setattr(
+        together, "plan_rows", lambda *a, kept: drafted.append(kept) or plan_all(*a, kept=kept)
+    )
+    for ratio in (0.5, 0.1, 0.8):  # of the three groups as many as of the rows, and never none
+        plan_groups(lambda f, merge: f(columns), ratio, how)
+    assert drafted == [2, 3, 1]
     with pytest.raises(ValueError, match="groups do not combine with method 'ccs'"):
         plan_groups(lambda f, merge: f(columns), 0.5, Options(method="ccs", columns=("aum",)))
