@@ -1,5 +1,6 @@
 """Momentum and weight updates over lists of tensors, against one tensor at a time in float64."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -154,3 +155,49 @@ def test_one_launch_takes_lists_of_one_gpu_and_one_dtype(monkeypatch: pytest.Mon
         assert not in_blocks([on_cpu])
         monkeypatch.undo()
         assert not fusible([w])  # of a class of its own
+
+
+def test_a_gpu_takes_one_launch_where_kernels_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A way that is never taken computes the same, only slower: nothing else would tell."""
+    elementwise = pytest.importorskip("torch_specgd.triton_kernels.kernels.elementwise")
+    trusted, runs, ways = [True], [True], []
+    for name, value in (
+        ("_PLAIN", {FakeTensor}),
+        ("triton_runs", lambda device: runs[0]),
+        ("trusted", lambda device, configs: trusted[0]),
+        ("architecture", lambda device: "sm_90"),
+        ("on_device", lambda device: nullcontext()),
+        ("_move", lambda *_: ways.append("list")),
+        ("_descend", lambda *_: ways.append("list")),
+    ):
+        monkeypatch.setattr(multi_tensor, name, value)
+    for name in ("momentum", "update"):
+        monkeypatch.setattr(elementwise, name, lambda *_: ways.append("launch"))
+
+    def taken(**options) -> list[str]:
+        ways.clear()
+        momentum_step([w], [w], [w], 0.9, **options)
+        if "rounding" not in options:
+            weight_step([w], [w], [1.0], 0.1, **options)
+        return ways
+
+    with FakeTensorMode():
+        w = torch.empty(4, 6, device="cuda")
+        assert taken() == ["launch", "launch"]
+        assert taken(rounding=torch.Generator()) == ["list"]
+        assert taken(fused=False) == ["list", "list"]
+        trusted[0] = False
+        assert taken() == taken(fused=True) == ["list", "list"]
+        trusted[0], runs[0] = True, False
+        assert taken() == taken(fused=True) == ["list", "list"]
+
+
+def test_a_rate_in_a_tensor_is_read_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere a step would wait for the device, or be compiled anew for every rate."""
+    rate = torch.tensor([0.5])
+    assert multi_tensor._scalar(rate) == 0.5
+    assert isinstance(multi_tensor._scalar(rate), float)
+    with FakeTensorMode():
+        assert multi_tensor._scalar(torch.empty(1, device="cuda")).shape == ()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert multi_tensor._scalar(rate).shape == ()

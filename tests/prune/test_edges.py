@@ -16,6 +16,7 @@ from data_prune.select.beta import (
     log_beta_density,
 )
 from data_prune.select.planner import Options, check_forced, class_quotas
+from data_prune.select.wishes import check_weights, forced_rows
 
 
 def drawn(counts, p, log_weight, kept: float) -> float:
@@ -173,3 +174,22 @@ def test_quotas_at_their_limits() -> None:
     # By share 60, 30, 9.7 and three times 0.1: the two largest pay for the three smallest.
     sizes = np.array([600, 300, 97, 1, 1, 1])
     assert class_quotas(sizes, 100, least=1).tolist() == [59, 29, 9, 1, 1, 1]
+
+
+def test_lists_become_a_number_for_each_row() -> None:
+    """By hand: what may stay, less what goes, and what has to stay."""
+    keep, drop, within = np.array([1]), np.array([2]), np.array([0, 1, 2, 3])
+    assert forced_rows(5, keep, drop, within, str).tolist() == [0, 1, -1, 0, -1]
+    assert forced_rows(4, keep, drop, None, str).tolist() == [0, 1, -1, 0]
+    for lists in ((keep, keep, None), (keep, drop, drop)):
+        with pytest.raises(ValueError, match="keep names 1, which drop or within leaves out"):
+            forced_rows(4, *lists, str)
+
+
+def test_weights_of_nothing_are_weights_and_others_are_named() -> None:
+    """A weight of zero comes last; the first one that is none is told."""
+    assert check_weights(np.array([0, 2])).tolist() == [0.0, 2.0]
+    assert check_weights(np.array([])).tolist() == []
+    for values, wrong in (([0.0, -1.0, 2.0], "-1"), ([1.0, np.inf], "inf"), ([np.nan, 0.0], "nan")):
+        with pytest.raises(ValueError, match=f"at least 0, got {wrong}"):
+            check_weights(np.array(values))
