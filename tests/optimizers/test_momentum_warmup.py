@@ -164,6 +164,7 @@ def test_what_cannot_be_warmed_up_is_named() -> None:
         MomentumWarmup(Muon(params, momentum=0.5))
     with pytest.raises(ValueError, match="total_steps must be an integer of at least 1, got 0"):
         MomentumWarmup(Muon(params), total_steps=0)
+    MomentumWarmup(Muon(params, momentum=0.85))  # a start at the end is a constant
     with pytest.raises(TypeError, match=r"start must be a number in \[0, 1\), got '0.8' of str"):
         MomentumWarmup(Muon(params), start="0.8")
 

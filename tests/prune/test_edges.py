@@ -98,6 +98,10 @@ def test_auto_c_d_without_a_question_is_the_papers_four() -> None:
 def test_beta_parameters_at_the_ends_of_their_ranges() -> None:
     """An anchor of 0 and a ratio of 0 are ordinary; what is outside is refused by name."""
     assert beta_parameters(0.0, 0.0) == (0.0, 15.0)
+    assert beta_parameters(0.5, 0.4) == beta_parameters(0.5, 0.4, 4.0, C=15.0)
+    # Certain and impossible labels lie a millionth inside.
+    ends = log_beta_density(np.array([0.0, 1.0]), 2.0, 4.0)
+    assert ends.tolist() == pytest.approx([np.log(1e-6), 3 * np.log(1e-6)], rel=1e-6)
     assert beta_parameters(0.5, 0.4, 1.0, C=0.5, beta_sum=1.0) == pytest.approx((0.85, 0.15))
     assert beta_parameters(0.5, 0.4, 1.0, C=2.0, beta_sum=2.0) == pytest.approx((1.4, 0.6))
     refused = (
@@ -130,6 +134,9 @@ def test_scores_at_the_ends_of_their_ranges() -> None:
 def test_options_at_the_ends_of_their_ranges() -> None:
     """Counts of one and of none are ordinary; what is no count is refused by name."""
     columns = ("score", "mean_prob", "aum")
+    plain = Options(columns=columns)
+    assert (plain.anchor, plain.seed, plain.strata, plain.min_per_class) == (10, 0, 50, 1)
+    assert (plain.forced, plain.weighed, plain.grouped) == (False, False, False)
     Options(min_per_class=0, anchor=1, columns=columns)
     Options(min_per_class=np.int64(2), seed=np.int64(-3), columns=columns)
     Options(method="ccs", strata=1, columns=columns)
@@ -160,6 +167,7 @@ def test_lists_that_leave_exactly_what_stays_are_enough() -> None:
 def test_quotas_at_their_limits() -> None:
     """The wish for a few of each class holds as long as it can, and what must stay stays."""
     sizes = np.array([6, 3, 1])
+    assert class_quotas(np.array([98, 1, 1]), 10).tolist() == [10, 0, 0]
     assert class_quotas(sizes, 3, least=1).tolist() == [1, 1, 1]
     assert class_quotas(sizes, 6, least=2).tolist() == [3, 2, 1]
     assert class_quotas(sizes, 2, least=1).tolist() == [1, 1, 0]
