@@ -8,7 +8,17 @@ import pytest
 from data_prune.select.beta import P_BINS, S_BINS, auto_c_d
 from data_prune.select.planner import Options, plan_rows
 from data_prune.select.strata import find_strata, stratum_budgets
-from data_prune.select.survey import BINS, FORCED, SHARE, STEPS, class_index, floors, movement
+from data_prune.select.survey import (
+    BINS,
+    FORCED,
+    SHARE,
+    STEPS,
+    class_index,
+    floors,
+    merely_hard,
+    movement,
+    top_scores,
+)
 
 
 def rows(n: int = 120, unseen: int = 7) -> dict[str, np.ndarray]:
@@ -137,6 +147,7 @@ def test_labels_far_apart_or_none_are_found() -> None:
     assert class_index(np.array([0, 2**40]), np.array([2**40, 0])).tolist() == [1, 0]
     assert class_index(np.array([], dtype=np.int64), np.array([], dtype=np.int64)).tolist() == []
     assert class_index(np.array([-5, 2]), np.array([2, -5, 2])).tolist() == [1, 0, 1]
+    assert class_index(np.array([-(2**39), 2**39]), np.array([2**39])).tolist() == [1]
 
 
 def test_a_chunk_without_a_score_changes_no_stratum() -> None:
@@ -237,3 +248,18 @@ def test_movement_is_counted_at_the_ends_of_its_table() -> None:
     _, joint = movement({"mean_prob": p, "score": score}, np.array([True, True, False]))
     found = [tuple(map(int, cell)) for cell in np.argwhere(joint)]
     assert found == [(0, 0, S_BINS - 1), (0, P_BINS - 1, 0), (1, P_BINS // 2, 0)]
+
+
+def test_the_highest_scores_come_before_ties_at_the_edge() -> None:
+    """The anchor is their mean probability; of equals the smaller id is one of them."""
+    scores, ids = np.array([1.0, np.nan, 3.0, 1.0, 0.5]), np.array([9, 0, 8, 4, 1])
+    assert top_scores(scores, ids, 2).tolist() == [2, 3]
+    assert top_scores(scores, ids, 9).tolist() == [2, 3, 0, 4]
+
+
+def test_one_label_that_moves_is_hard_as_many_are() -> None:
+    """By hand: 0.2 for the one against 0.1 for the fifty, and 0.2 for ten against 0.1 for one."""
+    assert merely_hard(np.array([[5.0, 50.0], [0.2, 1.0]]))
+    assert merely_hard(np.array([[0.1, 1.0], [2.0, 10.0]]))
+    assert not merely_hard(np.array([[5.0, 50.0], [0.12, 1.0]]))
+    assert not merely_hard(np.array([[5.0, 50.0], [0.0, 0.0]]))
