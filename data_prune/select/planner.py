@@ -109,7 +109,6 @@ def check_options(options: dict[str, Any], peers: Iterable[str]) -> None:
         **how,
         forced=not wishes.keys().isdisjoint(("keep", "drop", "within")),
         weighed="weights" in wishes,
-        grouped="groups" in wishes,
         columns=("score", "mean_prob", *peers),
     )
 
