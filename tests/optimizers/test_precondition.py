@@ -60,6 +60,14 @@ def test_roots_of_tiny_means_are_roots_and_of_rounding_noise_the_identity(root: 
     assert float(alone[0, 1, 1] / alone[0, 0, 0]) == pytest.approx(16 ** (1 / root), rel=1e-3)
 
 
+def test_a_root_asks_no_device_whether_a_mean_is_symmetric(monkeypatch) -> None:
+    """It is by construction, and a GPU would have to be waited for."""
+    asked = []
+    monkeypatch.setattr(precondition, "inverse_root", lambda a, root, check: asked.append(check))
+    next_root(torch.eye(2)[None], 2)
+    assert asked == [False]
+
+
 def test_divisors_are_raised_by_a_hundredth_of_their_own_size() -> None:
     """Entries that never had a gradient would be divided by nothing."""
     squares = torch.tensor([[[16.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])

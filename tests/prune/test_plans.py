@@ -63,7 +63,15 @@ def test_strata_are_ranges_of_equal_width_below_the_cut(cutoff: float, pieces: i
 def test_cutoffs_are_the_published_ones_and_leave_enough() -> None:
     """Between the published ratios it is a line; what is not enough is refused."""
     columns = rows(unseen=0)
-    for ratio, cutoff in ((0.1, 0.0), (0.5, 0.0), (0.6, 0.05), (0.7, 0.1), (0.85, 0.2), (0.9, 0.3)):
+    for ratio, cutoff in (
+        (0.1, 0.0),
+        (0.5, 0.0),
+        (0.55, 0.025),
+        (0.6, 0.05),
+        (0.7, 0.1),
+        (0.85, 0.2),
+        (0.9, 0.3),
+    ):
         settings = {"by": "score", "strata": 4, "examples": 120, "kept": 9, "prune_ratio": ratio}
         find_strata(folded(columns, 1), None, settings)
         assert settings["cutoff"] == pytest.approx(cutoff)
