@@ -86,8 +86,8 @@ class Muon(SpectralOptimizer):
         maximize: Ascend instead of descend (default False).
         cautious_weight_decay: Decay only entries that the update shrinks too (default False).
         precondition: What happens to the update before its polar factor is taken: None (default),
-            "shampoo" (the inverse root of the gradients' covariance, 2 m^2 float32 numbers more for
-            an m x n matrix of m outputs, see ``Shampoo``), "eigenbasis" (Adam's step in the
+            "shampoo" (the inverse root of the gradients' covariance, 2 min(m, n)^2 float32 numbers
+            more for an m x n matrix, see ``Shampoo``), "eigenbasis" (Adam's step in the
             eigenbases, m n + 2 m^2 + 2 n^2 more, see ``Eigenbasis``), or a function (update,
             gradient, state) -> update of (B, m, n) matrices, not written to checkpoints. Its
             attribute ``shapes``, a function of (m, n), names the shape of each tensor of ``state``,

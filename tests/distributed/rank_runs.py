@@ -16,7 +16,7 @@ from torch.distributed.tensor import (
     distribute_tensor,
 )
 
-from torch_specgd import Muon, SpecGD
+from torch_specgd import Muon, Shampoo, SpecGD
 from torch_specgd.step import pieces
 from torch_specgd.step.batches import Room
 
@@ -51,7 +51,8 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
         p, lr=0.02, precondition="eigenbasis", second_moment="element"
     ),
     "muon-shampoo-split": lambda p: Muon(
-        [{"params": p[:1], "split": (0, (3, 3, 2))}, {"params": p[1:]}], precondition="shampoo"
+        [{"params": p[:1], "split": (0, (3, 3, 2))}, {"params": p[1:]}],
+        precondition=Shampoo(every=2),
     ),
     "muon-maximize-one-by-one": lambda p: Muon(p, lr=0.02, maximize=True, foreach=False),
     "muon-split-lr-tensor": lambda p: Muon(

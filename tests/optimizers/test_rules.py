@@ -18,8 +18,8 @@ from torch_specgd.step import precondition, stages
 RULES: dict[str, Any] = {
     "eigenbasis": "eigenbasis",
     "eigenbasis-short": Eigenbasis(sides="short"),
-    "shampoo": "shampoo",
-    "shampoo-short": Shampoo(sides="short"),
+    "shampoo": Shampoo(every=4),
+    "shampoo-outputs": Shampoo(sides="outputs", every=5),
     "shampoo-both": Shampoo(sides="both", root=4, every=3),
 }
 EXACT = [(1.875, -1.25, 0.375)] * 40  # slow, and right to the last digit
@@ -159,7 +159,7 @@ def test_a_large_side_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vocabulary's square does not fit into any memory."""
     monkeypatch.setattr(precondition, "LARGEST_SIDE", 6)
     p = nn.Parameter(torch.zeros(7, 5))
-    for rule in (Eigenbasis(sides="both"), Shampoo(sides="both"), "shampoo"):
+    for rule in (Eigenbasis(sides="both"), Shampoo(sides="both", every=2), Shampoo(every=2)):
         optimizer = Muon([p], precondition=rule)
         p.grad = gradients(7, 5)[0]
         optimizer.step()
@@ -171,7 +171,7 @@ def test_a_large_side_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_adapters_outputs_are_not_preconditioned() -> None:
     """A factor of 64 x 4 would keep 8,192 numbers for its 256."""
     p, q = nn.Parameter(torch.zeros(64, 4)), nn.Parameter(torch.zeros(16, 4))
-    optimizer = Muon([{"params": [p, q], "use_muon": True}], precondition="shampoo")
+    optimizer = Muon([{"params": [p, q], "use_muon": True}], precondition=Shampoo(sides="outputs"))
     for x in (p, q):
         x.grad = torch.ones_like(x)
     optimizer.step()
@@ -198,7 +198,7 @@ def test_inverse_roots_take_products_alone(root: int, monkeypatch: pytest.Monkey
         raise AssertionError("decomposed")
 
     monkeypatch.setattr(torch.linalg, "eigh", refused)
-    w = steps_of(gradients(5, 7), precondition=Shampoo(root=root))
+    w = steps_of(gradients(5, 7), precondition=Shampoo(root=root, every=3))
     assert w.norm() > 0.1
 
 
@@ -332,7 +332,7 @@ def test_state_of_a_rule_that_was_switched_off_still_loads() -> None:
     p = nn.Parameter(torch.zeros(48, 8))  # pieces that precondition different sides
     fused = {"params": [p], "split": (0, (40, 4, 4)), "use_muon": True}
     optimizer = Muon([fused], precondition="eigenbasis")
-    rules = ("eigenbasis", Shampoo(sides="both"), "shampoo", mine, Shampoo(sides="short"), None)
+    rules = ("eigenbasis", Shampoo(sides="both"), "shampoo", mine, Shampoo(sides="outputs"), None)
     for rule in rules:
         optimizer.param_groups[0]["precondition"] = rule
         p.grad = gradients(48, 8)[0]

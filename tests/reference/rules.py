@@ -55,7 +55,7 @@ class ReferenceShampoo:
         for i in self.sides:
             x = (g, g.T)[i]
             self.covariances[i] = self.beta * self.covariances[i] + (1 - self.beta) * x @ x.T
-            if self.count <= self.every or self.count % self.every == 0:
+            if self.count % self.every == 0:
                 values, vectors = torch.linalg.eigh(self.covariances[i])
                 values = values.clamp(min=1e-3 * values.max())
                 self.roots[i] = vectors @ torch.diag(values ** (-1 / self.root)) @ vectors.T

@@ -93,21 +93,22 @@ class Eigenbasis:
 class Shampoo:
     """The update times an inverse root of the gradients' covariance, whose polar factor Muon takes.
 
-    For a matrix of m outputs and n inputs::
+    For a matrix whose outputs are its shorter side::
 
         L <- beta L + (1 - beta) G G^T        averaged at every step
         P  = L^(-1/root)                      anew at every ``every``-th step
         U' = P U
 
-    so that directions of large gradients do not drown the others. The update's size does not
-    matter: its polar factor is taken.
+    and U P with G^T G otherwise, so that directions of large gradients do not drown the others. The
+    update's size does not matter: its polar factor is taken.
 
     Args:
         beta: Weight of the old average L (default 0.95).
-        every: Steps between two roots (default 10); the first ``every`` steps take one each.
-        sides: "outputs": L alone, or the inputs' side where m exceeds 8,192 or 4 n (default);
-            "short": the shorter side, which costs less where m exceeds n; or "both". A side above
-            8,192 is left as it is.
+        every: Steps between two roots (default 20). Before the first one, steps are Muon's: the
+            root of a few gradients would raise all that they did not have.
+        sides: "short": the shorter side (default); "outputs": theirs, which costs more where m
+            exceeds n, and the inputs' where m exceeds 8,192 or 4 n; or "both". A side above 8,192
+            is left as it is.
         root: 2 (default), 4 or 8; 4 on both sides is Shampoo's own.
 
     Raises:
@@ -120,15 +121,15 @@ class Shampoo:
 
     Example:
         >>> x = torch.diag(torch.tensor([4.0, 1.0]))[None]
-        >>> state = {"step": 1, "left": torch.zeros(1, 2, 2), "left_root": torch.zeros(1, 2, 2)}
+        >>> state = {"step": 20, "left": torch.zeros(1, 2, 2), "left_root": torch.zeros(1, 2, 2)}
         >>> out = Shampoo()(x, x, state)[0].diagonal()
         >>> round(float(out[0] / out[1]), 1)
         1.0
     """
 
     beta: float = 0.95
-    every: int = 10
-    sides: str = "outputs"
+    every: int = 20
+    sides: str = "short"
     root: int = 2
     identities: ClassVar[tuple[str, ...]] = ("left_root", "right_root")
 
@@ -149,17 +150,22 @@ class Shampoo:
         for name in _sides(m, n, self.sides):
             covariance, root = state[name], state[f"{name}_root"]
             accumulate(covariance, gradient if name == "left" else gradient.mT, self.beta)
-            if is_due(state["step"], self.every):
+            if state["step"] % self.every == 0:
                 root.copy_(next_root(covariance, self.root))
             update = root @ update if name == "left" else update @ root
         return update
 
 
 def accumulate(covariance: Tensor, x: Tensor, beta: float) -> None:
-    """Move a running mean of x x^T on, in place; steps with entries beyond float32 are left out."""
-    outer = x @ x.mT
-    finite = outer.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-    covariance.lerp_(torch.where(finite, outer, covariance), 1 - beta)
+    """Move a running mean of x x^T on, in place.
+
+    What is beyond the dtype's range counts as zero, which leaves the mean as it was, but smaller:
+    its size does not matter.
+    """
+    # No entry of x x^T is larger than this sum: a pass over x, which is the smaller of both.
+    finite = x.square().sum((-2, -1), keepdim=True).isfinite()
+    x = torch.where(finite, x, 0)
+    covariance.baddbmm_(x, x.mT, beta=beta, alpha=1 - beta)
 
 
 def is_due(step: int, every: int) -> bool:

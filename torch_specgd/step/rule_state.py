@@ -34,8 +34,8 @@ def rule_shapes(precondition: Any, p: Tensor, view: MatrixView) -> dict[str, Siz
         view: How it is seen as matrices.
 
     Example:
-        >>> rule_shapes("shampoo", torch.zeros(5, 3, 2), MatrixView())["precondition_left"]
-        torch.Size([45])
+        >>> rule_shapes("shampoo", torch.zeros(5, 3, 2), MatrixView())["precondition_right"]
+        torch.Size([20])
     """
     total: dict[str, int] = {}
     for batch, shapes in _of_pieces(rule_of(precondition), p.shape, view):
