@@ -32,6 +32,7 @@ RUNS = {
 }
 REPORTS = {
     "muon_figures": "",
+    "muon_one_rate": "--report",
     "muon_rules": "--report",
     "prune_grid_report": "",
     "prune_equal_seconds": "--report",

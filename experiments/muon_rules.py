@@ -4,10 +4,10 @@
     python experiments/muon_rules.py --only conv shampoo   # of a bed, of some contenders
     python experiments/muon_rules.py --report              # the section of docs/muon_results.md
 
-Every contender is tuned on seed 0 by the same five runs: three rates of the matrices, a factor of
-1.5 apart, in the direction that helps; then two of AdamW, which steps everything else. Its tuned
-rates then run on six seeds that tuned nothing, and our rules on fewer steps as well.
-pytorch_optimizer and heavyball take part where they can be imported.
+Every contender is tuned on seed 0 in the same way: momenta, down from 0.95; rates of the matrices,
+a factor of 1.5 apart; rates of AdamW, which steps everything else, a factor of 2 apart; each as far
+as that helps. What was tuned then runs on six seeds that tuned nothing, and our rules on fewer
+steps as well. pytorch_optimizer and heavyball take part where they can be imported.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -31,9 +32,10 @@ from torch_specgd import Muon, Shampoo
 
 OUT = RESULTS / "muon_rules.csv"
 SEEDS = (1, 2, 3, 4, 5, 6)
-BEDS = {"width 96": 400, "conv": 400, "width 256": 400}  # steps
+BEDS = {"width 96": 400, "conv": 400, "width 256": 400, "width 96 long": 1600}  # steps
 AUX, FACTOR = 3e-3, 1.5
-FEWER = (0.8, 0.7)  # of the steps
+MOMENTA = (0.95, 0.9, 0.8, 0.6)
+FEWER = (0.9, 0.8)  # of the steps
 LEFT = [-1]  # runs until the program stops; below zero: none is the last
 Matrices = list[nn.Parameter]
 
@@ -41,8 +43,8 @@ Matrices = list[nn.Parameter]
 class Hyperball(Muon):
     """Muon whose matrices keep the norm that they start with (arXiv 2606.16899)."""
 
-    def __init__(self, params: Matrices, lr: float) -> None:
-        super().__init__(params, lr=lr, weight_decay=0.0)
+    def __init__(self, params: Matrices, lr: float, momentum: float) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=0.0)
         self.norms = [p.detach().norm() for p in params]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -54,53 +56,62 @@ class Hyperball(Muon):
         return loss
 
 
-def _soap(ps: Matrices, lr: float) -> Optimizer:
+Maker = Callable[[Matrices, float, float], Optimizer]
+
+
+def _soap(ps: Matrices, lr: float, momentum: float) -> Optimizer:
     from pytorch_optimizer import SOAP
 
-    return SOAP(ps, lr=lr, betas=(0.95, 0.95), weight_decay=0.1, precondition_frequency=10)
+    betas = (momentum, 0.95)
+    return SOAP(ps, lr=lr, betas=betas, weight_decay=0.1, precondition_frequency=10)
 
 
-def _heavy_soap(ps: Matrices, lr: float) -> Optimizer:
-    import heavyball
+def heavy(name: str) -> Maker:
+    """Return a maker of one of heavyball's optimizers."""
 
-    heavyball.utils.compile_mode = None  # its own tuning takes minutes a shape
-    return heavyball.SOAP(ps, lr=lr, betas=(0.95, 0.95), weight_decay=0.1, compile_step=False)
+    def make(ps: Matrices, lr: float, momentum: float) -> Optimizer:
+        import heavyball
+
+        heavyball.utils.compile_mode = None  # its own tuning takes minutes a shape
+        optimizer: Optimizer = getattr(heavyball, name)(
+            ps, lr=lr, betas=(momentum, 0.95), weight_decay=0.1, compile_step=False
+        )
+        return optimizer
+
+    return make
 
 
-def _heavy_muon(ps: Matrices, lr: float) -> Optimizer:
-    import heavyball
-
-    heavyball.utils.compile_mode = None
-    return heavyball.Muon(ps, lr=lr, betas=(0.95, 0.95), weight_decay=0.1, compile_step=False)
+def _torch(ps: Matrices, lr: float, momentum: float) -> Optimizer:
+    return torch.optim.Muon(ps, lr=lr, momentum=momentum, adjust_lr_fn="original")
 
 
-def muon(**options: Any) -> Callable[[Matrices, float], Optimizer]:
+def _adamw(ps: Matrices, lr: float, momentum: float) -> Optimizer:
+    return AdamW(ps, lr=lr, betas=(momentum, 0.95), weight_decay=0.1)
+
+
+def muon(**options: Any) -> Maker:
     """Return a maker of Muon with these options."""
-    return lambda ps, lr: Muon(ps, lr=lr, **options)
+    return lambda ps, lr, momentum: Muon(ps, lr=lr, momentum=momentum, **options)
 
 
+OUTPUTS = Shampoo(sides="outputs")
 # What steps the hidden matrices, and the first rate that is tried; the most decisive come first.
-CONTENDERS: dict[str, tuple[Callable[[Matrices, float], Optimizer], float]] = {
-    "torch.optim.Muon": (
-        lambda ps, lr: torch.optim.Muon(ps, lr=lr, adjust_lr_fn="original"),
-        0.02,
-    ),
+CONTENDERS: dict[str, tuple[Maker, float]] = {
+    "torch.optim.Muon": (_torch, 0.02),
+    "shampoo, element": (muon(precondition="shampoo", second_moment="element"), 0.02),
+    "shampoo of outputs": (muon(precondition=OUTPUTS), 0.02),
     "shampoo": (muon(precondition="shampoo"), 0.02),
-    "eigenbasis": (muon(precondition="eigenbasis"), 0.02),
     "element": (muon(second_moment="element"), 0.02),
-    "shampoo, short side": (muon(precondition=Shampoo(sides="short")), 0.02),
-    "Muon": (muon(), 0.02),
-    "neuron (NorMuon)": (muon(second_moment="neuron"), 0.02),
     "SOAP (pytorch_optimizer)": (_soap, 3e-3),
+    "eigenbasis": (muon(precondition="eigenbasis"), 0.02),
+    "neuron (NorMuon)": (muon(second_moment="neuron"), 0.02),
+    "SOAP (heavyball)": (heavy("SOAP"), 3e-3),
+    "Muon (heavyball)": (heavy("Muon"), 0.02),
+    "Muon": (muon(), 0.02),
+    "AdamW": (_adamw, 3e-3),
     "hyperball": (Hyperball, 0.02),
-    "SOAP (heavyball)": (_heavy_soap, 3e-3),
-    "Muon (heavyball)": (_heavy_muon, 0.02),
-    "AdamW": (
-        lambda ps, lr: AdamW(ps, lr=lr, betas=(0.9, 0.95), weight_decay=0.1),
-        3e-3,
-    ),
 }
-OURS = ("shampoo", "eigenbasis", "element")
+OURS = ("shampoo", "shampoo, element", "shampoo of outputs")
 
 
 class Run(NamedTuple):
@@ -109,6 +120,7 @@ class Run(NamedTuple):
     bed: str
     contender: str
     lr: str
+    momentum: str
     adamw_lr: str
     steps: int
     seed: int
@@ -126,7 +138,7 @@ class Result(NamedTuple):
 def optimizers(run: Run, matrices: Matrices, others: Matrices) -> list[Optimizer]:
     """Make the contender for the matrices, and AdamW for everything else."""
     aside = AdamW(others, lr=float(run.adamw_lr), betas=(0.9, 0.95), weight_decay=0.0)
-    return [CONTENDERS[run.contender][0](matrices, float(run.lr)), aside]
+    return [CONTENDERS[run.contender][0](matrices, float(run.lr), float(run.momentum)), aside]
 
 
 def on_text(run: Run, setting: Setting) -> Result:
@@ -215,7 +227,7 @@ def results() -> dict[Run, Result]:
     """Return what the CSV holds."""
     found = {}
     for row in read(OUT):
-        first = (row[name] for name in Run._fields[:4])
+        first = (row[name] for name in Run._fields[:5])
         run = Run(*first, steps=int(row["steps"]), seed=int(row["seed"]))
         found[run] = Result(*(float(row[name]) for name in Result._fields))
     return found
@@ -239,22 +251,27 @@ def measure(run: Run) -> Result:
 
 
 def tuned(bed: str, name: str, result: Callable[[Run], Result] = measure) -> Run:
-    """Return the best of five runs of seed 0: three rates of the matrices, then two of AdamW."""
-
-    def at(lr: float, aux: float) -> Run:
-        return Run(bed, name, f"{lr:.3g}", f"{aux:.3g}", BEDS[bed], 0)
+    """Return the best run of seed 0: momenta, then rates, then AdamW's rates, while that helps."""
 
     def loss(run: Run) -> float:
         return result(run).held_out
 
+    def along(best: Run, field: str, values: Iterable[float]) -> Run:
+        for value in values:
+            other = best._replace(**{field: f"{value:.3g}"})
+            if loss(other) >= loss(best):
+                break
+            best = other
+        return best
+
     lr = CONTENDERS[name][1]
-    runs = [at(lr, AUX), at(lr * FACTOR, AUX)]
-    higher = loss(runs[1]) < loss(runs[0])
-    runs.append(at(lr * FACTOR**2 if higher else lr / FACTOR, AUX))
-    lr = float(min(runs, key=loss).lr)
-    second = at(lr, 2 * AUX)
-    better = loss(second) < min(map(loss, runs))
-    return min([*runs, second, at(lr, 4 * AUX if better else AUX / 2)], key=loss)
+    start = Run(bed, name, f"{lr:.3g}", f"{MOMENTA[0]:g}", f"{AUX:.3g}", BEDS[bed], 0)
+    best = along(start, "momentum", MOMENTA[1:])
+    for field, value, factor in (("lr", lr, FACTOR), ("adamw_lr", AUX, 2.0)):
+        higher = along(best, field, (value * factor**i for i in count(1)))
+        lower = along(best, field, (value / factor**i for i in count(1)))
+        best = min(higher, lower, key=loss)
+    return best
 
 
 def compare(bed: str, name: str) -> None:
@@ -268,8 +285,8 @@ def compare(bed: str, name: str) -> None:
 
 def quick() -> None:
     """Try every rule for a few steps, without files."""
-    for name in ("torch.optim.Muon", *OURS, "hyperball"):
-        run = Run("quick", name, "0.02", "0.003", QUICK.steps, 0)
+    for name in ("torch.optim.Muon", *OURS, "eigenbasis", "hyperball"):
+        run = Run("quick", name, "0.02", "0.9", "0.003", QUICK.steps, 0)
         made = on_text(run, QUICK), on_images(run, QUICK, 640)
         assert all(math.isfinite(x.held_out) and x.seconds > 0 for x in made), (name, made)
 
