@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from torch_specgd import Muon, Shampoo, SpecGD
+from torch_specgd import Muon, SpecGD
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 
@@ -24,7 +24,7 @@ ROWS: dict[str, Callable[[Any], Optimizer]] = {
     ),
     "muon-eigenbasis": lambda p: Muon(p, lr=0.02, precondition="eigenbasis"),
     "muon-shampoo-element": lambda p: Muon(
-        p, lr=0.02, precondition=Shampoo(every=2), second_moment="element"
+        p, lr=0.02, precondition="shampoo", second_moment="element"
     ),
     "muon-bfloat16-state": lambda p: Muon(p, lr=0.02, state_dtype="bfloat16"),
     "muon-one-by-one": lambda p: Muon(p, lr=0.02, foreach=False),
