@@ -367,7 +367,8 @@ class Muon(SpectralOptimizer):
                 continue
             by_muon = is_matrix(p) if use_muon is None else use_muon
             state = self.state[p]
-            there = (first if by_muon else "exp_avg") in state and bits_of(state) in (None, bits)
+            there = (first if by_muon else "exp_avg") in state
+            there = there and ("momentum_codes" not in state or bits_of(state) == bits)
             if not there:
                 self._check_before_making("the optimizer's state", local(p).device)
             if staged or not there:
