@@ -59,6 +59,7 @@ def test_momentum_is_that_of_the_formula(buffer, out, nesterov, maximize, of_ten
     for g, b, u, old in zip(tensors(0), buffers, outs, before, strict=True):
         signed = -g.double() if maximize else g.double()
         mean = old + (1 - momentum) * (signed - old)
+        assert not torch.equal(b.double(), old)
         close(b, mean)
         close(u, mean if nesterov is False else signed + momentum * (mean - signed))
 

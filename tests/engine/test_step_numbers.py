@@ -65,8 +65,10 @@ def test_what_is_made_once_is_not_made_in_a_graph(kept: str | None, captured: Ca
         other = Muon([w], lr=0.1)
         other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         refused(other, captured, f"the count of state_dtype='{kept}' must be there before a CUDA")
+    before = w.detach().clone()
     with captured():
         optimizer.step()
+    assert not torch.equal(w, before)
     specgd = SpecGD([w], momentum=0.9)
     refused(specgd, captured, "state must be there before a CUDA graph is captured, got none")
 
@@ -78,6 +80,8 @@ def test_adamw_counts_its_steps_on_the_gpu(captured: Captured) -> None:
         p.grad = torch.randn_like(p)
     optimizer.step()
     refused(optimizer, captured, "capturable must be True while a CUDA graph is captured, got Fal")
+    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
+    assert counts == [1]  # of the step that was taken, not of the refused one
 
 
 def test_decompositions_are_refused(captured: Captured) -> None:
