@@ -14,13 +14,13 @@ rate over the ranks of adapters on pretrained models, from rank 8; they come fro
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
-from bed import RESULTS, ROOT, append, read, replace_between
+from bed import RESULTS, ROOT, append, command_line, read, show
 from muon_bed import QUICK, SETTINGS, Setting, Transformer, train
 from torch.optim import Optimizer
 
@@ -60,24 +60,24 @@ def loss(setting: Setting, rule: str, lr: float) -> float:
     return train(setting, optimizers, SEED, points=1)[-1].held_out
 
 
-def known() -> Losses:
-    """Return what the CSV holds."""
+def known(path: Path) -> Losses:
+    """Return what a CSV holds."""
     found: Losses = {}
-    for row in read(OUT):
+    for row in read(path):
         of = found.setdefault((row["cell"], row["rule"]), {})
         of[float(row["lr"])] = float(row["held_out"])
     return found
 
 
-def bracket(name: str, setting: Setting, rule: str, start: float) -> dict[float, float]:
+def bracket(path: Path, name: str, setting: Setting, rule: str, start: float) -> dict[float, float]:
     """Run a rate and its neighbours, further until the best is none of the outermost."""
-    losses = known().get((name, rule), {})
+    losses = known(path).get((name, rule), {})
 
     def at(power: int) -> float:
         lr = float(f"{start * FACTOR**power:.3g}")
         if lr not in losses:
             losses[lr] = loss(setting, rule, lr)
-            append(OUT, [{"cell": name, "rule": rule, "lr": lr, "held_out": losses[lr]}])
+            append(path, [{"cell": name, "rule": rule, "lr": lr, "held_out": losses[lr]}])
             print(name, rule, lr, f"{losses[lr]:.4f}", flush=True)
         return losses[lr]
 
@@ -89,13 +89,13 @@ def bracket(name: str, setting: Setting, rule: str, start: float) -> dict[float,
     return losses
 
 
-def run_all(rules: tuple[str, ...]) -> None:
+def run_all(path: Path, rules: tuple[str, ...]) -> None:
     """Tune every rule on the first size, and bracket its rate in the others."""
     for rule in rules:
-        base = bracket(*cell(*SIZES[0]), rule, RATE)
+        base = bracket(path, *cell(*SIZES[0]), rule, RATE)
         carried = min(base, key=base.__getitem__)
         for size in SIZES[1:]:
-            bracket(*cell(*size), rule, carried)
+            bracket(path, *cell(*size), rule, carried)
 
 
 def ranks() -> dict[str, tuple[float, dict[float, float]]]:
@@ -130,9 +130,9 @@ def lines(cells: Mapping[str, tuple[float, dict[float, float]]]) -> list[str]:
     ]  # fmt: skip
 
 
-def report() -> str:
+def report(path: Path) -> str:
     """Return the page's tables."""
-    losses, parts = known(), []
+    losses, parts = known(path), []
     for rule in RULES:
         base = losses.get((BASE, rule), {})
         if len(base) < 3:
@@ -159,20 +159,16 @@ def quick() -> None:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command_line(__doc__, OUT)
     parser.add_argument("--rule", choices=RULES, help="one of the two alone")
-    parser.add_argument("--report", action="store_true", help="the tables alone")
-    parser.add_argument("--quick", action="store_true", help="a few steps, no files")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.quick:
         quick()
         return
     if not args.report:
-        run_all((args.rule,) if args.rule else RULES)
-    replace_between(ROOT / "docs" / "muon_results.md", "one rate", report())
+        run_all(args.csv, (args.rule,) if args.rule else RULES)
+    show(report(args.csv), ROOT / "docs" / "muon_results.md", "one rate", args.csv == OUT)
 
 
 if __name__ == "__main__":
