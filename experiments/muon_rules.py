@@ -2,6 +2,7 @@
 
     python experiments/muon_rules.py                       # appends what is missing to the CSV
     python experiments/muon_rules.py --only conv shampoo   # of a bed, of some contenders
+    python experiments/muon_rules.py --seconds             # times of steps, in turns
     python experiments/muon_rules.py --report              # the section of docs/muon_results.md
 
 Every contender is tuned on seed 0 in the same way: momenta, down from 0.95; rates of the matrices,
@@ -13,16 +14,16 @@ steps as well. pytorch_optimizer and heavyball take part where they can be impor
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import count
 from typing import Any, NamedTuple
 
 import torch
-from bed import RESULTS, ROOT, append, fashion_mnist, read, replace_between
+from bed import RESULTS, ROOT, append, fashion_mnist, read, replace_between, write
 from muon_bed import QUICK, SETTINGS, Setting, lr_factor, train
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -30,7 +31,7 @@ from torch.optim import AdamW, Optimizer
 
 from torch_specgd import Muon, Shampoo
 
-OUT = RESULTS / "muon_rules.csv"
+OUT, TIMES = RESULTS / "muon_rules.csv", RESULTS / "muon_rules_seconds.csv"
 SEEDS = (1, 2, 3, 4, 5, 6)
 BEDS = {"width 96": 400, "conv": 400, "width 256": 400, "width 96 long": 1600}  # steps
 AUX, FACTOR = 3e-3, 1.5
@@ -111,6 +112,7 @@ CONTENDERS: dict[str, tuple[Maker, float]] = {
     "AdamW": (_adamw, 3e-3),
     "hyperball": (Hyperball, 0.02),
 }
+TIMED = ("torch.optim.Muon", "shampoo, element", "shampoo of outputs", "neuron (NorMuon)")
 OURS = ("shampoo", "shampoo, element", "shampoo of outputs")
 
 
@@ -268,8 +270,8 @@ def tuned(bed: str, name: str, result: Callable[[Run], Result] = measure) -> Run
     start = Run(bed, name, f"{lr:.3g}", f"{MOMENTA[0]:g}", f"{AUX:.3g}", BEDS[bed], 0)
     best = along(start, "momentum", MOMENTA[1:])
     for field, value, factor in (("lr", lr, FACTOR), ("adamw_lr", AUX, 2.0)):
-        higher = along(best, field, (value * factor**i for i in count(1)))
-        lower = along(best, field, (value / factor**i for i in count(1)))
+        higher = along(best, field, (value * factor**i for i in itertools.count(1)))
+        lower = along(best, field, (value / factor**i for i in itertools.count(1)))
         best = min(higher, lower, key=loss)
     return best
 
@@ -281,6 +283,17 @@ def compare(bed: str, name: str) -> None:
     for part in parts:
         for seed in SEEDS:
             measure(best._replace(seed=seed, steps=round(part * BEDS[bed])))
+
+
+def time_steps(rounds: int = 5, steps: int = 100) -> None:
+    """Time contenders in turns, so that what else the machine does meets all of them alike."""
+    rows = []
+    for bed, turn, name in itertools.product(("width 96", "conv"), range(rounds), TIMED):
+        run = Run(bed, name, "0.03", "0.9", "0.003", steps, turn)
+        setting = replace(SETTINGS["plain"], steps=steps)
+        spent = (on_images if bed == "conv" else on_text)(run, setting).seconds
+        rows.append({"bed": bed, "contender": name, "turn": turn, "seconds": spent})
+    write(TIMES, rows)
 
 
 def quick() -> None:
@@ -297,18 +310,22 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="beds and contenders")
     parser.add_argument("--quick", action="store_true", help="a few steps, assertions, no files")
     parser.add_argument("--runs", type=int, help="stop after so many new runs, with exit code 3")
+    parser.add_argument("--seconds", action="store_true", help="time steps, in turns")
     parser.add_argument("--report", action="store_true", help="write the section of the page")
     args = parser.parse_args()
     if args.report:
         from muon_rules_report import section
 
-        text = section(results(), CONTENDERS)
+        text = section(results(), CONTENDERS, read(TIMES))
         replace_between(ROOT / "docs" / "muon_results.md", "muon_rules", text)
         return
     if unknown := [x for x in args.only if x not in (*BEDS, *CONTENDERS)]:
         parser.error(f"--only must name beds or contenders, got {unknown}")
     torch.set_num_threads(1)
     LEFT[0] = args.runs or -1
+    if args.seconds:
+        time_steps()
+        return
     if args.quick:
         quick()
         return

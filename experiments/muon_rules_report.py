@@ -74,22 +74,36 @@ def flops(shapes: Sequence[tuple[int, int]], make: Make) -> float:
     return total + sum(each * k**3 / rule.every for k in sides)
 
 
-def section(known: Mapping[Any, Any], contenders: Mapping[str, tuple[Make, float]]) -> str:
+def section(
+    known: Mapping[Any, Any],
+    contenders: Mapping[str, tuple[Make, float]],
+    times: Sequence[Mapping[str, str]],
+) -> str:
     """Return the section of the page.
 
     Args:
         known: Results by run.
         contenders: Makers of optimizers by name.
+        times: Rows of steps that were timed in turns.
     """
     parts: list[str] = []
     for bed, title in TITLES.items():
         mine = {run: x for run, x in known.items() if run.bed == bed}
         rows = _rows({run: x for run, x in mine.items() if run.seed > 0})
         if BASE in rows:
-            parts += [f"### {title}", "", *_table(bed, rows, contenders), ""]
+            parts += [f"### {title}", "", *_table(bed, rows, contenders, _ratios(times, bed)), ""]
             parts += [*_fewer(rows), ""]
             parts += [*_tuning({run: x for run, x in mine.items() if run.seed == 0}), ""]
     return "\n".join(parts)
+
+
+def _ratios(times: Sequence[Mapping[str, str]], bed: str) -> dict[str, float]:
+    """Return each contender's time of a step over the base's, the median of turns."""
+    of: dict[str, dict[str, float]] = {}
+    for row in times:
+        if row["bed"] == bed.removesuffix(" long"):
+            of.setdefault(row["contender"], {})[row["turn"]] = float(row["seconds"])
+    return {k: median(v[t] / of[BASE][t] for t in v) for k, v in of.items()}
 
 
 def _tuning(known: Mapping[Any, Any]) -> list[str]:
@@ -128,12 +142,14 @@ def _gap(gaps: Sequence[float]) -> str:
 
 
 def _table(
-    bed: str, rows: Mapping[str, Any], contenders: Mapping[str, tuple[Make, float]]
+    bed: str,
+    rows: Mapping[str, Any],
+    contenders: Mapping[str, tuple[Make, float]],
+    ratios: Mapping[str, float],
 ) -> list[str]:
     full = max(rows[BASE])
     base = rows[BASE][full]
     step = flops(shapes_of(bed), contenders[BASE][0])
-    seconds = median(result.seconds for _, result in base.values())
     accuracy = " accuracy, % |" if bed == "conv" else ""
     lines = [
         f"| matrices by | tuned | held-out loss |{accuracy} gap | p | FLOPs | seconds | n |",
@@ -150,10 +166,10 @@ def _table(
         # Others' decompositions are theirs to count.
         ours = "(" not in name or name == "neuron (NorMuon)"
         count = f"{flops(shapes_of(bed), contenders[name][0]) / step:.2f}" if ours else ""
-        time = median(result.seconds for _, result in some.values()) / seconds
+        time = f"{ratios[name]:.2f}" if name in ratios else ""
         lines.append(
             f"| {name} | {run.lr}, {run.momentum}, {run.adamw_lr} | {fmean(losses):.4f} |"
-            f"{right} {gap} {count} | {time:.2f} | {len(some)} |"
+            f"{right} {gap} {count} | {time} | {len(some)} |"
         )
     return lines
 
