@@ -162,7 +162,7 @@ def accumulate(covariance: Tensor, x: Tensor, beta: float) -> None:
     What is beyond the dtype's range counts as zero, which leaves the mean as it was, but smaller:
     its size does not matter.
     """
-    # No entry of x x^T is larger than this sum: a pass over x, which is the smaller of both.
+    # No entry of x x^T is larger than this sum.
     finite = x.square().sum((-2, -1), keepdim=True).isfinite()
     x = torch.where(finite, x, 0)
     covariance.baddbmm_(x, x.mT, beta=beta, alpha=1 - beta)
