@@ -33,10 +33,10 @@ from torch_specgd import Muon, Shampoo
 
 OUT, TIMES = RESULTS / "muon_rules.csv", RESULTS / "muon_rules_seconds.csv"
 SEEDS = (1, 2, 3, 4, 5, 6)
-BEDS = {"width 96": 400, "conv": 400, "width 256": 400, "width 96 long": 1600}  # steps
+BEDS = {"width 96": 400, "conv": 400, "width 256": 400, "lora": 200, "width 96 long": 1600}  # steps
 AUX, FACTOR = 3e-3, 1.5
 MOMENTA = (0.95, 0.9, 0.8, 0.6)
-FEWER = (0.9, 0.8)  # of the steps
+FEWER = (0.9, 0.88, 0.85, 0.8)  # of the steps
 LEFT = [-1]  # runs until the program stops; below zero: none is the last
 Matrices = list[nn.Parameter]
 
@@ -99,10 +99,15 @@ OUTPUTS = Shampoo(sides="outputs")
 # What steps the hidden matrices, and the first rate that is tried; the most decisive come first.
 CONTENDERS: dict[str, tuple[Maker, float]] = {
     "torch.optim.Muon": (_torch, 0.02),
+    "element": (muon(second_moment="element"), 0.02),
+    "contra, element": (muon(ns_coefficients="contra", second_moment="element"), 0.02),
+    "shampoo, contra, element": (
+        muon(precondition="shampoo", ns_coefficients="contra", second_moment="element"),
+        0.02,
+    ),
     "shampoo, element": (muon(precondition="shampoo", second_moment="element"), 0.02),
     "shampoo of outputs": (muon(precondition=OUTPUTS), 0.02),
     "shampoo": (muon(precondition="shampoo"), 0.02),
-    "element": (muon(second_moment="element"), 0.02),
     "SOAP (pytorch_optimizer)": (_soap, 3e-3),
     "eigenbasis": (muon(precondition="eigenbasis"), 0.02),
     "neuron (NorMuon)": (muon(second_moment="neuron"), 0.02),
@@ -112,8 +117,15 @@ CONTENDERS: dict[str, tuple[Maker, float]] = {
     "AdamW": (_adamw, 3e-3),
     "hyperball": (Hyperball, 0.02),
 }
-TIMED = ("torch.optim.Muon", "shampoo, element", "shampoo of outputs", "neuron (NorMuon)")
-OURS = ("shampoo", "shampoo, element", "shampoo of outputs")
+TIMED = (
+    "torch.optim.Muon", "element", "contra, element", "shampoo, contra, element",
+    "shampoo, element", "shampoo of outputs", "neuron (NorMuon)",
+)  # fmt: skip
+OURS = (
+    "element",
+    "contra, element",
+    "shampoo, contra, element",
+)  # what runs on fewer steps as well
 
 
 class Run(NamedTuple):
@@ -218,6 +230,31 @@ def on_images(run: Run, setting: Setting, count: int = 20_000) -> Result:
     return Result(*losses, accuracy, per_step(clock))
 
 
+def on_adapters(run: Run, setting: Setting) -> Result:
+    """Train adapters of rank 8 on a pretrained MiniLM, which classifies tweets."""
+    from lora_models import DATA, adapted, minilm
+
+    bed = minilm(DATA)
+    bed.model = adapted("minilm", bed.model, 8, run.seed)
+    matrices, others = [], []
+    for name, p in bed.model.named_parameters():
+        if p.requires_grad:
+            (matrices if "lora_" in name else others).append(p)
+    chosen = optimizers(run, matrices, others)
+    rates = [torch.optim.lr_scheduler.LambdaLR(o, lambda t: lr_factor(t, setting)) for o in chosen]
+    clock: list[float] = []
+    for _, batch in zip(range(setting.steps), bed.batches(run.seed), strict=False):
+        loss = bed.loss(batch)
+        bed.model.zero_grad()
+        loss.backward()
+        for o in (*chosen, *rates):
+            o.step()
+        clock.append(time.process_time())
+    held_out, accuracy = bed.judge(bed.test)
+    fit, _ = bed.judge([part[:600] for part in bed.train])
+    return Result(held_out, fit, accuracy, per_step(clock))
+
+
 def shuffled(count: int, seed: int) -> Iterator[Tensor]:
     """Yield batches of 64, epoch after epoch, a pure function of the seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -239,8 +276,8 @@ def measure(run: Run) -> Result:
     """Return what a run gives, out of the CSV if it is there."""
     if (known := results().get(run)) is not None:
         return known
-    if run.bed == "conv":
-        result = on_images(run, Setting(steps=run.steps))
+    if run.bed in ("conv", "lora"):
+        result = {"conv": on_images, "lora": on_adapters}[run.bed](run, Setting(steps=run.steps))
     else:
         width = int(run.bed.split()[1])
         result = on_text(run, replace(SETTINGS["plain"], width=width, steps=run.steps))

@@ -49,6 +49,17 @@ SCHEDULES: dict[str, Schedule] = {
         # the first step of `deep`, to 1.09 and 1.04 after the others; 1.11, 1.02, 1.01 of `flat`.
         Schedule("deep", DEEP, 1.0, 1.3e-3, "schatten4", _OWN_SOURCE, (1.05, 1.25, 1.12)),
         Schedule("flat", FLAT, 1.0, 1e-2, "schatten8", _OWN_SOURCE, (1.05, 1.12, 1.05)),
+        # Not the polar factor: 1 - s / 2, so that no direction is stepped as far as the weakest.
+        Schedule(
+            "contra",
+            DEEP,
+            1.0,
+            1.3e-3,
+            "schatten4",
+            "nilin.github.io/contra-muon-and-soft-muon, with a factor of 0.2",
+            (1.05, 1.25, 1.12),
+            weights=(-0.5, 0.0, 0.0, 1.0),
+        ),
     )
 }
 """Schedules by name, published and our own; `print(SCHEDULES[name])` says what each does."""
