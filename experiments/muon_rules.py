@@ -33,10 +33,10 @@ from torch_specgd import Muon, Shampoo
 
 OUT, TIMES = RESULTS / "muon_rules.csv", RESULTS / "muon_rules_seconds.csv"
 SEEDS = (1, 2, 3, 4, 5, 6)
-BEDS = {"width 96": 400, "conv": 400, "width 256": 400, "lora": 200, "width 96 long": 1600}  # steps
+BEDS = {"width 96": 400, "conv": 400, "width 256": 200, "lora": 200, "width 96 long": 1600}  # steps
 AUX, FACTOR = 3e-3, 1.5
 MOMENTA = (0.95, 0.9, 0.8, 0.6)
-FEWER = (0.9, 0.88, 0.85, 0.8)  # of the steps
+FEWER = (0.88, 0.84, 0.8)  # of the steps
 LEFT = [-1]  # runs until the program stops; below zero: none is the last
 Matrices = list[nn.Parameter]
 

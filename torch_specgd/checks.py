@@ -12,6 +12,7 @@ from specgd_common.tensors import is_dtensor
 
 from .groups.matrix_view import describe
 from .triton_kernels import resolve_schedule
+from .triton_kernels.schedule.named import is_triple
 
 Check = Callable[[str, Any], None]
 _LARGEST = torch.finfo(torch.float32).max
@@ -176,7 +177,8 @@ def check_schedule(coefficients: Any, steps: int | None = None) -> None:
     if isinstance(coefficients, str) and coefficients == "auto":
         return
     try:
-        resolve_schedule(coefficients, steps)
+        # Named schedules and lists have a length of their own.
+        resolve_schedule(coefficients, steps if is_triple(coefficients) else None)
     except TypeError as error:
         raise TypeError(f"ns_coefficients cannot be used: {error}") from None
 

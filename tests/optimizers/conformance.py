@@ -26,6 +26,9 @@ ROWS: dict[str, Callable[[Any], Optimizer]] = {
     "muon-shampoo-element": lambda p: Muon(
         p, lr=0.02, precondition="shampoo", second_moment="element"
     ),
+    "muon-contra-element": lambda p: Muon(
+        p, lr=0.02, ns_coefficients="contra", second_moment="element"
+    ),
     "muon-bfloat16-state": lambda p: Muon(p, lr=0.02, state_dtype="bfloat16"),
     "muon-one-by-one": lambda p: Muon(p, lr=0.02, foreach=False),
     "specgd": lambda p: SpecGD(p, lr=0.02),

@@ -239,8 +239,9 @@ def test_walks_down_the_rosenbrock_valley(make: Make) -> None:
     p = nn.Parameter(torch.full((4, 6), -1.2) + 0.1 * torch.randn(4, 6))
     optimizer = make([p])
     for group in optimizer.param_groups:
-        # Of about 0.5 is the factor of "match_rms_adamw" for 4 x 6.
-        group["lr"] = 0.1 if group["adjust_lr_fn"] == "match_rms_adamw" else 0.05
+        # Of about 0.5 is the factor of "match_rms_adamw" for 4 x 6, and "contra" of one direction.
+        short = "match_rms_adamw" in group.values() or "contra" in group.values()
+        group["lr"] = 0.1 if short else 0.05
         group["weight_decay"] = 0.0
         group.update({"l2": 0.0} if "l2" in group else {})
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, total_iters=300)

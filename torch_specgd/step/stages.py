@@ -13,7 +13,7 @@ from ..groups.matrix_view import MatrixView, input_dims
 from ..triton_kernels.kernels.owned import capturing
 from .rule_state import rule_of, rule_shapes, start
 from .second_moment import BETA, SECOND_MOMENTS, normalize
-from .whole import precondition_
+from .whole import alike, precondition_
 
 Before = Callable[[Sequence[int], Sequence[Tensor], Sequence[Tensor]], None]
 """Changes updates in place, by (positions of the parameters, updates, gradients)."""
@@ -60,9 +60,17 @@ def stages_of(
         def precondition(
             members: Sequence[int], updates: Sequence[Tensor], grads: Sequence[Tensor]
         ) -> None:
-            for i, u, g in zip(members, updates, grads, strict=True):
-                g = -g if group["maximize"] else g
-                precondition_(rule, params[i], u, g, states[i], view, group["precondition_step"])
+            for places in alike(params, members):
+                some = [members[k] for k in places]
+                precondition_(
+                    rule,
+                    [params[i] for i in some],
+                    [updates[k] for k in places],
+                    [-grads[k] if group["maximize"] else grads[k] for k in places],
+                    [states[i] for i in some],
+                    view,
+                    group["precondition_step"],
+                )
 
         before.append(precondition)
     if kind is not None:
