@@ -269,9 +269,10 @@ def schedule_table() -> list[str]:
     for s in SCHEDULES.values():
         low, high = s.range()
         degrees = ",".join(str(2 * len(step) - 1) for step in s.steps)
+        reach = "" if s.weights else f"{s.reach():.2g}"  # of what goes to one
         lines.append(
             f"| {s.name} | {len(s)} | {degrees} | {s.safety:g} | {s.normalization} | "
-            f"[{s.lower:g}, 1] -> [{low:.4f}, {high:.4f}] | {s.slope:.4g} | {s.reach():.2g} | "
+            f"[{s.lower:g}, 1] -> [{low:.4f}, {high:.4f}] | {s.slope:.4g} | {reach} | "
             f"{s.divergence_threshold:.4f} |"
         )
     return lines

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from specgd_common.tensors import is_dtensor
+
 from ..distributed.layout import placed_like
 
 SECOND_MOMENTS = {"neuron": "neuron_second_moment", "element": "element_second_moment"}
@@ -39,10 +41,13 @@ def normalize(o: Tensor, v: Tensor, beta: float, dims: Sequence[int]) -> Tensor:
     if dims:
         # Of uneven shards, a sum and not a mean: torch 2.9 averages the ranks' means alike.
         mean = mean.sum(dim=tuple(dims), keepdim=True) / (wide.numel() // v.numel())
-    # torch 2.14 refuses an operation in place on DTensors that lie differently.
-    mean = v.to(dtype).lerp(placed_like(mean, v), 1 - beta)
-    v.copy_(mean)
+    if v.dtype == dtype and not is_dtensor(v):
+        mean = v.lerp_(mean, 1 - beta)
+    else:
+        # torch 2.14 refuses an operation in place on DTensors that lie differently.
+        mean = v.to(dtype).lerp(placed_like(mean, v), 1 - beta)
+        v.copy_(mean)
     tiny = torch.finfo(dtype).tiny
-    normed = wide / mean.clamp(min=tiny).sqrt()
+    normed = wide / mean.sqrt().clamp_(min=tiny**0.5)
     size = torch.linalg.vector_norm(normed).clamp(min=tiny)
-    return normed * (torch.linalg.vector_norm(wide) / size)
+    return normed.mul_(torch.linalg.vector_norm(wide) / size)
