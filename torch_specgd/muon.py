@@ -69,7 +69,9 @@ class Muon(SpectralOptimizer):
         ns_coefficients: "auto": the engine plans, at least as accurate as five Polar Express
             steps. A name picks a published schedule. One triple (a, b, c), applied ``ns_steps``
             times, is torch.optim.Muon's arithmetic, bfloat16 included. A sequence of tuples is
-            applied in its order.
+            applied in its order. "contra" takes 1 - s / 2 of each singular value s over the
+            Schatten-4 norm instead of one, so that weak directions are stepped further; its steps
+            are shorter, and want up to 1.5 times the rate.
         eps: Lower bound on the norm that a matrix is divided by where ``ns_coefficients`` is one
             triple, as in torch (default 1e-7). "auto" and named schedules need none: gradients of
             1e-30 are normalized as those of 1.
@@ -89,7 +91,8 @@ class Muon(SpectralOptimizer):
             "shampoo" (the inverse root of the gradients' covariance, 2 min(m, n)^2 float32 numbers
             more for an m x n matrix, see ``Shampoo``), "eigenbasis" (Adam's step in the
             eigenbases, m n + 2 m^2 + 2 n^2 more, see ``Eigenbasis``), or a function (update,
-            gradient, state) -> update of (B, m, n) matrices, not written to checkpoints. Its
+            gradient, state) -> update of (B, m, n) matrices, of one parameter or of several of one
+            shape, not written to checkpoints. Its
             attribute ``shapes``, a function of (m, n), names the shape of each tensor of ``state``,
             which starts at zero; ``state["step"]`` counts from 1. Not in a CUDA graph.
         second_moment: What the polar factor is divided by: None (default), "neuron" (a running
