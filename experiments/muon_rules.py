@@ -106,6 +106,10 @@ CONTENDERS: dict[str, tuple[Maker, float]] = {
         muon(precondition="shampoo", ns_coefficients="contra", second_moment="element"),
         0.02,
     ),
+    "shampoo of outputs, contra, element": (
+        muon(precondition=OUTPUTS, ns_coefficients="contra", second_moment="element"),
+        0.02,
+    ),
     "shampoo, element": (muon(precondition="shampoo", second_moment="element"), 0.02),
     "shampoo of outputs": (muon(precondition=OUTPUTS), 0.02),
     "shampoo": (muon(precondition="shampoo"), 0.02),
@@ -126,6 +130,7 @@ OURS = (
     "element",
     "contra, element",
     "shampoo, contra, element",
+    "shampoo of outputs, contra, element",
 )  # what runs on fewer steps as well
 
 
@@ -263,6 +268,14 @@ def shuffled(count: int, seed: int) -> Iterator[Tensor]:
         yield from torch.randperm(count, generator=generator)[: count // 64 * 64].split(64)
 
 
+def trained(run: Run) -> Result:
+    """Train what a run's bed says."""
+    if run.bed in ("conv", "lora"):
+        return (on_images if run.bed == "conv" else on_adapters)(run, Setting(steps=run.steps))
+    width = int(run.bed.split()[1])
+    return on_text(run, replace(SETTINGS["plain"], width=width, steps=run.steps))
+
+
 def results() -> dict[Run, Result]:
     """Return what the CSV holds."""
     found = {}
@@ -277,11 +290,7 @@ def measure(run: Run) -> Result:
     """Return what a run gives, out of the CSV if it is there."""
     if (known := results().get(run)) is not None:
         return known
-    if run.bed in ("conv", "lora"):
-        result = {"conv": on_images, "lora": on_adapters}[run.bed](run, Setting(steps=run.steps))
-    else:
-        width = int(run.bed.split()[1])
-        result = on_text(run, replace(SETTINGS["plain"], width=width, steps=run.steps))
+    result = trained(run)
     append(OUT, [{**run._asdict(), **result._asdict()}])
     print(*run, *(f"{x:.4f}" for x in result), flush=True)
     LEFT.append(LEFT.pop() - 1)
@@ -336,14 +345,14 @@ def of_the_tuned(known: dict[Run, Result]) -> dict[Run, Result]:
     return {run: x for run, x in known.items() if run.seed == 0 or best.get(run[:2]) == run[2:5]}
 
 
-def time_steps(rounds: int = 5, steps: int = 100) -> None:
+def time_steps(rounds: int = 5) -> None:
     """Time contenders in turns, so that what else the machine does meets all of them alike."""
     rows = []
-    for bed, turn, name in itertools.product(("width 96", "conv"), range(rounds), TIMED):
-        run = Run(bed, name, "0.03", "0.9", "0.003", steps, turn)
-        setting = replace(SETTINGS["plain"], steps=steps)
-        spent = (on_images if bed == "conv" else on_text)(run, setting).seconds
-        rows.append({"bed": bed, "contender": name, "turn": turn, "seconds": spent})
+    beds = {"width 96": 100, "conv": 100, "width 256": 25, "lora": 25}
+    for bed, turn, name in itertools.product(beds, range(rounds), TIMED):
+        run = Run(bed, name, "0.03", "0.9", "0.003", beds[bed], turn)
+        rows.append({"bed": bed, "contender": name, "turn": turn, "seconds": trained(run).seconds})
+        print(*rows[-1].values(), flush=True)
     write(TIMES, rows)
 
 

@@ -91,8 +91,7 @@ class Muon(SpectralOptimizer):
             "shampoo" (the inverse root of the gradients' covariance, 2 min(m, n)^2 float32 numbers
             more for an m x n matrix, see ``Shampoo``), "eigenbasis" (Adam's step in the
             eigenbases, m n + 2 m^2 + 2 n^2 more, see ``Eigenbasis``), or a function (update,
-            gradient, state) -> update of (B, m, n) matrices, of one parameter or of several of one
-            shape, not written to checkpoints. Its
+            gradient, state) -> update of (B, m, n) matrices, not written to checkpoints. Its
             attribute ``shapes``, a function of (m, n), names the shape of each tensor of ``state``,
             which starts at zero; ``state["step"]`` counts from 1. Not in a CUDA graph.
         second_moment: What the polar factor is divided by: None (default), "neuron" (a running

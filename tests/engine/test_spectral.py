@@ -245,6 +245,16 @@ def test_two_rounds_from_the_last_basis_are_worth_five_steps_of_qr() -> None:
     assert truth.off_diagonal(new, found[1]) < left[4]
 
 
+@pytest.mark.parametrize("rank", [1, 8, 200])
+def test_an_eigenbasis_stays_orthonormal_whatever_the_rank(rank: int) -> None:
+    """With most eigenvalues alike every pair turns as far as it can, all at once."""
+    x = torch.randn(200, rank) if rank > 1 else torch.ones(200, 1)
+    q = torch.eye(200)
+    for _ in range(3):
+        q = eigenbasis(x @ x.T, q, rounds=5, check=False)
+        assert (torch.linalg.svdvals(q) - 1).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_eigenbasis_from_nothing_is_that_of_eigh(dtype: torch.dtype) -> None:
     """Up to signs and order, where eigenvalues are apart."""

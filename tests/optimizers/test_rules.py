@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch_specgd import Eigenbasis, Interleaved, Muon, Shampoo
 from torch_specgd.step import precondition, stages
 
 RULES: dict[str, Any] = {
-    "eigenbasis": Eigenbasis(every=5),
-    "eigenbasis-short": Eigenbasis(sides="short", every=4),
+    "eigenbasis": "eigenbasis",
+    "eigenbasis-short": Eigenbasis(sides="short"),
     "shampoo": Shampoo(every=4),
     "shampoo-outputs": Shampoo(sides="outputs", every=5),
     "shampoo-both": Shampoo(sides="both", root=4, every=3),
@@ -78,8 +79,8 @@ def test_steps_equal_the_float64_reference(rule: Any, shape: tuple[int, int]) ->
         known.append(g)
         reference.step(g)
     found = steps_of(grads, precondition=rule, ns_coefficients=EXACT)
-    # The engine's inverse roots are within 2 %, its rotations within 2e-6 a round.
-    tolerance = 0.02 if isinstance(slow, ReferenceShampoo) else 1e-5
+    # The engine's inverse roots are within 2 %.
+    tolerance = 0.02 if isinstance(slow, ReferenceShampoo) else 1e-6
     atol = tolerance * float(reference.w.abs().max())
     torch.testing.assert_close(found, reference.w, rtol=tolerance, atol=atol)
 
@@ -102,6 +103,38 @@ def test_contra_steps_weak_directions_further() -> None:
     found = -steps_of([g], **plain, ns_coefficients="contra")
     torch.testing.assert_close(found, contra(g), rtol=0, atol=0.035)
     assert (found - polar_exact(g)).abs().max() > 0.1
+
+
+@every_rule
+def test_weights_of_one_shape_share_a_call_and_nothing_else(rule: Any) -> None:
+    """A GPU waits for launches, not for products; a neighbour's gradients are no business of it."""
+    calls: list[tuple[int, ...]] = []
+
+    def watched(update: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
+        calls.append(tuple(update.shape))
+        return function(update, gradient, state)
+
+    function = precondition.BY_NAME.get(rule, rule) if isinstance(rule, str) else rule
+    watched.shapes = function.shapes  # type: ignore[attr-defined]
+    watched.identities = function.identities  # type: ignore[attr-defined]
+    watched.together = True  # type: ignore[attr-defined]
+    ps = [nn.Parameter(torch.zeros(shape)) for shape in ((4, 6), (6, 4), (4, 6), (2, 4, 6))]
+    groups = [{"params": [p], "use_muon": True} for p in ps]
+    together = Muon([{"params": ps, "use_muon": True}], lr=0.1, precondition=watched)
+    copies = copy.deepcopy(ps)
+    alone = Muon([{**g, "params": [q]} for g, q in zip(groups, copies, strict=True)], lr=0.1,
+                 precondition=rule)  # fmt: skip
+    for step in range(12):
+        for k, (p, q) in enumerate(zip(ps, copies, strict=True)):
+            p.grad = q.grad = gradients(*p.shape, count=12)[step] * 10.0**k
+        together.step()
+        alone.step()
+    assert sorted(calls[:3]) == [(1, 6, 4), (2, 4, 6), (2, 4, 6)]
+    assert len(calls) == 3 * 12
+    for p, q in zip(ps, copies, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+        for name, x in alone.state[q].items():
+            torch.testing.assert_close(together.state[p][name], x, rtol=1e-4, atol=1e-5)
 
 
 def test_a_coefficient_alone_means_normuon() -> None:
@@ -138,37 +171,6 @@ def test_convolutions_stacks_and_fused_weights_are_their_matrices(rule: Any) -> 
             torch.testing.assert_close(fused[some], alone)
     turned = steps_of([g.mT.contiguous() for g in grads], matrix_view="transposed", **options)
     torch.testing.assert_close(turned.mT, whole)
-
-
-@every_rule
-def test_weights_of_one_shape_share_a_call_and_nothing_else(rule: Any) -> None:
-    """A GPU waits for launches, not for products; a neighbour's gradients are no business of it."""
-    calls: list[tuple[int, ...]] = []
-
-    def watched(update: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
-        calls.append(tuple(update.shape))
-        return function(update, gradient, state)
-
-    function = precondition.BY_NAME.get(rule, rule) if isinstance(rule, str) else rule
-    watched.shapes = function.shapes  # type: ignore[attr-defined]
-    watched.identities = function.identities  # type: ignore[attr-defined]
-    ps = [nn.Parameter(torch.zeros(shape)) for shape in ((4, 6), (6, 4), (4, 6), (2, 4, 6))]
-    groups = [{"params": [p], "use_muon": True} for p in ps]
-    together = Muon([{"params": ps, "use_muon": True}], lr=0.1, precondition=watched)
-    copies = copy.deepcopy(ps)
-    alone = Muon([{**g, "params": [q]} for g, q in zip(groups, copies, strict=True)], lr=0.1,
-                 precondition=rule)  # fmt: skip
-    for step in range(12):
-        for k, (p, q) in enumerate(zip(ps, copies, strict=True)):
-            p.grad = q.grad = gradients(*p.shape, count=12)[step] * 10.0**k
-        together.step()
-        alone.step()
-    assert sorted(calls[:3]) == [(1, 6, 4), (2, 4, 6), (2, 4, 6)]
-    assert len(calls) == 3 * 12
-    for p, q in zip(ps, copies, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
-        for name, x in alone.state[q].items():
-            torch.testing.assert_close(together.state[p][name], x, rtol=1e-4, atol=1e-5)
 
 
 @every_rule
@@ -220,31 +222,25 @@ def test_an_adapters_outputs_are_not_preconditioned() -> None:
 
 
 def test_a_basis_turns_into_the_eigenvectors() -> None:
-    """Products instead of decompositions: what remains off the diagonal dies out."""
+    """Warm steps instead of decompositions: what remains off the diagonal dies out."""
     values = torch.logspace(0, -3, 8).double()
     q = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)).double())[0]
     covariance, basis = (q * values) @ q.T, torch.eye(8).double()
-    for _ in range(20):
-        basis = precondition.next_basis(covariance, basis, 1)
-    seen = basis.T @ covariance @ basis
-    torch.testing.assert_close(seen, seen.diagonal().diag(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(
-        seen.diagonal().sort(descending=True).values, values, rtol=1e-4, atol=0
-    )
-    still = precondition.next_basis(torch.zeros(3, 3), torch.eye(3), 1)
-    torch.testing.assert_close(still, torch.eye(3), rtol=0, atol=1e-5)
+    for _ in range(60):
+        basis = precondition.next_basis(covariance, basis)
+    torch.testing.assert_close(basis.T @ covariance @ basis, values.diag(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(precondition.next_basis(torch.zeros(3, 3), torch.eye(3)).abs(), torch.eye(3))
 
 
-@every_rule
-def test_rules_take_products_alone(rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU takes longer for a decomposition than for the rest of a step."""
+@pytest.mark.parametrize("root", [2, 4, 8])
+def test_inverse_roots_take_products_alone(root: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU takes longer for an eigendecomposition than for the rest of a step."""
 
-    def refused(*_: object, **__: object) -> None:
+    def refused(*_: object) -> None:
         raise AssertionError("decomposed")
 
-    for name in ("eigh", "qr", "svd", "cholesky", "inv", "solve"):
-        monkeypatch.setattr(torch.linalg, name, refused)
-    w = steps_of(gradients(5, 7), precondition=rule)
+    monkeypatch.setattr(torch.linalg, "eigh", refused)
+    w = steps_of(gradients(5, 7), precondition=Shampoo(root=root, every=3))
     assert w.norm() > 0.1
 
 
@@ -265,6 +261,18 @@ def by_columns(update: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tenso
 
 
 by_columns.shapes = lambda m, n: {"squares": (n,)}  # type: ignore[attr-defined]
+
+
+def test_a_rule_of_ones_own_sees_one_weight_at_a_time() -> None:
+    """It may sum over all that it gets; a NaN elsewhere is no business of it."""
+    ps = [nn.Parameter(torch.zeros(3, 4)) for _ in range(2)]
+    optimizer = Muon(ps, precondition=lambda u, g, state: u / u.norm())
+    for p, g in zip(ps, gradients(3, 4), strict=False):
+        p.grad = g
+    ps[0].grad[0, 0] = math.nan
+    optimizer.step()
+    assert ps[0].isnan().any()
+    assert ps[1].isfinite().all()
 
 
 def test_a_rule_of_ones_own_is_five_lines() -> None:

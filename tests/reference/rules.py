@@ -1,23 +1,17 @@
 """Float64 update rules of one matrix, by eigendecompositions, written to be read."""
 
-import math
-
 import torch
 from torch import Tensor
 
 
 def eigenvectors(covariance: Tensor, basis: Tensor) -> Tensor:
-    """One round of Jacobi: each pair of columns turns by its own angle, and a decomposition."""
-    seen = basis.T @ covariance @ basis
-    turn = torch.zeros_like(seen)
-    for i in range(len(seen)):
-        for j in range(i + 1, len(seen)):
-            gap = float(seen[j, j] - seen[i, i])
-            angle = math.atan2(2 * float(seen[i, j]), abs(gap)) / 2
-            turn[i, j] = angle if gap >= 0 else -angle
-            turn[j, i] = -turn[i, j]
-    u, _, vh = torch.linalg.svd(basis + basis @ turn)
-    return u @ vh
+    """One step of orthogonal iteration by the definition: Gram and Schmidt, column after column."""
+    columns: list[Tensor] = []
+    for x in (covariance @ basis).T:
+        for q in columns:
+            x = x - (q @ x) * q
+        columns.append(x / x.norm())
+    return torch.stack(columns, 1)
 
 
 class ReferenceEigenbasis:
@@ -35,11 +29,8 @@ class ReferenceEigenbasis:
         for i in self.sides:
             x = (g, g.T)[i]
             self.covariances[i] = self.beta * self.covariances[i] + (1 - self.beta) * x @ x.T
-            if self.count % self.every == 0:
-                for _ in range(20 if self.count == self.every else 1):
-                    self.bases[i] = eigenvectors(self.covariances[i], self.bases[i])
-        if self.count < self.every:
-            return u
+            if self.count <= self.every or self.count % self.every == 0:
+                self.bases[i] = eigenvectors(self.covariances[i], self.bases[i])
         left, right = self.bases
         turned = left.T @ g @ right
         self.squares = self.beta * self.squares + (1 - self.beta) * turned**2

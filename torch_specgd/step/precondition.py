@@ -1,8 +1,8 @@
 """Preconditioners: what an update is multiplied by before its polar factor is taken.
 
-A preconditioner is a function of (update, gradient, state) of matrices of one shape, of one
-parameter or of several that are alike. `Shampoo` and `Eigenbasis` are two; any other function of
-this form is one as well.
+A preconditioner is a function of (update, gradient, state), each of one parameter's matrices of one
+shape. `Shampoo` and `Eigenbasis` are two; any other function of this form is one as well. One whose
+attribute `together` is true gets the matrices of all parameters of one shape in one call.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from ..checks import integer, number, one_of
-from ..triton_kernels import eigenbasis, inverse_root
+from ..triton_kernels import inverse_root
 
 Precondition = str | Callable[[Tensor, Tensor, dict[str, Any]], Tensor] | None
 
-FIRST_ROUNDS = 20  # of the first basis: what one starts with tells nothing
 FLOOR = 0.01  # of Adam's divisor, relative to its own size
 TALLEST = 4  # an adapter's outputs would cost more than all else
 LARGEST_SIDE = 8192  # its square would outgrow most models' weights
@@ -30,17 +29,17 @@ class Eigenbasis:
     For an m x n matrix::
 
         L <- beta L + (1 - beta) G G^T,    R <- beta R + (1 - beta) G^T G
-        P, Q: bases that turn towards the eigenvectors of L and R, every ``every`` steps
+        P, Q: eigenvectors of L and R, by one step of orthogonal iteration, every ``every`` steps
         V <- beta V + (1 - beta) (P^T G Q)^2    elementwise
         U' = P ((P^T U Q) / sqrt(V)) Q^T
 
     so that directions of large or noisy gradients do not drown the others. The update's size does
-    not matter: its polar factor is taken. A basis turns by one round of `eigenbasis`, products
-    alone. A side above 8,192 keeps its own basis, and costs nothing but V.
+    not matter: its polar factor is taken. A side above 8,192 keeps its own basis, and costs nothing
+    but V.
 
     Args:
         beta: Weight of the old averages L and V (default 0.95).
-        every: Steps between two bases (default 10). Before the first one, steps are Muon's.
+        every: Steps between two bases (default 10); the first ``every`` steps take one each.
         sides: "both" (default), "outputs" (L alone), or "short": the shorter side alone.
 
     Raises:
@@ -62,6 +61,7 @@ class Eigenbasis:
     every: int = 10
     sides: str = "both"
     identities: ClassVar[tuple[str, ...]] = ("left_basis", "right_basis")
+    together: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self.beta, self.every, self.sides)
@@ -76,15 +76,12 @@ class Eigenbasis:
     def __call__(self, update: Tensor, gradient: Tensor, state: dict[str, Any]) -> Tensor:
         """Return the preconditioned update, (B, m, n)."""
         m, n = update.shape[-2:]
-        bases, step = {}, state["step"]
+        bases = {}
         for name in _sides(m, n, self.sides):
             covariance, bases[name] = state[name], state[f"{name}_basis"]
             accumulate(covariance, gradient if name == "left" else gradient.mT, self.beta)
-            if step % self.every == 0:
-                rounds = FIRST_ROUNDS if step == self.every else 1
-                bases[name].copy_(next_basis(covariance, bases[name], rounds))
-        if step < self.every:
-            return update
+            if is_due(state["step"], self.every):
+                bases[name].copy_(next_basis(covariance, bases[name]))
         left, right = bases.get("left"), bases.get("right")
         squares, seen = state["squares"], _turned(gradient, left, right).square()
         squares.lerp_(torch.where(seen.isfinite(), seen, squares), 1 - self.beta)
@@ -137,6 +134,7 @@ class Shampoo:
     sides: str = "short"
     root: int = 2
     identities: ClassVar[tuple[str, ...]] = ("left_root", "right_root")
+    together: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self.beta, self.every, self.sides)
@@ -173,9 +171,16 @@ def accumulate(covariance: Tensor, x: Tensor, beta: float) -> None:
     covariance.baddbmm_(x, x.mT, beta=beta, alpha=1 - beta)
 
 
-def next_basis(covariance: Tensor, basis: Tensor, rounds: int) -> Tensor:
-    """Turn orthonormal columns towards the eigenvectors, by the engine's products alone."""
-    return eigenbasis(covariance, basis.expand_as(covariance), rounds, check=False)
+def is_due(step: int, every: int) -> bool:
+    """Say whether a step computes anew: each of the first ones, then every so many."""
+    return step <= every or step % every == 0
+
+
+def next_basis(covariance: Tensor, basis: Tensor) -> Tensor:
+    """Turn orthonormal columns towards the eigenvectors, by one step of orthogonal iteration."""
+    mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    scaled = covariance / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    return torch.linalg.qr(scaled @ basis)[0]
 
 
 def next_root(covariance: Tensor, root: int) -> Tensor:

@@ -56,11 +56,12 @@ def stages_of(
                 f"{group['precondition']!r}: its replays would never refresh what it divides by"
             )
         group["precondition_step"] += 1
+        max_bytes = 1 if group["foreach"] is False else group["max_batch_bytes"]
 
         def precondition(
             members: Sequence[int], updates: Sequence[Tensor], grads: Sequence[Tensor]
         ) -> None:
-            for places in alike(params, members):
+            for places in alike(rule, params, members, view, max_bytes):
                 some = [members[k] for k in places]
                 precondition_(
                     rule,

@@ -1,6 +1,6 @@
 """A preconditioner on whole matrices, wherever their pieces lie."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,28 +12,46 @@ from ..distributed.exchange import cut
 from ..distributed.layout import Layout, rewrapped
 from ..groups.matrix_view import MatrixView, as_matrices
 from ..triton_kernels.iterate.run import as_written
+from .batches import CPU_BYTES
 from .rule_state import PREFIX, rule_shapes, rule_views
 
 
-def alike(params: Sequence[Tensor], members: Sequence[int]) -> Iterable[list[int]]:
-    """Group places in ``members`` whose parameters are preconditioned together: of one shape.
+def alike(
+    rule: Any, params: Sequence[Tensor], members: Sequence[int], view: MatrixView, max_bytes: int
+) -> list[list[int]]:
+    """Group places in ``members`` whose parameters are preconditioned in one call.
 
-    A DTensor, whose pieces are gathered, goes by itself.
+    They have one shape, the rule has a true attribute ``together``, and what is stacked, state
+    included, stays below ``max_bytes`` and 64 MiB. A DTensor, whose pieces are gathered, is alone.
 
     Args:
+        rule: The function.
         params: The parameters.
         members: Positions of some of them.
+        view: How each is seen as matrices.
+        max_bytes: Bound on what is stacked.
 
     Example:
-        >>> list(alike([torch.zeros(2, 3), torch.zeros(4, 4), torch.zeros(2, 3)], [0, 1, 2]))
+        >>> from torch_specgd import Shampoo
+        >>> params = [torch.zeros(2, 3), torch.zeros(4, 4), torch.zeros(2, 3)]
+        >>> alike(Shampoo(), params, [0, 1, 2], MatrixView(), 10**6)
         [[0, 2], [1]]
+        >>> alike(Shampoo(), params, [0, 1, 2], MatrixView(), 1)
+        [[0], [2], [1]]
     """
     groups: dict[Any, list[int]] = {}
     for place, i in enumerate(members):
         p = params[i]
-        key = place if is_dtensor(p) else (p.shape, p.dtype, p.device)
+        alone = is_dtensor(p) or not getattr(rule, "together", False)
+        key = place if alone else (p.shape, p.dtype, p.device)
         groups.setdefault(key, []).append(place)
-    return groups.values()
+    result = []
+    for places in groups.values():
+        p = params[members[places[0]]]
+        numbers = 2 * p.numel() + sum(x.numel() for x in rule_shapes(rule, p, view).values())
+        count = max(1, min(max_bytes, CPU_BYTES) // (numbers * max(4, p.element_size())))
+        result += [places[k : k + count] for k in range(0, len(places), count)]
+    return result
 
 
 def precondition_(

@@ -224,6 +224,10 @@ class Schedule:
             f"{self.name}: {len(self)} steps of degree {degrees}, {kept}, "
             f"{self.normalization}; [{self.lower:g}, 1] -> [{low:.4f}, {high:.4f}], "
             f"slope {self.slope:.4g}, diverges above {self.divergence_threshold:.4f}; "
-            f"FLOPs {self._cost('direct')} direct, {self._cost('gram')} Gram "
-            "(a restart + 3 n^2 m - 4 n^3)"
+            f"FLOPs {self._cost('direct')} direct"
+            + (
+                f", {self._cost('gram')} Gram (a restart + 3 n^2 m - 4 n^3)"
+                if not self.weights
+                else ""
+            )
         )
