@@ -121,7 +121,7 @@ def pruning(data: Split, args: argparse.Namespace, seed: int) -> Iterator[tuple[
     subsets = {
         "all data": torch.arange(len(data.train_y)),
         "random": torch.from_numpy(table.select(args.prune_ratio, method="random", seed=seed)),
-        "DUAL": torch.from_numpy(table.select(args.prune_ratio, seed=seed)),
+        "by score": torch.from_numpy(table.select(args.prune_ratio, seed=seed)),
     }
     for name, kept in subsets.items():
         model = new_net(data, seed)

@@ -14,7 +14,7 @@ PARTS = {
     "c.": "the last quarter arrives (dot: converged)",
 }
 # Okabe and Ito's palette: told apart by colour-blind readers, the same on every page of the docs.
-COLORS = {"Muon": "#CC79A7", "AdamW": "#E69F00", "DUAL": "#0072B2", "random": "#808080"}
+COLORS = {"Muon": "#CC79A7", "AdamW": "#E69F00", "by score": "#0072B2", "random": "#808080"}
 COLORS |= {"all data": "#000000", "cold start": "#000000", "warm start": "#D55E00"}
 COLORS |= {"dash_shrink": "#0072B2", "uniform_shrink": "#009E73"}
 
@@ -68,7 +68,7 @@ def first_step(curve: list[list[float]], goal: float) -> float | None:
 def labels_found(runs: Runs) -> list[str]:
     """What became of the wrong labels."""
     lines = []
-    for name in ("random", "DUAL"):
+    for name in ("random", "by score"):
         results = runs[f"b. {name}"]
         if not all(r["wrong"] for r in results):
             return ["no label is wrong"]
@@ -123,7 +123,7 @@ def draw_figure(runs: Runs, settings: dict[str, Any], path: str, images: Split) 
         ax.legend(loc="best" if prefix == "c." else "lower right", frameon=False)
         ax.grid(alpha=0.25)
     above.axes[0].set_ylabel("test accuracy, %")
-    draw_least_believed(below, runs["b. DUAL"][0]["least_believed"], images)
+    draw_least_believed(below, runs["b. by score"][0]["least_believed"], images)
     figure.suptitle(f"torch-specgd quickstart on {settings['data']}: mean and range over seeds")
     figure.savefig(path, dpi=120)
     plt.close(figure)

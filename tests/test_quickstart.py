@@ -48,12 +48,12 @@ def test_runs_on_a_folder_and_prints_json(idx_folder: Path, tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    names = {"AdamW", "Muon", "all data", "random", "DUAL", "cold start", "warm start"}
+    names = {"AdamW", "Muon", "all data", "random", "by score", "cold start", "warm start"}
     assert {name[3:] for name in result["runs"]} == names | {"dash_shrink", "uniform_shrink"}
     for (run,) in result["runs"].values():
         assert 0.0 <= run["test_accuracy"] <= 1.0
         assert run["steps"] > 0
-    dual = result["runs"]["b. DUAL"][0]
+    dual = result["runs"]["b. by score"][0]
     assert dual["examples"] == 48
     kept_wrong = dual["wrong"] - dual["wrong_left_out"]
     assert dual["wrong_kept_share"] == pytest.approx(kept_wrong / 48)
