@@ -34,6 +34,7 @@ REPORTS = {
     "muon_figures": "",
     "muon_one_rate": "--report",
     "muon_rules": "--report",
+    "muon_tried": "--report",
     "prune_grid_report": "",
     "prune_equal_seconds": "--report",
     "prune_fashion_mnist": "--report",
