@@ -123,9 +123,14 @@ CONTENDERS: dict[str, tuple[Maker, float]] = {
     "hyperball": (Hyperball, 0.02),
 }
 TIMED = (
-    "torch.optim.Muon", "element", "contra, element", "shampoo, contra, element",
-    "shampoo, element", "shampoo of outputs", "neuron (NorMuon)",
-)  # fmt: skip
+    "torch.optim.Muon",
+    "element",
+    "contra, element",
+    "shampoo, element",
+    "shampoo of outputs",
+    "eigenbasis",
+    "neuron (NorMuon)",
+)
 OURS = (
     "element",
     "contra, element",
@@ -355,7 +360,7 @@ def of_the_tuned(known: dict[Run, Result]) -> dict[Run, Result]:
 def time_steps(rounds: int = 5) -> None:
     """Time contenders in turns, so that what else the machine does meets all of them alike."""
     rows = []
-    beds = {"width 96": 100, "conv": 100, "width 256": 25, "lora": 25}
+    beds = {"width 96": 100, "conv": 100, "width 256": 25}  # steps
     for bed, turn, name in itertools.product(beds, range(rounds), TIMED):
         run = Run(bed, name, "0.03", "0.9", "0.003", beds[bed], turn)
         rows.append({"bed": bed, "contender": name, "turn": turn, "seconds": trained(run).seconds})
