@@ -357,7 +357,7 @@ def of_the_tuned(known: dict[Run, Result]) -> dict[Run, Result]:
     }
 
 
-def time_steps(rounds: int = 5) -> None:
+def time_steps(rounds: int = 3) -> None:
     """Time contenders in turns, so that what else the machine does meets all of them alike."""
     rows = []
     beds = {"width 96": 100, "conv": 100, "width 256": 25}  # steps
