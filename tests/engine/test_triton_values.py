@@ -157,7 +157,7 @@ def test_functions_of_spectra_through_the_kernels(cases: Cases) -> None:
     turned = turned_basis(a, basis["q"].double(), TorchProducts())
     assert (basis["y"] - turned).abs().max() < 1e-4
     # A^2; three polynomials of two products; H^2, M H and H^2 M H twice; Z twice. And nine steps of
-    # a Gram matrix, a square and an application. And of a basis Q^T A Q, the angles' size, the turn.
+    # a Gram matrix, a square and an application. Of a basis Q^T A Q, the angles' size, the turn.
     assert root["counts"].tolist() == [1 + 3 * 2 + 2 * 3, 2]
     assert power["counts"].tolist() == [18, 9]
     assert basis["counts"].tolist() == [1, 3]
